@@ -1,0 +1,23 @@
+"""movq: train and run MoVQ, a modulated VQ tokenizer and an 8-step masked image prior.
+
+In Python, `from movq_cli import Prior, Tokenizer`; on the command line, `movq --help`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from movq_cli.api import Prior, Tokenizer
+
+__version__ = "0.1.0"
+__all__ = ["Prior", "Tokenizer", "__version__"]
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562's signature
+    """Import the models, and torch with them, only when somebody asks: `movq --help` must not wait."""
+    if name in {"Prior", "Tokenizer"}:
+        from movq_cli import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,126 @@
+"""Files that are whole or absent, and reads that survive a fork: a leaf."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from movq_cli.errors import FailureError
+
+_SPACE = "Free some space, or choose another folder, and run the command again."
+_PERMISSION = "Choose a folder that you may write to."
+_REMEDIES = {
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EFBIG: _SPACE,
+    errno.EACCES: _PERMISSION,
+    errno.EPERM: _PERMISSION,
+    errno.EROFS: _PERMISSION,
+    errno.EISDIR: "Choose another path, or remove that folder.",
+    errno.ENOTDIR: "Choose another path: a folder on the way is a file.",
+    errno.EEXIST: "Choose another path: a folder on the way is a file.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+}
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Write a file aside and move it into place when the block ends well.
+
+    Whoever looks at `path` sees the old file or the whole new one, after a crash or a power cut too.
+    The neighbour's name is fixed, so what a killed run left behind is overwritten, not collected.
+
+    Args:
+        path: The file to make; its parent folders are created.
+
+    Yields:
+        The neighbour `<path>.partial`, which the block must write and close.
+
+    Raises:
+        FailureError: The disk is full, the path cannot be written, or the block raised an `OSError`.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield partial
+        _sync(partial)
+        partial.replace(path)
+        _sync(path.parent)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise FailureError(f"cannot write {path}: {reason}", _REMEDIES.get(error.errno or 0, "")) from error
+    finally:
+        # Gone after a good end; where even removing fails, the first error is the one to tell.
+        with suppress(OSError):
+            partial.unlink()
+
+
+def atomic_write(path: Path, data: bytes) -> None:
+    """Write a whole file or none.
+
+    Args:
+        path: The file to make or replace; its parent folders are created.
+        data: Its content.
+
+    Raises:
+        FailureError: It could not be written; an existing file is then unchanged.
+    """
+    with atomic_path(path) as partial:
+        partial.write_bytes(data)
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+class PositionalFiles:
+    """Reads at given offsets from many files, a bounded number of them kept open.
+
+    A forked process shares its parent's file position, and two of them seeking would read each other's
+    bytes: `pread` has no position. Pickling leaves the descriptors behind; the copy opens its own.
+
+    Args:
+        limit: Files kept open at once; a set of thousands of shards must not use up the process's share.
+    """
+
+    def __init__(self, limit: int = 64) -> None:
+        self.limit = limit
+        self._open: dict[Path, int] = {}
+        weakref.finalize(self, _close_all, self._open)
+
+    def read(self, path: Path, offset: int, length: int) -> bytes:
+        """The bytes at `offset`, fewer than `length` only where the file ends.
+
+        Raises:
+            OSError: The file cannot be opened or read.
+        """
+        descriptor = self._open.pop(path, None)
+        if descriptor is None:
+            if len(self._open) >= self.limit:
+                os.close(self._open.pop(next(iter(self._open))))
+            descriptor = os.open(path, os.O_RDONLY)
+        self._open[path] = descriptor  # put back last: the first one is the one longest unused
+        return os.pread(descriptor, length, offset)
+
+    def __reduce__(self) -> tuple[type[PositionalFiles], tuple[int]]:
+        return PositionalFiles, (self.limit,)
+
+
+def _close_all(descriptors: dict[Path, int]) -> None:
+    for descriptor in descriptors.values():
+        os.close(descriptor)
