@@ -1,0 +1,363 @@
+"""`movq prepare`: any images to a prepared set, with all cores, resumable, the same bytes every time."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from PIL import Image
+
+from movq_cli.console import Console
+from movq_cli.data.images import FILTER, BadImageError, center_crop, decode, encode_png, resize_short_side
+from movq_cli.data.shards import (
+    MANIFEST,
+    PLAN,
+    REJECTS,
+    SHARD_IMAGES,
+    SPLITS,
+    Entry,
+    Manifest,
+    Reject,
+    ShardReport,
+    SplitName,
+    content_hash,
+    inspect_shard,
+    member_name,
+    shard_path,
+    write_shard,
+)
+from movq_cli.data.sources import Source, open_source
+from movq_cli.data.splits import split_images
+from movq_cli.errors import BadRequestError, FailureError, InterruptedRunError
+from movq_cli.files import atomic_write
+
+LARGEST_OWN_SIDE = 256
+"""Without a size, images keep their own, but a short side above this is reduced to it."""
+
+_REASONS_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Policy:
+    """What becomes of one image."""
+
+    size: int | None  # short side, pixels; None = its own, at most LARGEST_OWN_SIDE
+    square: bool  # cut to the central square
+    upscale: bool  # enlarge smaller images, not refuse them
+    background: tuple[int, int, int]  # RGB in 0..255, below transparent pixels
+    orientation: bool  # turn upright as EXIF says
+
+    def apply(self, data: bytes) -> Image.Image:
+        """Decode, resize and crop an image file.
+
+        Raises:
+            BadImageError: It cannot be used; says why.
+        """
+        image = decode(data, background=self.background, orientation=self.orientation)
+        size = self.size or min(LARGEST_OWN_SIDE, *image.size)
+        image = resize_short_side(image, size, upscale=self.upscale)
+        return center_crop(image, size) if self.square else image
+
+    def accepts(self, source: Source, index: int) -> bool:
+        """Whether an image of a source can be used."""
+        try:
+            self.apply(source.read(index))
+        except BadImageError:
+            return False
+        return True
+
+
+class Shard(NamedTuple):
+    """A unit of work: up to `SHARD_IMAGES` source images of a split."""
+
+    split: SplitName
+    number: int
+    indices: tuple[int, ...]  # into the source
+
+    @property
+    def name(self) -> str:
+        """Its file below the set's folder."""
+        return f"{self.split}/{self.number:05d}.zip"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides the bytes of a set; a worker's part of it is a pure function of this."""
+
+    source: Source
+    out: Path
+    policy: Policy
+    shards: tuple[Shard, ...]
+
+    def make(self, shard: Shard) -> ShardReport:
+        """Make a shard unless it is there, and report what its file holds.
+
+        Raises:
+            FailureError: It could not be written.
+        """
+        path = self.path(shard)
+        if not path.exists():
+            write_shard(path, self._images(shard))
+        return inspect_shard(path)
+
+    def path(self, shard: Shard) -> Path:
+        """Where a shard goes."""
+        return shard_path(self.out, shard.split, shard.number)
+
+    def _images(self, shard: Shard) -> Iterator[Entry | Reject]:
+        labels = self.source.labels
+        for place, index in enumerate(shard.indices, start=shard.number * SHARD_IMAGES):
+            name = self.source.names[index]
+            try:
+                png = encode_png(self.policy.apply(self.source.read(index)))
+            except BadImageError as error:
+                yield Reject(name, str(error))
+            else:
+                yield Entry(member_name(place), png, None if labels is None else labels[index], name)
+
+    def record(self) -> str:
+        """What `plan.json` holds: equal for equal plans, and for them alone."""
+        place = Path(self.source.spec)
+        settings = {
+            "format": 1,
+            "source": str(place.resolve()) if place.exists() else self.source.spec,
+            "filter": FILTER,
+            **asdict(self.policy),
+        }
+        what = [settings, self.source.names, self.source.labels, self.source.classes, self.shards]
+        fingerprint = hashlib.sha256(json.dumps(what).encode()).hexdigest()
+        return json.dumps({**settings, "images": len(self.source), "fingerprint": fingerprint}, indent=2) + "\n"
+
+
+def prepare(
+    source: str,
+    out: Path,
+    *,
+    size: int | None,
+    square: bool,
+    val: str,
+    val_list: Path | None,
+    upscale: bool,
+    background: tuple[int, int, int],
+    labels: bool,
+    orientation: bool,
+    workers: int,
+    console: Console,
+) -> None:
+    """Make a prepared set; run again after an interruption, it goes on where it was.
+
+    Args:
+        source: A folder, an archive, an image, a prepared set, or the name of a set.
+        out: The set's folder, new or empty, or with the same plan begun.
+        size: Short side of the stored images, pixels; None keeps their own, at most `LARGEST_OWN_SIDE`.
+        square: Cut to the central square after resizing.
+        val: Held-out images, a share ("0.1") or a count ("500"), where neither the source nor a list says.
+        val_list: A file with the names of the held-out images, one a line.
+        upscale: Enlarge images smaller than `size`, not refuse them.
+        background: RGB in 0..255 below transparent pixels.
+        labels: Keep the classes.
+        orientation: Turn images upright as their EXIF says.
+        workers: Processes; 0 and 1 work in this one.
+        console: Where to report.
+
+    Raises:
+        BadRequestError: The source or the folder cannot be used, or no image of a split is good.
+        FailureError: Writing failed or a worker died; finished shards are kept.
+    """
+    images = open_source(source)
+    if not labels:
+        images = replace(images, labels=None, classes=())
+    policy = Policy(size, square, upscale, background, orientation)
+    splits = split_images(images, val, val_list, lambda index: policy.accepts(images, index))
+    plan = Plan(images, out, policy, tuple(_cut(splits)))
+    _announce(plan, console)
+    with _claimed(out):
+        _check_plan(plan)
+        if (out / MANIFEST).exists():
+            console.log(f"{out} is prepared already, with these settings; remove it to prepare it again")
+            manifest = Manifest.read(out)
+        else:
+            atomic_write(out / PLAN, plan.record().encode())
+            manifest = _finish(plan, _make_all(plan, workers, console), console)
+    train, held_out = (manifest.counts[split] for split in SPLITS)
+    others = {"rejected": manifest.rejects, "classes": len(manifest.classes)}
+    console.result({"path": str(out), "train": train, "val": held_out, **others}, str(out))
+
+
+def _cut(splits: Mapping[SplitName, Sequence[int]]) -> Iterator[Shard]:
+    for split, indices in splits.items():
+        for number, start in enumerate(range(0, len(indices), SHARD_IMAGES)):
+            yield Shard(split, number, tuple(indices[start : start + SHARD_IMAGES]))
+
+
+def _announce(plan: Plan, console: Console) -> None:
+    source, policy = plan.source, plan.policy
+    counts = [sum(len(shard.indices) for shard in plan.shards if shard.split == split) for split in SPLITS]
+    origin = "the source's own split" if source.splits is not None else "held out here"
+    console.log(f"source: {source.spec}, {len(source)} images, {len(source.classes)} classes")
+    console.log(f"split: {counts[0]} train, {counts[1]} val ({origin})")
+    size = f"short side {policy.size}" if policy.size else f"own size, short side at most {LARGEST_OWN_SIDE}"
+    console.log(f"images: {size}, {'centre square' if policy.square else 'uncropped'}, filter {FILTER}")
+
+
+# The folder
+
+
+@contextmanager
+def _claimed(out: Path) -> Iterator[None]:
+    """The set's folder, made where it is missing, for this process and its workers alone."""
+    if out.exists() and not out.is_dir():
+        raise BadRequestError(f"{out} is a file", "Name a folder for the prepared set.")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(out, os.O_RDONLY)
+    except OSError as error:
+        raise FailureError(f"cannot make {out}: {error.strerror}", "Choose a folder that you may write to.") from None
+    try:
+        _lock(descriptor, out)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, out: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise BadRequestError(f"another movq prepare is at work in {out}", "Wait until it has ended.") from None
+    except OSError:
+        pass  # some network file systems have no locks
+
+
+def _check_plan(plan: Plan) -> None:
+    path = plan.out / PLAN
+    if not path.exists():
+        if any(plan.out.iterdir()):
+            raise BadRequestError(f"{plan.out} is not empty, and no prepared set", "Choose a new folder.")
+    elif path.read_text() != plan.record():
+        fault = f"{plan.out} holds a prepared set of another source or other settings (see {path})"
+        raise BadRequestError(fault, "Choose a new folder, remove that one, or give the same settings again.")
+
+
+# The work
+
+
+def _make_all(plan: Plan, workers: int, console: Console) -> dict[str, ShardReport]:
+    """Every shard's report by the shard's name."""
+    there = {shard.name for shard in plan.shards if plan.path(shard).exists()}
+    sizes = {shard.name: len(shard.indices) for shard in plan.shards}
+    if there:
+        console.log(f"going on: {len(there)} of {len(sizes)} shards are there")
+    done = sum(sizes[name] for name in there)
+    reports: dict[str, ShardReport] = {}
+    with (
+        _working(plan, min(workers, len(plan.shards))) as finished,
+        console.progress(sum(sizes.values()), "preparing", "images", done) as progress,
+    ):
+        for name, report in finished:
+            reports[name] = report
+            if name not in there:
+                progress.advance(sizes[name])
+    return reports
+
+
+@contextmanager
+def _working(plan: Plan, workers: int) -> Iterator[Iterator[tuple[str, ShardReport]]]:
+    """Shards' names and reports as they are finished, made here or by as many processes."""
+    if workers <= 1:
+        yield ((shard.name, plan.make(shard)) for shard in plan.shards)
+        return
+    others = set(multiprocessing.active_children())
+    with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(plan,)) as pool:
+        try:
+            # All at once and before anything else: the processes fork here, while there is one thread.
+            futures = {pool.submit(_make_planned, number): shard.name for number, shard in enumerate(plan.shards)}
+            yield ((futures[future], future.result()) for future in as_completed(futures))
+        except (BrokenProcessPool, MemoryError):
+            remedy = "Finished shards are kept: run it again, with fewer --workers if memory was short."
+            raise FailureError("a worker process was killed or out of memory", remedy) from None
+        except (KeyboardInterrupt, InterruptedRunError):
+            for process in set(multiprocessing.active_children()) - others:
+                process.terminate()  # else leaving the pool waits until each has finished its shard
+            raise
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+_plan: Plan
+"""A worker's plan, set once as it starts: with every task it would be pickled a thousand times."""
+
+
+def _start_worker(plan: Plan) -> None:
+    global _plan  # noqa: PLW0603 - the executor's initializer has no other way to hand something on
+    _plan = plan
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C too, and ends the workers
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    threading.Thread(target=_die_with_parent, daemon=True).start()
+
+
+def _die_with_parent() -> None:
+    """A parent killed outright cannot end its workers, which would go on writing beside the next run's."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
+def _make_planned(number: int) -> ShardReport:
+    return _plan.make(_plan.shards[number])
+
+
+# The end
+
+
+def _finish(plan: Plan, reports: dict[str, ShardReport], console: Console) -> Manifest:
+    rejects = [(shard.split, reject) for shard in plan.shards for reject in reports[shard.name].rejects]
+    lines = [json.dumps({"split": split, "name": name, "reason": reason}) for split, (name, reason) in rejects]
+    atomic_write(plan.out / REJECTS, "".join(line + "\n" for line in lines).encode())
+    if rejects:
+        console.warn(f"{len(rejects)} of {len(plan.source)} images were refused: see {plan.out / REJECTS}")
+    counts = dict.fromkeys(SPLITS, 0)
+    for shard in plan.shards:
+        counts[shard.split] += reports[shard.name].images
+    for split in {shard.split for shard in plan.shards}:
+        if not counts[split]:
+            _refuse(plan, split, [reject for place, reject in rejects if place == split])
+    manifest = _describe(plan, reports, counts, len(rejects))
+    manifest.write(plan.out)
+    return manifest
+
+
+def _refuse(plan: Plan, split: SplitName, rejects: Sequence[Reject]) -> NoReturn:
+    reasons = "; ".join(f"{name}: {reason}" for name, reason in rejects[:_REASONS_SHOWN])
+    fault = f"none of the {len(rejects)} images for {split} can be used ({reasons})"
+    raise BadRequestError(fault, f"See {plan.out / REJECTS}; remove {plan.out} before another try.")
+
+
+def _describe(plan: Plan, reports: dict[str, ShardReport], counts: dict[SplitName, int], rejects: int) -> Manifest:
+    sides = [side for report in reports.values() for side in report.sides or ()]
+    return Manifest(
+        source=plan.source.spec,
+        filter=FILTER,
+        counts=counts,
+        shards={split: sum(shard.split == split for shard in plan.shards) for split in SPLITS},
+        classes=plan.source.classes,
+        min_side=min(sides),
+        max_side=max(sides),
+        rejects=rejects,
+        hash=content_hash(reports),
+        **asdict(plan.policy),
+    )

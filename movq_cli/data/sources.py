@@ -1,0 +1,383 @@
+"""Where images come from: a folder, an archive, a file, a prepared set, or a set known by its name.
+
+Nothing is ever extracted: a member of an archive is a name and some bytes, wherever its path points.
+"""
+
+from __future__ import annotations
+
+import atexit
+import io
+import lzma
+import os
+import tarfile
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from movq_cli.data.images import IMAGE_SUFFIXES, BadImageError
+from movq_cli.data.named_sets import SETS, load_named_set
+from movq_cli.data.shards import PLAN, SPLITS, PreparedSet, Split, SplitName, shard_path
+from movq_cli.errors import BadRequestError, FailureError, did_you_mean
+from movq_cli.files import PositionalFiles
+
+MAX_FILE_BYTES = 2**30
+"""An image file above a gigabyte is refused: no such image is below the limit of pixels, but bombs are."""
+
+_TRAIN = "train"
+_HELD_OUT = frozenset(["val", "valid", "validation", "test"])
+
+_UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+"""What reading a damaged, encrypted or exotic member of an archive raises."""
+
+
+class Reader(Protocol):
+    """Reads a source's files by its own count; may be forked and pickled."""
+
+    def read(self, member: int) -> bytes:
+        """The bytes of an encoded image."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Named images, readable in any order from any process."""
+
+    spec: str  # as it was asked for
+    names: tuple[str, ...]  # relative POSIX paths, sorted, unique, without `..`
+    members: tuple[int, ...]  # the reader's count of each
+    reader: Reader
+    labels: tuple[int, ...] | None = None  # each an index into `classes`
+    classes: tuple[str, ...] = ()
+    splits: tuple[SplitName, ...] | None = None  # where the source itself says so
+    native_size: int | None = None  # side of every image, pixels, where that is known
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def read(self, index: int) -> bytes:
+        """The encoded file of an image.
+
+        Raises:
+            BadImageError: It cannot be read; says why.
+        """
+        try:
+            return self.reader.read(self.members[index])
+        except _UNREADABLE as error:
+            if isinstance(error, BadImageError):
+                raise
+            reason = getattr(error, "strerror", None) or str(error)
+            raise BadImageError(f"cannot be read: {reason}") from None
+
+    def take(self, indices: Sequence[int]) -> Source:
+        """The same source with these images only."""
+        return replace(
+            self,
+            names=tuple(self.names[index] for index in indices),
+            members=tuple(self.members[index] for index in indices),
+            labels=None if self.labels is None else tuple(self.labels[index] for index in indices),
+            splits=None if self.splits is None else tuple(self.splits[index] for index in indices),
+        )
+
+
+def open_source(spec: str, split: SplitName | None = None) -> Source:
+    """List the images of a source.
+
+    Args:
+        spec: The path of a folder, a zip, a tar (compressed or not), an image or a prepared set; or a name
+            from `SETS`. A path that exists wins over a name.
+        split: Only this split, of a source that has splits.
+
+    Returns:
+        The source; in folders and archives, labels come from class folders and splits from `train` and `val`.
+
+    Raises:
+        BadRequestError: Neither a path nor a name, no image inside, unreadable, or no such split.
+        FailureError: A set could not be downloaded, or an archive not unpacked.
+    """
+    path = Path(spec)
+    with _listing(path):
+        exists = spec != "" and path.exists()
+    if exists:
+        source = _open_path(spec, path)
+    elif spec in SETS:
+        source = _open_named(spec)
+    else:
+        raise BadRequestError(f"no file or folder at {spec!r}, nor a set of that name", did_you_mean(spec, SETS))
+    return source if split is None else _only(source, split)
+
+
+def _open_path(spec: str, path: Path) -> Source:
+    with _listing(path):
+        if path.is_dir():
+            # Not by the manifest: a folder of samples has one of its own.
+            if (path / PLAN).is_file() or shard_path(path, "train", 0).is_file():
+                return _open_prepared(spec, path)
+            found = list(_walk(path, "", frozenset()))
+            return _assemble(spec, found, FolderReader(path, tuple(found)))
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            return Source(spec, (path.name,), (0,), FolderReader(path.parent, (path.name,)))
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                infos = archive.infolist()
+            # Some packers write backslashes, against the format.
+            found = ["" if info.is_dir() else info.filename.replace("\\", "/") for info in infos]
+            return _assemble(spec, found, ZipReader(path))
+        return _open_tar(spec, path)
+
+
+@contextmanager
+def _listing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (*_UNREADABLE, tarfile.TarError) as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise BadRequestError(f"cannot read {getattr(error, 'filename', None) or path}: {reason}") from error
+
+
+def _walk(folder: Path, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
+    """Files below a folder, through links as with `find -L`: those to a folder above are not followed."""
+    status = folder.stat()
+    identity = (status.st_dev, status.st_ino)
+    if identity in above:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            linked = entry.is_symlink() and Path(entry.path).is_dir()
+            if linked or entry.is_dir(follow_symlinks=False):
+                if _visible(entry.name):
+                    yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", above | {identity})
+            else:
+                yield prefix + entry.name
+
+
+def _visible(part: str) -> bool:
+    return not part.startswith(".") and part != "__MACOSX"
+
+
+def _open_tar(spec: str, path: Path) -> Source:
+    if not tarfile.is_tarfile(path):
+        raise BadRequestError(f"{path} is neither an image, nor a zip or tar archive, or it is damaged")
+    path = _uncompressed(path)
+    with tarfile.open(path, "r:") as archive:
+        # Links hold no bytes, and a sparse file's are not in one piece.
+        files = [member for member in archive if member.isreg() and not member.issparse()]
+    extents = tuple((member.offset_data, member.size) for member in files)
+    return _assemble(spec, [member.name for member in files], TarReader(path, extents))
+
+
+def _uncompressed(path: Path) -> Path:
+    """The tar itself, or for random access a decompressed copy that lives as long as this process."""
+    try:
+        with tarfile.open(path, "r:"):
+            return path
+    except tarfile.ReadError:
+        pass
+    handle, name = tempfile.mkstemp(prefix="movq-", suffix=".tar")
+    atexit.register(Path(name).unlink, missing_ok=True)
+    with tarfile.open(path, "r:*") as archive, os.fdopen(handle, "wb") as copy:
+        assert archive.fileobj is not None
+        archive.fileobj.seek(0)
+        while block := archive.fileobj.read(2**20):
+            try:
+                copy.write(block)
+            except OSError as error:
+                remedy = "Set TMPDIR to a folder with more space, or decompress the archive first."
+                raise FailureError(f"cannot decompress {path} into {name}: {error.strerror}", remedy) from error
+    return Path(name)
+
+
+def _open_prepared(spec: str, path: Path) -> Source:
+    prepared = PreparedSet.open(path)
+    splits = [prepared.split(name) for name in SPLITS]
+    places = [(name, index) for name, split in zip(SPLITS, splits, strict=True) for index in range(len(split))]
+    manifest = prepared.manifest
+    labels = [label for split in splits if split.labels is not None for label in split.labels.tolist()]
+    return Source(
+        spec=spec,
+        names=tuple(f"{name}/{splits[SPLITS.index(name)].name(index)}" for name, index in places),
+        members=tuple(range(len(places))),
+        reader=PreparedReader(tuple(splits)),
+        labels=tuple(labels) if manifest.classes else None,
+        classes=manifest.classes,
+        splits=tuple(name for name, _ in places),
+        native_size=manifest.min_side if manifest.min_side == manifest.max_side else None,
+    )
+
+
+def _open_named(spec: str) -> Source:
+    found = load_named_set(spec)
+    return Source(
+        spec=spec,
+        names=found.names,
+        members=tuple(range(len(found.names))),
+        reader=found.reader,
+        labels=found.labels,
+        classes=found.classes,
+        splits=found.splits,
+        native_size=found.native_size,
+    )
+
+
+def _only(source: Source, split: SplitName) -> Source:
+    indices = [index for index, name in enumerate(source.splits or ()) if name == split]
+    if not indices:
+        raise BadRequestError(f"{source.spec} has no {split} split")
+    return source.take(indices)
+
+
+def _assemble(spec: str, found: Sequence[str], reader: Reader) -> Source:
+    """A source from the names that a folder or an archive holds, the member's number being its place."""
+    members: dict[str, int] = {}
+    latest = {name: member for member, name in enumerate(found)}  # a name stored twice: the later one counts
+    for name, member in sorted(latest.items()):
+        clean = _clean(name)
+        if PurePosixPath(clean).suffix.lower() in IMAGE_SUFFIXES and all(map(_visible, clean.split("/"))):
+            members[_distinct(clean, members)] = member
+    if not members:
+        raise BadRequestError(f"no image in {spec}", f"Looked for: {' '.join(sorted(IMAGE_SUFFIXES))}.")
+    names = tuple(sorted(members))
+    splits, labels, classes = _labels(names)
+    return Source(spec, names, tuple(members[name] for name in names), reader, labels, classes, splits)
+
+
+def _clean(name: str) -> str:
+    """The name as a relative path: outputs are named after their images, and must not leave their folder."""
+    return "/".join(part for part in name.split("/") if part not in {"", ".", ".."})
+
+
+def _distinct(name: str, taken: dict[str, int]) -> str:
+    path, count = PurePosixPath(name), 1
+    while name in taken:
+        count += 1
+        name = str(path.with_stem(f"{path.stem}~{count}"))
+    return name
+
+
+def _labels(
+    names: Sequence[str],
+) -> tuple[tuple[SplitName, ...] | None, tuple[int, ...] | None, tuple[str, ...]]:
+    """Splits, labels and classes from folders: `[common/...][train|val/][class/...]image`."""
+    parts = [name.split("/")[:-1] for name in names]
+    depth = 0
+    while len(tops := _level(parts, depth)) == 1 and None not in tops:
+        depth += 1
+    splits: tuple[SplitName, ...] | None = None
+    if _TRAIN in tops and len(tops) > 1 and tops <= {_TRAIN, *_HELD_OUT}:
+        splits = tuple("train" if folders[depth] == _TRAIN else "val" for folders in parts)
+        depth += 1
+    classes = _level(parts, depth)
+    if None in classes or len(classes) < 2:
+        return splits, None, ()
+    numbers = {name: number for number, name in enumerate(sorted(map(str, classes)))}
+    return splits, tuple(numbers[folders[depth]] for folders in parts), tuple(numbers)
+
+
+def _level(parts: Sequence[Sequence[str]], depth: int) -> set[str | None]:
+    """The folders at a depth; None for images that lie above it."""
+    return {folders[depth] if depth < len(folders) else None for folders in parts}
+
+
+def _check_bytes(size: int) -> None:
+    if size > MAX_FILE_BYTES:
+        raise BadImageError(f"{size} bytes is more than {MAX_FILE_BYTES}")
+
+
+@dataclass(frozen=True)
+class FolderReader:
+    """Files below a folder."""
+
+    root: Path
+    files: tuple[str, ...]
+
+    def read(self, member: int) -> bytes:
+        """The file's bytes."""
+        path = self.root / self.files[member]
+        _check_bytes(path.stat().st_size)
+        return path.read_bytes()
+
+
+@dataclass(frozen=True)
+class TarReader:
+    """Members of an uncompressed tar, by place."""
+
+    path: Path
+    extents: tuple[tuple[int, int], ...]  # offset and length, bytes
+    files: PositionalFiles = field(default_factory=PositionalFiles)
+
+    def read(self, member: int) -> bytes:
+        """The member's bytes."""
+        offset, length = self.extents[member]
+        _check_bytes(length)
+        return self.files.read(self.path, offset, length)
+
+
+@dataclass(frozen=True)
+class ZipReader:
+    """Members of a zip, whatever their compression, in the order of its directory."""
+
+    path: Path
+
+    @cached_property
+    def _archive(self) -> zipfile.ZipFile:
+        return zipfile.ZipFile(io.BufferedReader(_ForkSafe(self.path)))
+
+    def read(self, member: int) -> bytes:
+        """The member's bytes, their checksum verified."""
+        info = self._archive.infolist()[member]
+        _check_bytes(info.file_size)
+        return self._archive.read(info)
+
+    def __reduce__(self) -> tuple[type[ZipReader], tuple[Path]]:
+        return ZipReader, (self.path,)
+
+
+class _ForkSafe(io.RawIOBase):
+    """A file whose position lives in this process: a forked child that seeks does not move its parent."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb", buffering=0)
+        self._position = 0
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        start = {
+            os.SEEK_SET: 0,
+            os.SEEK_CUR: self._position,
+            os.SEEK_END: os.fstat(self._file.fileno()).st_size,
+        }
+        self._position = start[whence] + offset
+        return self._position
+
+    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
+        count = os.preadv(self._file.fileno(), [buffer], self._position)
+        self._position += count
+        return count
+
+
+@dataclass(frozen=True)
+class PreparedReader:
+    """A prepared set's splits, one after the other."""
+
+    splits: tuple[Split, ...]
+
+    def read(self, member: int) -> bytes:
+        """The image's PNG."""
+        for split in self.splits:
+            if member < len(split):
+                return split.read(member)
+            member -= len(split)
+        raise IndexError(member)

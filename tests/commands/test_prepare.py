@@ -1,0 +1,346 @@
+"""`movq prepare`: the same bytes for any number of workers and after any kill, and every fault in one line."""
+
+import io
+import json
+import shutil
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from movq_cli.commands import prepare as command
+from movq_cli.console import Console
+from movq_cli.data.images import encode_png
+from movq_cli.data.shards import PreparedSet
+from movq_cli.errors import BadRequestError, FailureError
+
+DEFAULTS = {
+    "size": None,
+    "square": False,
+    "val": "0.1",
+    "val_list": None,
+    "upscale": False,
+    "background": (255, 255, 255),
+    "labels": True,
+    "orientation": True,
+    "workers": 1,
+}
+
+
+def prepare(source, out, **options):
+    command.prepare(str(source), out, **{**DEFAULTS, "console": Console(as_json=True), **options})
+
+
+@pytest.fixture
+def small_shards(monkeypatch):
+    """Shards of four images, so that a few dozen images make many."""
+    monkeypatch.setattr(command, "SHARD_IMAGES", 4)
+
+
+def images(folder, count, side=12, suffix="png"):
+    rng = np.random.default_rng(0)
+    for i in range(count):
+        path = folder / "ab"[i % 2] / f"{i:04d}.{suffix}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (side, side + i % 5, 3), dtype=np.uint8)).save(path)
+    return folder
+
+
+def tree(root):
+    return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def sources(out, split):
+    """Original name to pixels."""
+    found = {}
+    for path in sorted((out / split).iterdir()):
+        with zipfile.ZipFile(path) as archive:
+            for name, source in json.loads(archive.read("dataset.json"))["sources"].items():
+                found[source] = np.asarray(Image.open(io.BytesIO(archive.read(name))))
+    return found
+
+
+# What is made
+
+
+def test_the_result_is_one_json_object_and_the_set_opens(tmp_path, capsys):
+    prepare(images(tmp_path / "in", 20), tmp_path / "out")
+    out, err = capsys.readouterr()
+    assert json.loads(out) == {"path": str(tmp_path / "out"), "train": 18, "val": 2, "rejected": 0, "classes": 2}
+    assert "20 images, 2 classes" in err and "18 train, 2 val" in err and "lanczos" in err
+    prepared = PreparedSet.open(tmp_path / "out")
+    assert prepared.manifest.counts == {"train": 18, "val": 2}
+    assert (prepared.manifest.min_side, prepared.manifest.max_side) == (12, 16)
+    assert set(sources(tmp_path / "out", "train")) | set(sources(tmp_path / "out", "val")) == {
+        f"{'ab'[i % 2]}/{i:04d}.png" for i in range(20)
+    }
+
+
+def test_pixels_are_pillows_and_names_and_labels_stay_together(tmp_path, small_shards):
+    folder = images(tmp_path / "in", 11, side=30)
+    prepare(folder, tmp_path / "out", size=16, square=True)
+    for split in ("train", "val"):
+        for name, pixels in sources(tmp_path / "out", split).items():
+            image = Image.open(folder / name)
+            resized = image.resize((round(image.width * 16 / 30), 16), Image.Resampling.LANCZOS)
+            left = (resized.width - 16) // 2
+            assert np.array_equal(pixels, np.asarray(resized.crop((left, 0, left + 16, 16))))
+    read = PreparedSet.open(tmp_path / "out").split("train")
+    stored = list(sources(tmp_path / "out", "train").items())
+    assert len(read) == len(stored) == 10
+    for i, (name, pixels) in enumerate(stored):
+        assert read.labels[i] == "ab".index(name[0]) and np.array_equal(read.pixels(i), pixels)
+
+
+def test_without_a_size_images_keep_their_own_up_to_256(tmp_path):
+    for name, size in {"small": (20, 300), "exact": (256, 400), "large": (512, 1000), "dot": (1, 1)}.items():
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.new("RGB", size).save(tmp_path / "in" / f"{name}.png")
+    prepare(tmp_path / "in", tmp_path / "out", val="1")
+    shapes = {n: p.shape[1::-1] for s in ("train", "val") for n, p in sources(tmp_path / "out", s).items()}
+    assert shapes == {"small.png": (20, 300), "exact.png": (256, 400), "large.png": (256, 500), "dot.png": (1, 1)}
+    prepare(tmp_path / "in", tmp_path / "square", val="1", square=True)
+    shapes = {n: p.shape[1::-1] for s in ("train", "val") for n, p in sources(tmp_path / "square", s).items()}
+    assert shapes == {"small.png": (20, 20), "exact.png": (256,) * 2, "large.png": (256,) * 2, "dot.png": (1, 1)}
+
+
+def test_small_images_are_refused_or_enlarged(tmp_path, capsys):
+    folder = images(tmp_path / "in", 6, side=12)
+    Image.new("RGB", (40, 50)).save(folder / "a" / "large.png")
+    Image.new("RGB", (40, 50)).save(folder / "a" / "large2.png")
+    (tmp_path / "list").write_text("large\n")
+    prepare(folder, tmp_path / "out", size=16, val_list=tmp_path / "list")
+    assert json.loads(capsys.readouterr().out)["rejected"] == 6
+    prepare(folder, tmp_path / "up", size=16, val_list=tmp_path / "list", upscale=True)
+    assert json.loads(capsys.readouterr().out)["rejected"] == 0
+    assert {min(p.shape[:2]) for p in sources(tmp_path / "up", "train").values()} == {16}
+
+
+def test_bad_images_are_skipped_listed_with_reasons_and_counted(tmp_path, capsys):
+    folder = images(tmp_path / "in", 8)
+    (folder / "a" / "empty.png").touch()
+    (folder / "a" / "page.jpg").write_text("<html>not found</html>")
+    whole = encode_png(Image.effect_noise((64, 64), 50).convert("RGB"))
+    (folder / "b" / "cut 数.png").write_bytes(whole[: len(whole) // 2])
+    prepare(folder, tmp_path / "out", val="2")
+    out, err = capsys.readouterr()
+    result = json.loads(out)
+    assert result["rejected"] == 3 and result["train"] + result["val"] == 8
+    rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
+    assert {(r["name"], r["reason"]) for r in rejects} == {
+        ("a/empty.png", "empty file"),
+        ("a/page.jpg", "not an image"),
+        ("b/cut 数.png", "truncated"),
+    }
+    assert f"warning: 3 of 11 images were refused: see {tmp_path / 'out' / 'rejects.jsonl'}" in err
+    assert PreparedSet.open(tmp_path / "out").manifest.rejects == 3
+
+
+def test_background_orientation_and_labels_are_what_was_asked(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "in" / "a").mkdir(parents=True)
+    (tmp_path / "in" / "b").mkdir()
+    Image.new("RGBA", (4, 8), (0, 0, 0, 0)).save(tmp_path / "in" / "a" / "x.png", exif=exif)
+    Image.new("RGB", (4, 4)).save(tmp_path / "in" / "b" / "y.png")
+    (tmp_path / "list").write_text("b/y.png")
+    one = {"val_list": tmp_path / "list", "background": (1, 2, 3)}
+    prepare(tmp_path / "in", tmp_path / "out", **one)
+    (pixels,) = sources(tmp_path / "out", "train").values()
+    assert pixels.shape == (4, 8, 3) and (pixels == [1, 2, 3]).all()
+    prepare(tmp_path / "in", tmp_path / "out2", **one, orientation=False, labels=False)
+    (pixels,) = sources(tmp_path / "out2", "train").values()
+    assert pixels.shape == (8, 4, 3)
+    assert PreparedSet.open(tmp_path / "out2").split("train").labels is None
+    assert PreparedSet.open(tmp_path / "out2").manifest.classes == ()
+
+
+def test_a_prepared_set_prepares_again_with_its_split(tmp_path, small_shards):
+    prepare(images(tmp_path / "in", 10, side=32), tmp_path / "one", val="3")
+    prepare(tmp_path / "one", tmp_path / "two", size=16)
+    one, two = (PreparedSet.open(tmp_path / name) for name in ("one", "two"))
+    assert two.manifest.counts == {"train": 7, "val": 3} and two.manifest.min_side == 16
+    assert two.split("val").labels.tolist() == one.split("val").labels.tolist()
+
+
+# The split
+
+
+def test_the_split_follows_from_the_names_alone(tmp_path, small_shards):
+    folder = images(tmp_path / "in", 30)
+    prepare(folder, tmp_path / "one", val="0.2")
+    prepare(folder, tmp_path / "two", val="6", size=8)
+    assert set(sources(tmp_path / "one", "val")) == set(sources(tmp_path / "two", "val"))
+    assert len(sources(tmp_path / "one", "val")) == 6
+
+
+@pytest.mark.parametrize(("val", "count"), [("0.1", 1), ("0.0001", 1), ("0.99999", 4), ("4", 4), (".5", 2)])
+def test_at_least_one_image_is_held_out_and_one_is_left(tmp_path, val, count):
+    prepare(images(tmp_path / "in", 5), tmp_path / "out", val=val)
+    assert PreparedSet.open(tmp_path / "out").manifest.counts["val"] == count
+
+
+@pytest.mark.parametrize("val", ["0", "0.0", "1.0", "-1", "5", "99", "nan", "ten", "", "1.5", "0.1%", "inf."])
+def test_a_share_that_makes_no_split_is_a_bad_request(tmp_path, val):
+    with pytest.raises(BadRequestError, match="--val"):
+        prepare(images(tmp_path / "in", 5), tmp_path / "out", val=val)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_single_image_has_no_val_split(tmp_path, capsys):
+    Image.new("RGB", (9, 9)).save(tmp_path / "one.png")
+    prepare(tmp_path / "one.png", tmp_path / "out")
+    assert json.loads(capsys.readouterr().out)["val"] == 0
+    assert len(PreparedSet.open(tmp_path / "out").split("val")) == 0
+
+
+def test_a_list_names_images_by_path_name_or_stem(tmp_path):
+    folder = images(tmp_path / "in", 8)
+    (tmp_path / "list").write_text("a/0000.png\n0003.png\n\n0005\r\n0005\n")
+    prepare(folder, tmp_path / "out", val_list=tmp_path / "list")
+    assert set(sources(tmp_path / "out", "val")) == {"a/0000.png", "b/0003.png", "b/0005.png"}
+
+
+@pytest.mark.parametrize(
+    ("lines", "fault"),
+    [
+        ("9999.png\n", "names '9999.png', which no images"),
+        ("same.png\n", "names 'same.png', which 2 images"),
+        ("", "no image of .* is held out"),
+        ("\n".join(["same.png", "a/same.png"]), "2 images"),
+        ("\n".join(["a/0000.png", "b/0001.png", "a/same.png", "b/same.png"]), "none is left to train on"),
+    ],
+)
+def test_a_list_that_does_not_fit_is_a_bad_request(tmp_path, lines, fault):
+    folder = images(tmp_path / "in", 2)
+    for part in "ab":
+        shutil.copy(folder / "a" / "0000.png", folder / part / "same.png")
+    (tmp_path / "list").write_text(lines)
+    with pytest.raises(BadRequestError, match=fault):
+        prepare(folder, tmp_path / "out", val_list=tmp_path / "list")
+    with pytest.raises(BadRequestError, match="cannot read the list"):
+        prepare(folder, tmp_path / "out", val_list=tmp_path / "nowhere")
+
+
+def test_the_sources_own_split_wins(tmp_path):
+    folder = images(tmp_path / "in" / "train", 6)
+    images(tmp_path / "in" / "test", 2)
+    prepare(tmp_path / "in", tmp_path / "out", val="3")
+    assert PreparedSet.open(tmp_path / "out").manifest.counts == {"train": 6, "val": 2}
+    assert folder.exists()
+
+
+# Any number of workers, any kill
+
+
+def test_one_and_two_workers_make_the_same_bytes(tmp_path, small_shards):
+    folder = images(tmp_path / "in", 30)
+    (folder / "a" / "bad.png").write_bytes(b"no")
+    for workers in (0, 1, 2):
+        prepare(folder, tmp_path / str(workers), workers=workers)
+    assert tree(tmp_path / "0") == tree(tmp_path / "1") == tree(tmp_path / "2")
+    assert len(list((tmp_path / "2" / "train").iterdir())) == 7
+
+
+# The folder
+
+
+def test_a_finished_set_is_not_made_again(tmp_path, capsys):
+    folder = images(tmp_path / "in", 6)
+    prepare(folder, tmp_path / "out")
+    first, made = capsys.readouterr().out, tree(tmp_path / "out")
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    prepare(folder, tmp_path / "out", workers=2)
+    out, err = capsys.readouterr()
+    assert out == first and "is prepared already" in err and tree(tmp_path / "out") == made
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == stamps
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"size": 8}, {"square": True}, {"val": "2"}, {"upscale": True}, {"background": (0, 0, 0)}),
+        *({"labels": False}, {"orientation": False}, "more images", "another folder"),
+    ],
+)
+def test_another_plan_in_the_same_folder_is_a_bad_request(tmp_path, change):
+    folder = images(tmp_path / "in", 6)
+    prepare(folder, tmp_path / "out")
+    made = tree(tmp_path / "out")
+    options = change if isinstance(change, dict) else {}
+    if change == "more images":
+        Image.new("RGB", (9, 9)).save(folder / "a" / "z.png")
+    if change == "another folder":
+        folder = shutil.copytree(folder, tmp_path / "in2")
+    with pytest.raises(BadRequestError, match=r"out holds a prepared set of another .*remove that one"):
+        prepare(folder, tmp_path / "out", **options)
+    assert tree(tmp_path / "out") == made
+
+
+def test_the_same_folder_spelt_otherwise_is_the_same_plan(tmp_path, monkeypatch, capsys):
+    prepare(images(tmp_path / "in", 6), tmp_path / "out")
+    monkeypatch.chdir(tmp_path)
+    prepare("./in", Path("out"))
+    assert "is prepared already" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_not_ours_is_left_alone(tmp_path):
+    folder = images(tmp_path / "in", 6)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("x")
+    with pytest.raises(BadRequestError, match="out is not empty, and no prepared set"):
+        prepare(folder, tmp_path / "out")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(BadRequestError, match="file is a file"):
+        prepare(folder, tmp_path / "file")
+    for impossible in (tmp_path / "file" / "out", Path("/proc/out")):
+        with pytest.raises(FailureError, match="cannot make"):
+            prepare(folder, impossible)
+    (tmp_path / "empty").mkdir()
+    prepare(folder, tmp_path / "empty")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_a_good_image_is_a_bad_request_with_the_reasons(tmp_path, split):
+    folder = images(tmp_path / "in" / ("val" if split == "train" else "train"), 3)
+    bad = tmp_path / "in" / split
+    bad.mkdir()
+    for i in range(9):
+        (bad / f"{i}.png").write_bytes(b"")
+    with pytest.raises(BadRequestError) as caught:
+        prepare(tmp_path / "in", tmp_path / "out")
+    text = str(caught.value)
+    assert f"none of the 9 images for {split}" in text and f"{split}/0.png: empty file" in text
+    assert "3.png" not in text and "rejects.jsonl" in text
+    assert len((tmp_path / "out" / "rejects.jsonl").read_text().splitlines()) == 9
+    with pytest.raises(BadRequestError, match="unfinished"):
+        PreparedSet.open(tmp_path / "out")
+    assert folder.exists()
+
+
+def test_a_damaged_shard_of_an_unfinished_run_is_named(tmp_path, small_shards):
+    folder = images(tmp_path / "in", 12)
+    prepare(folder, tmp_path / "out")
+    (tmp_path / "out" / "manifest.json").unlink()
+    shard = tmp_path / "out" / "train" / "00001.zip"
+    shard.write_bytes(shard.read_bytes()[:100])
+    with pytest.raises(BadRequestError, match=r"00001\.zip is damaged .*Remove it"):
+        prepare(folder, tmp_path / "out", workers=2)
+    shard.unlink()
+    prepare(folder, tmp_path / "out")
+
+
+def test_a_small_set_whose_held_out_image_is_bad_still_gets_a_validation_split(tmp_path):
+    """Whichever image is the bad one, one of the good ones is held out."""
+    for bad in range(4):
+        folder = tmp_path / f"pictures{bad}"
+        folder.mkdir()
+        for number in range(4):
+            Image.new("RGB", (16, 16), (number * 40, 0, 0)).save(folder / f"{number}.png")
+        (folder / f"{bad}.png").write_bytes(b"no image")
+        out = tmp_path / f"set{bad}"
+        prepare(folder, out)
+        manifest = PreparedSet.open(out).manifest
+        assert (manifest.counts["train"], manifest.counts["val"], manifest.rejects) == (2, 1, 1)

@@ -1,0 +1,142 @@
+"""Files are whole or absent, and a failed write says what failed."""
+
+import multiprocessing
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from movq_cli.errors import FailureError
+from movq_cli.files import PositionalFiles, atomic_path, atomic_write
+
+
+def test_writes_the_bytes_creates_parents_and_leaves_nothing_beside(tmp_path):
+    path = tmp_path / "a" / "b" / "file.bin"
+    atomic_write(path, b"one")
+    atomic_write(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert [entry.name for entry in path.parent.iterdir()] == ["file.bin"]
+
+
+def test_what_a_killed_run_left_is_overwritten(tmp_path):
+    (tmp_path / "f.partial").write_bytes(b"x" * 1000)
+    atomic_write(tmp_path / "f", b"new")
+    assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("f", b"new")]
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_an_error_inside_keeps_the_old_file_and_passes_on(tmp_path, error):
+    path = tmp_path / "f"
+    path.write_bytes(b"old")
+    with pytest.raises(error), atomic_path(path) as partial:
+        partial.write_bytes(b"half")
+        raise error
+    assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("f", b"old")]
+
+
+def test_a_full_device_is_a_failure_that_names_the_path(tmp_path):
+    path = tmp_path / "f"
+    with (
+        pytest.raises(FailureError, match=r"cannot write .*f: No space left.*Free some space"),
+        atomic_path(path),
+        Path("/dev/full").open("wb", buffering=0) as full,
+    ):
+        full.write(b"x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_real_limit_on_file_size_keeps_the_old_file(tmp_path):
+    path = tmp_path / "f"
+    path.write_bytes(b"old")
+    code = (
+        "import sys; from pathlib import Path; from movq_cli.files import atomic_write\n"
+        "from movq_cli.errors import FailureError\n"
+        "try: atomic_write(Path(sys.argv[1]), b'x' * 100_000)\n"
+        "except FailureError as error: print(error); sys.exit(1)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", code, str(path)],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
+        check=False,
+    )
+    assert (run.returncode, run.stderr) == (1, "")
+    assert str(path) in run.stdout and "File too large" in run.stdout and len(run.stdout.splitlines()) == 1
+    assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("f", b"old")]
+
+
+def test_a_folder_in_the_way_and_a_file_as_parent_are_failures(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_bytes(b"")
+    for path in (tmp_path / "folder", tmp_path / "file" / "below", tmp_path / ("n" * 300)):
+        with pytest.raises(FailureError) as caught:
+            atomic_write(path, b"x")
+        assert str(path) in str(caught.value) and caught.value.hint
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder"]
+
+
+def test_an_unwritable_folder_is_a_failure():
+    with pytest.raises(FailureError, match="cannot write /proc/"):
+        atomic_write(Path("/proc/nowhere/f"), b"x")
+
+
+def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file(tmp_path):
+    path = tmp_path / "f"
+    path.write_bytes(b"old")
+    code = (
+        "import os, signal, sys; from pathlib import Path; from movq_cli.files import atomic_path\n"
+        "with atomic_path(Path(sys.argv[1])) as partial:\n"
+        "    partial.write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == -signal.SIGKILL
+    assert path.read_bytes() == b"old"
+    atomic_write(path, b"new")
+    assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("f", b"new")]
+
+
+def test_positional_reads_across_forks_do_not_disturb_each_other(tmp_path):
+    path = tmp_path / "f"
+    path.write_bytes(bytes(range(256)) * 400)
+    files = PositionalFiles()
+    assert files.read(path, 0, 1) == b"\0"  # opened before the fork: the descriptor is shared
+    with multiprocessing.get_context("fork").Pool(2, initializer=_keep, initargs=(files, path)) as pool:
+        results = pool.map_async(_read_kept, range(2000))
+        assert all(files.read(path, i, 2) == bytes([i % 256, (i + 1) % 256]) for i in range(2000))
+        assert all(results.get(10))
+
+
+_kept = {}
+
+
+def _keep(files, path):
+    _kept["both"] = files, path
+
+
+def _read_kept(i):
+    files, path = _kept["both"]
+    return files.read(path, i, 2) == bytes([i % 256, (i + 1) % 256])
+
+
+def _descriptors():
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_positional_files_keep_few_open_and_pickle_without_descriptors(tmp_path):
+    paths = [tmp_path / str(i) for i in range(10)]
+    for path in paths:
+        path.write_text(path.name)
+    before = _descriptors()
+    files = PositionalFiles(limit=3)
+    for _ in range(2):
+        assert [files.read(path, 0, 9).decode() for path in paths] == [path.name for path in paths]
+        assert _descriptors() == before + 3
+    copy = pickle.loads(pickle.dumps(files))
+    assert _descriptors() == before + 3
+    assert copy.read(paths[4], 0, 9) == b"4"
+    del files, copy
+    assert _descriptors() == before
