@@ -1,0 +1,1 @@
+"""The models and their decoding loops; nothing here knows files or the command line."""

@@ -1,0 +1,133 @@
+"""The masked prior (equation 6): what is masked in training, its loss, and the parallel decoding loop.
+
+The recipe is MaskGIT's (Chang et al. 2022) with MoVQ's change: each code, not each position, is masked and decided
+on its own, so that a prediction sees other positions and other channels of its own position.
+Shapes: B batch, h w code grid, c chunks, K codes, N = h w c codes of an image, T decoding steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from movq_cli.models import draws
+from movq_cli.models.transformer import CodeTransformer
+from movq_cli.settings import SampleSettings
+
+
+def mask_ratio(progress: Tensor) -> Tensor:
+    """The cosine schedule: the share of codes still masked at a progress in [0, 1]."""
+    return torch.cos(progress * (math.pi / 2))
+
+
+def training_mask(codes: Tensor, generator: torch.Generator) -> Tensor:
+    """Which codes a training step hides: a ratio of its own for each image, each code on its own.
+
+    Args:
+        codes: [B, h, w, c].
+        generator: On the device of the codes.
+
+    Returns:
+        [B, h, w, c] bool, True = masked.
+    """
+    ratio = mask_ratio(torch.rand(codes.shape[0], 1, 1, 1, generator=generator, device=codes.device))
+    return torch.rand(codes.shape, generator=generator, device=codes.device) < ratio
+
+
+def masked_loss(logits: Tensor, codes: Tensor, mask: Tensor, label_smoothing: float) -> Tensor:
+    """Cross-entropy of the masked codes only, in nats a code, float32.
+
+    Args:
+        logits: [B, h, w, c, K].
+        codes: [B, h, w, c] int64.
+        mask: [B, h, w, c] bool, True = counted.
+        label_smoothing: Share of the target spread evenly over all K codes.
+
+    Returns:
+        Scalar; 0 where nothing is masked.
+    """
+    loss = F.cross_entropy(
+        logits.flatten(0, -2).float(), codes.flatten(), reduction="none", label_smoothing=label_smoothing
+    )
+    # A weighted sum, not a selection: the shapes stay static and the device is not waited for.
+    weight = mask.flatten().to(loss.dtype)
+    return (loss * weight).sum() / weight.sum().clamp(min=1)
+
+
+def masked_after(step: int, steps: int, unknown: Tensor) -> Tensor:
+    """How many codes are masked again after a step, from the number unknown at the start.
+
+    Args:
+        step: t in [0, T).
+        steps: T.
+        unknown: int64 of any shape: N0, of each image.
+
+    Returns:
+        floor(N0 cos(pi/2 (t + 1)/T)) as int64: at least 1 and at most all but one, and 0 after the last step.
+    """
+    if step == steps - 1:
+        return torch.zeros_like(unknown)
+    share = math.cos(math.pi / 2 * (step + 1) / steps)
+    return (unknown.double() * share).floor().long().clamp(min=1).minimum((unknown - 1).clamp(min=0))
+
+
+@torch.inference_mode()
+def decode(
+    model: CodeTransformer,
+    seeds: Sequence[int],
+    classes: Tensor | None,
+    settings: SampleSettings,
+    known: Tensor | None = None,
+) -> Tensor:
+    """Draw images' codes by parallel decoding: every step draws all codes and keeps the most confident.
+
+    Args:
+        model: The masked prior, in eval mode.
+        seeds: One an image; see draws.
+        classes: [B] int64, or None for an unconditional prior.
+        settings: Steps, temperatures, guidance.
+        known: [B, h, w, c] int64 in [0, K], K = to be drawn; None = draw everything. Given codes are kept.
+
+    Returns:
+        [B, h, w, c] int64 in [0, K).
+    """
+    shape, device = model.shape, model.position.device
+    size = (len(seeds), shape.height, shape.width, shape.chunks)
+    codes = torch.full(size, model.unknown, device=device) if known is None else known.to(device)
+    uniforms = draws.image_uniforms(seeds, (settings.steps, 2, shape.codes)).to(device)
+    unknown = (codes == model.unknown).flatten(1).sum(1, keepdim=True)
+    for step in range(settings.steps):
+        logits = guided_logits(model, codes, classes, settings.guidance).flatten(1, 3)
+        drawn, log_probability = draws.draw_codes(logits, uniforms[:, step, 0], settings.temperature)
+        noise = settings.choice_temperature * (1 - (step + 1) / settings.steps)
+        confidence = log_probability + noise * draws.gumbel(uniforms[:, step, 1])
+        masked = (codes == model.unknown).flatten(1)
+        confidence = confidence.masked_fill(~masked, math.inf)  # what is known stays known
+        rank = confidence.argsort(1).argsort(1)
+        hidden = rank < masked_after(step, settings.steps, unknown)
+        decided = torch.where(masked, drawn, codes.flatten(1))
+        codes = decided.masked_fill(hidden, model.unknown).view(size)
+    return codes
+
+
+def guided_logits(model: CodeTransformer, codes: Tensor, classes: Tensor | None, guidance: float) -> Tensor:
+    """Logits, moved away from the unconditional ones by classifier-free guidance (Ho & Salimans 2022).
+
+    Args:
+        model: The prior.
+        codes: [B, h, w, c].
+        classes: [B], or None.
+        guidance: g: logits = conditional + g (conditional - unconditional); 0 = off, one pass.
+
+    Returns:
+        [B, h, w, c, K].
+    """
+    if classes is None or guidance == 0:
+        return model(codes, classes)
+    both = torch.cat([classes, torch.full_like(classes, model.unknown)])
+    conditional, unconditional = model(codes.repeat(2, 1, 1, 1), both).float().chunk(2)
+    return conditional + guidance * (conditional - unconditional)
