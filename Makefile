@@ -1,0 +1,113 @@
+# Two commands: `make demo` and `make test`. Everything else is made from these pieces.
+#
+#   make demo       the whole pipeline on 5,000 real digits: pictures and a table in demo/
+#   make test       the tests
+#   make lint       formatting, lint, types
+#   make install    .venv with movq and what development needs
+#   make gpu-check  the CUDA tests, from the source tree, with the Python that is there (GPU_PYTHON)
+#   make clean-demo remove what the demo made
+
+PYTHON ?= python3
+GPU_PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+MOVQ := $(BIN)/movq
+INSTALLED := $(VENV)/installed
+
+.DELETE_ON_ERROR:
+.PHONY: demo test lint format install gpu-check clean-demo
+
+# --- the environment ------------------------------------------------------------------------------------------------
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: movq needs Python 3.11 or newer; name one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+# --- checks ---------------------------------------------------------------------------------------------------------
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+gpu-check:
+	PYTHONPATH=. $(GPU_PYTHON) -m pytest -m cuda tests
+
+# --- the demo -------------------------------------------------------------------------------------------------------
+# Each target is the JSON result of one command, moved into place when the command has ended well: a second `make demo`
+# does nothing, and an interrupted one goes on where it was (the commands resume by themselves).
+
+demo: demo/report.json
+	@$(BIN)/python -m benchmarks.digits --show demo
+
+demo/prepare.json: | $(INSTALLED)
+	@mkdir -p demo
+	$(MOVQ) prepare digits data/digits --json > $@.partial && mv $@.partial $@
+
+demo/train-vq.json: demo/prepare.json
+	$(MOVQ) train-vq --preset digits --json > $@.partial && mv $@.partial $@
+
+demo/train-prior.json: demo/train-vq.json
+	$(MOVQ) train-prior --preset digits --tokenizer runs/digits-vq --json > $@.partial && mv $@.partial $@
+
+demo/reconstruct.json: demo/train-vq.json
+	$(MOVQ) reconstruct data/digits demo/reconstructions --split val --run runs/digits-vq \
+		--grid demo/reconstructions.png --json > $@.partial && mv $@.partial $@
+
+demo/sample.json: demo/train-prior.json
+	$(MOVQ) sample --steps 8 --n 1000 --run runs/digits-prior --grid demo/samples.png --json demo/samples \
+		> $@.partial && mv $@.partial $@
+
+demo/evaluate.json: demo/reconstruct.json
+	$(MOVQ) evaluate --psnr --ssim data/digits demo/reconstructions --json > $@.partial && mv $@.partial $@
+
+demo/report.json: demo/evaluate.json demo/sample.json
+	$(BIN)/python -m benchmarks.digits demo
+
+clean-demo:
+	rm -rf demo data/digits runs/digits-vq runs/digits-prior
+
+# --- the paper's pipelines ------------------------------------------------------------------------------------------
+# make ffhq FFHQ=/path/to/ffhq; make imagenet IMAGENET=/path/to/imagenet (with train/ and val/ class folders)
+
+.PHONY: ffhq imagenet
+
+ffhq: out/ffhq.json
+imagenet: out/imagenet.json
+
+data/ffhq/manifest.json: | $(INSTALLED)
+	@test -n "$(FFHQ)" || { echo "error: name the folder of FFHQ's images: make ffhq FFHQ=/path" >&2; exit 2; }
+	$(MOVQ) prepare $(FFHQ) data/ffhq --size 256 --square --val 10000 --no-labels
+
+data/imagenet/manifest.json: | $(INSTALLED)
+	@test -n "$(IMAGENET)" || { echo "error: name ImageNet's folder: make imagenet IMAGENET=/path" >&2; exit 2; }
+	$(MOVQ) prepare $(IMAGENET) data/imagenet --size 256 --upscale
+
+out/%-vq.json: data/%/manifest.json
+	@mkdir -p out
+	$(MOVQ) train-vq --preset $* --json > $@.partial && mv $@.partial $@
+
+out/%-prior.json: out/%-vq.json
+	$(MOVQ) train-prior --preset $* --tokenizer runs/$*-vq --json > $@.partial && mv $@.partial $@
+
+out/ffhq-samples.json: N := 60000
+out/imagenet-samples.json: N := 50000
+out/%-samples.json: out/%-prior.json
+	$(MOVQ) sample --n $(N) --run runs/$*-prior --json out/$*-samples > $@.partial && mv $@.partial $@
+
+out/%.json: out/%-samples.json
+	$(MOVQ) evaluate --fid --is --prc --split train data/$* out/$*-samples --json > $@.partial && mv $@.partial $@
+
+.PRECIOUS: data/%/manifest.json out/%-vq.json out/%-prior.json out/%-samples.json

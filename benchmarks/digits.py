@@ -1,0 +1,125 @@
+"""The demo's report: are the samples the digits that were asked for, and are they new?
+
+    python -m benchmarks.digits demo          judge what `make demo` made in demo/ and write demo/report.json
+    python -m benchmarks.digits --show demo   print that report
+
+A 5-nearest-neighbour classifier on the training digits' pixels judges the samples' classes; real held-out digits,
+judged alike, are the yardstick. Copies of training digits would lie nearer to them than held-out ones do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from rich.console import Console
+from rich.table import Table
+from sklearn.neighbors import KNeighborsClassifier
+
+from movq_cli.data.shards import PreparedSet, Split
+from movq_cli.files import atomic_write
+
+NEIGHBOURS = 5
+Pixels = NDArray[np.float32]
+"""Grey values in [0, 1], an image a row, [N, 32 x 32]."""
+
+
+def report(demo: Path) -> dict[str, Any]:
+    """The demo's figures.
+
+    Args:
+        demo: The folder that `make demo` fills.
+    """
+    train_vq, train_prior, evaluate, sample = (
+        json.loads((demo / f"{name}.json").read_text())
+        for name in ("train-vq", "train-prior", "evaluate", "sample")
+    )
+    images = PreparedSet.open(Path("data/digits"))
+    train, held_out = images.split("train"), images.split("val")
+    assert train.labels is not None and held_out.labels is not None
+    judge = KNeighborsClassifier(NEIGHBOURS).fit(pixels(train), train.labels)
+    manifest = json.loads((demo / "samples" / "manifest.json").read_text())
+    samples = np.stack([grey(np.asarray(Image.open(demo / "samples" / image["file"]))) for image in manifest["images"]])
+    asked = np.array([images.manifest.classes.index(image["class"]) for image in manifest["images"]])
+    return {
+        "reconstruction": {
+            "images": evaluate["protocol"]["pairs"] if "pairs" in evaluate["protocol"] else len(held_out),
+            "psnr": evaluate["psnr"],
+            "ssim": evaluate["ssim"],
+            "codebook_usage": train_vq["usage"],
+            "codebook_perplexity": train_vq["perplexity"],
+        },
+        "prior": {"loss": train_prior["loss"], "unigram_entropy": train_prior["unigram_entropy"]},
+        "samples": {
+            "images": sample["images"],
+            "steps": manifest["settings"]["steps"],
+            "guidance": manifest["settings"]["guidance"],
+            "class_accuracy": float((judge.predict(samples) == asked).mean()),
+            "held_out_class_accuracy": float((judge.predict(pixels(held_out)) == held_out.labels).mean()),
+            "median_distance": nearest(judge, samples),
+            "held_out_median_distance": nearest(judge, pixels(held_out)),
+        },
+        "pictures": [str(demo / "reconstructions.png"), str(demo / "samples.png")],
+    }
+
+
+def pixels(split: Split) -> Pixels:
+    """Every image of a split."""
+    return np.stack([grey(split.pixels(index)) for index in range(len(split))])
+
+
+def grey(image: NDArray[np.uint8]) -> Pixels:
+    """An RGB image [H, W, 3] as a row of grey values in [0, 1]."""
+    return (image.astype(np.float32).mean(-1) / 255).ravel()
+
+
+def nearest(judge: KNeighborsClassifier, images: Pixels) -> float:
+    """Median over the images of the Euclidean distance to the nearest training digit."""
+    distances, _ = judge.kneighbors(images, n_neighbors=1)
+    return float(np.median(distances))
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Print a report as a table."""
+    rebuilt, prior, samples = figures["reconstruction"], figures["prior"], figures["samples"]
+    table = Table("figure", "measured", "beside it")
+    table.add_row("reconstruction PSNR, held-out digits", f"{rebuilt['psnr']:.2f} dB", "")
+    table.add_row("reconstruction SSIM, held-out digits", f"{rebuilt['ssim']:.4f}", "")
+    table.add_row("codebook entries used", f"{rebuilt['codebook_usage']:.1%}", "")
+    table.add_row(
+        "prior's loss, nats a masked code", f"{prior['loss']:.3f}", f"codes' entropy {prior['unigram_entropy']:.3f}"
+    )
+    table.add_row(
+        f"samples of the class asked for, {samples['steps']} steps",
+        f"{samples['class_accuracy']:.1%}",
+        f"held-out digits {samples['held_out_class_accuracy']:.1%}",
+    )
+    table.add_row(
+        "median distance to the nearest training digit",
+        f"{samples['median_distance']:.2f}",
+        f"held-out digits {samples['held_out_median_distance']:.2f}",
+    )
+    Console().print(table)
+    print("\n".join(figures["pictures"]))
+
+
+def main() -> None:
+    """Judge the demo, or show its report."""
+    parser = argparse.ArgumentParser(description="Judge what `make demo` made.")
+    parser.add_argument("demo", type=Path, help="the demo's folder")
+    parser.add_argument("--show", action="store_true", help="print the report that is there")
+    arguments = parser.parse_args()
+    path = arguments.demo / "report.json"
+    if arguments.show:
+        show(json.loads(path.read_text()))
+    else:
+        atomic_write(path, (json.dumps(report(arguments.demo), indent=2) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,439 @@
+"""The command line: declares the commands, and turns errors into one line and an exit code.
+
+Nothing else touches Typer, and nothing here imports torch: each command imports its own when it is called.
+Exit codes: 0 done, 1 failed, 2 a bad request, 130 interrupted with what was made so far kept.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+
+from movq_cli import __version__
+from movq_cli.console import Console
+from movq_cli.errors import BadRequestError, FailureError, MovqError
+
+app = typer.Typer(
+    name="movq",
+    help="Train and run MoVQ: a modulated VQ image tokenizer and a prior that draws an image in 8 steps.",
+    epilog="In order: prepare, train-vq, train-prior, sample, evaluate. Each goes on where it was stopped.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+presets_app = typer.Typer(help="List the presets, or show one.", rich_markup_mode=None)
+app.add_typer(presets_app, name="presets", invoke_without_command=True)
+
+Preset = Annotated[
+    str,
+    typer.Option("--preset", "-p", help="Preset's name, or path of a .yaml file. `movq presets` lists them."),
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        "-o",
+        metavar="NAME=VALUE",
+        help="Another value for a setting, e.g. vq.codebook_size=2048. Repeatable.",
+    ),
+]
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", help="Prepared set. [default: the preset's data.path]", show_default=False),
+]
+Device = Annotated[
+    str | None,
+    typer.Option("--device", help="cpu, cuda, cuda:1 ... [default: cuda where there is one]", show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="No progress and no log lines, only warnings and the result.")
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print parameters, steps and rates; needs no data.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images at once.")]
+VQRun = Annotated[
+    Path | None,
+    typer.Option(
+        "--run",
+        help="Run folder or .safetensors file. [default: the newest finished one]",
+        show_default=False,
+    ),
+]
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+) -> None:
+    if version:
+        typer.echo(f"movq {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def prepare(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SRC",
+            help="Folder (class folders give labels), zip, tar, image, or a set's name: digits, cifar10 ...",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Argument(metavar="[OUT]", help="The prepared set's folder. [default: data/NAME]", show_default=False),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            min=8,
+            help="Short side, pixels; smaller images are left out. [default: own size, at most 256]",
+            show_default=False,
+        ),
+    ] = None,
+    square: Annotated[bool, typer.Option("--square", help="Cut to the central square after resizing.")] = False,
+    val: Annotated[
+        str,
+        typer.Option(help="Held-out images: a share (0.1) or a count (500), unless SRC has its own split."),
+    ] = "0.1",
+    val_list: Annotated[
+        Path | None, typer.Option(help="File with the names of the held-out images, one a line.")
+    ] = None,
+    upscale: Annotated[bool, typer.Option("--upscale", help="Enlarge smaller images, not leave them out.")] = False,
+    background: Annotated[str, typer.Option(help="RGB below transparent pixels, each 0 to 255.")] = "255,255,255",
+    labels: Annotated[bool, typer.Option("--labels/--no-labels", help="Take class folders as labels.")] = True,
+    orientation: Annotated[
+        bool, typer.Option("--orientation/--no-orientation", help="Turn images upright as their EXIF says.")
+    ] = True,
+    workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes. [default: one a core]", show_default=False)
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Make a prepared set: images decoded, resized and split once, for training to read."""
+    from movq_cli.commands import prepare as command
+
+    command.prepare(
+        source,
+        out or Path("data") / (Path(source).stem or Path(source).resolve().name),
+        size=size,
+        square=square,
+        val=val,
+        val_list=val_list,
+        upscale=upscale,
+        background=_color(background),
+        labels=labels,
+        orientation=orientation,
+        workers=(os.cpu_count() or 1) if workers is None else workers,
+        console=Console(as_json=as_json, quiet=quiet),
+    )
+
+
+@app.command("train-vq")
+def train_vq(
+    preset: Preset,
+    data: Data = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="Run folder. [default: runs/PRESET-vq]", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+    device: Device = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a tokenizer (stage 1). Run again, it goes on from its last checkpoint."""
+    from movq_cli.commands import train_vq as command
+
+    command.train_vq(
+        preset=preset,
+        overrides=_overrides(overrides, data),
+        run=run,
+        device=device,
+        dry_run=dry_run,
+        console=Console(as_json=as_json, quiet=quiet),
+    )
+
+
+@app.command("train-prior")
+def train_prior(
+    preset: Preset,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokenizer",
+            help="Run folder of train-vq. [default: the newest finished one of these vq settings]",
+            show_default=False,
+        ),
+    ] = None,
+    data: Data = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", help="Run folder. [default: runs/PRESET-prior]", show_default=False),
+    ] = None,
+    overrides: Overrides = None,
+    device: Device = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a prior (stage 2) on a tokenizer's codes. Run again, it goes on from its last checkpoint."""
+    from movq_cli.commands import train_prior as command
+
+    command.train_prior(
+        preset=preset,
+        overrides=_overrides(overrides, data),
+        tokenizer=tokenizer,
+        run=run,
+        device=device,
+        dry_run=dry_run,
+        console=Console(as_json=as_json, quiet=quiet),
+    )
+
+
+@app.command()
+def reconstruct(
+    source: Annotated[
+        str, typer.Argument(metavar="SRC", help="Folder, zip, tar, image, prepared set, or a set's name.")
+    ],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the PNGs.")],
+    run: VQRun = None,
+    split: Annotated[
+        str | None,
+        typer.Option(help="train or val, of a source with splits. [default: all]", show_default=False),
+    ] = None,
+    batch_size: BatchSize = 16,
+    grid: Annotated[
+        Path | None,
+        typer.Option(help="Also make this picture: the first originals over their reconstructions."),
+    ] = None,
+    metrics: Annotated[bool, typer.Option("--metrics", help="Also give mean PSNR (dB) and SSIM.")] = False,
+    device: Device = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Pass images through a tokenizer and back, to PNGs of the same names and sizes."""
+    from movq_cli.commands import reconstruct as command
+
+    command.reconstruct(
+        source,
+        out,
+        run=run,
+        split=_split(split),
+        batch_size=batch_size,
+        grid=grid,
+        metrics=metrics,
+        device=device,
+        console=Console(as_json=as_json, quiet=quiet),
+    )
+
+
+@app.command()
+def sample(
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the PNGs and their manifest.json.")],
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Images.")] = 16,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="Decoding steps. [default: the preset's, 8 or 12]", show_default=False),
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of image 0; image i has seed + i.")] = 0,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class",
+            help="Class name or number, repeatable, taken in turn. [default: all in turn]",
+            show_default=False,
+        ),
+    ] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(
+            "--run",
+            help="Prior's run folder or .safetensors file. [default: the newest finished one]",
+            show_default=False,
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(help="Run folder or .safetensors file. [default: beside the prior]", show_default=False),
+    ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="Of the codes' distribution, above 0. [default: the preset's, 1]", show_default=False),
+    ] = None,
+    choice_temperature: Annotated[
+        float | None,
+        typer.Option(min=0, help="Of which codes are kept. [default: the preset's, 4.5]", show_default=False),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            min=0,
+            help="Classifier-free guidance; 0 = off, the paper's setting. [default: 0]",
+            show_default=False,
+        ),
+    ] = None,
+    batch_size: BatchSize = 64,
+    grid: Annotated[Path | None, typer.Option(help="Also make this picture of the first hundred.")] = None,
+    device: Device = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw images from a prior. Run again, it makes only what is missing."""
+    from movq_cli.commands import sample as command
+
+    command.sample(
+        out,
+        n=n,
+        run=run,
+        tokenizer=tokenizer,
+        seed=seed,
+        classes=classes or (),
+        steps=steps,
+        temperature=temperature,
+        choice_temperature=choice_temperature,
+        guidance=guidance,
+        batch_size=batch_size,
+        grid=grid,
+        device=device,
+        console=Console(as_json=as_json, quiet=quiet),
+    )
+
+
+@app.command()
+def evaluate(
+    real: Annotated[
+        str,
+        typer.Argument(metavar="REAL", help="Originals: folder, zip, tar, prepared set, or statistics .npz."),
+    ],
+    fake: Annotated[str, typer.Argument(metavar="FAKE", help="Reconstructions or samples: folder, zip, tar.")],
+    fid: Annotated[bool, typer.Option("--fid", help="Frechet Inception distance, lower is better.")] = False,
+    isc: Annotated[bool, typer.Option("--is", help="Inception Score of FAKE, higher is better.")] = False,
+    kid: Annotated[bool, typer.Option("--kid", help="Kernel Inception distance, lower is better.")] = False,
+    prc: Annotated[bool, typer.Option("--prc", help="Precision and recall, 0 to 1.")] = False,
+    psnr: Annotated[bool, typer.Option("--psnr", help="PSNR of pairs of the same name, dB.")] = False,
+    ssim: Annotated[bool, typer.Option("--ssim", help="SSIM of pairs of the same name.")] = False,
+    lpips: Annotated[bool, typer.Option("--lpips", help="LPIPS of pairs of the same name, lower is better.")] = False,
+    split: Annotated[str, typer.Option(help="train or val: of a prepared set.")] = "val",
+    weights: Annotated[
+        Path | None,
+        typer.Option(help="Folder with the pretrained weights. [default: torch hub's]", show_default=False),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Also write the figures and their protocol to this JSON file."),
+    ] = None,
+    batch_size: BatchSize = 32,
+    device: Device = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure FAKE against REAL; without a figure named, all that the inputs and weights allow."""
+    from movq_cli.commands import evaluate as command
+
+    command.evaluate(
+        real,
+        fake,
+        fid=fid,
+        isc=isc,
+        kid=kid,
+        prc=prc,
+        psnr=psnr,
+        ssim=ssim,
+        lpips=lpips,
+        split=split,
+        batch_size=batch_size,
+        weights=weights,
+        device=device,
+        out=out,
+        console=Console(as_json=as_json, quiet=quiet),
+    )
+
+
+@presets_app.callback()
+def presets(context: typer.Context, as_json: Json = False) -> None:
+    """List the presets with the published figures that they are held against."""
+    from movq_cli.commands import presets as command
+
+    if context.invoked_subcommand is None:
+        command.list_presets(Console(as_json=as_json))
+
+
+@presets_app.command("show")
+def presets_show(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Preset's name, or path of a .yaml file.")],
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> None:
+    """Print one preset with everything that it inherits, as YAML that loads again."""
+    from movq_cli.commands import presets as command
+
+    command.show_preset(name, overrides or (), Console(as_json=as_json))
+
+
+def main() -> NoReturn:
+    """Run the command line and exit with its code."""
+    try:
+        app()
+    except MovqError as error:
+        code = _complain(str(error), error.exit_code)
+    except KeyboardInterrupt:
+        code = _complain("interrupted", 130)
+    except BrokenPipeError:
+        # Whoever read our output has enough of it. Nothing is left to flush into the closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 1
+    except OSError as error:
+        code = _complain(f"{error.filename or 'input or output'}: {error.strerror or error}", FailureError.exit_code)
+    except Exception as error:
+        code = _unforeseen(error)
+    sys.exit(code)
+
+
+def _complain(message: str, code: int) -> int:
+    sys.stderr.write(f"error: {message}\n")
+    return code
+
+
+def _unforeseen(error: Exception) -> int:
+    """A fault of ours, or memory: one line all the same, and the traceback for who asks for it."""
+    if os.environ.get("MOVQ_TRACEBACK"):
+        traceback.print_exc()
+    text = " ".join(str(error).split())[:300]
+    if "out of memory" in text.lower() or isinstance(error, MemoryError):
+        return _complain(f"out of memory. Try a smaller batch size. ({text})", FailureError.exit_code)
+    return _complain(
+        f"unexpected {type(error).__name__}: {text}. Set MOVQ_TRACEBACK=1 to see where.",
+        FailureError.exit_code,
+    )
+
+
+def _overrides(overrides: list[str] | None, data: Path | None) -> list[str]:
+    # As a JSON string, which is YAML too: a path may hold anything.
+    import json
+
+    return [*(overrides or ()), *([] if data is None else [f"data.path={json.dumps(str(data))}"])]
+
+
+def _color(text: str) -> tuple[int, int, int]:
+    parts = text.split(",")
+    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) < 256 for part in parts):
+        raise BadRequestError(
+            f"--background {text!r} is not three numbers from 0 to 255", "Example: --background 0,0,0"
+        )
+    red, green, blue = map(int, parts)
+    return red, green, blue
+
+
+def _split(name: str | None) -> Any:  # noqa: ANN401 - a literal of the data layer, which is imported late
+    if name not in {None, "train", "val"}:
+        raise BadRequestError(f"--split {name!r} is neither train nor val")
+    return name

@@ -1,0 +1,123 @@
+"""Batches of the prepared set for stage 1: decoded in worker processes, uint8 until they are on the device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from movq_cli.data import pixels
+from movq_cli.data.sampler import EpochOrder
+from movq_cli.data.shards import Split
+from movq_cli.errors import BadRequestError
+from movq_cli.settings import DataSettings
+
+Place = tuple[int, int]
+"""(epoch, image): what a crop is drawn from, beside the seed."""
+
+
+class Crops(Dataset[Tensor]):
+    """Square crops of a split, [3, side, side] uint8: a pure function of seed, epoch and image.
+
+    Args:
+        split: Of the prepared set.
+        side: Pixels.
+        random: Crops anywhere; else at the centre.
+        seed: Of the random places.
+    """
+
+    def __init__(self, split: Split, side: int, *, random: bool, seed: int) -> None:
+        self.split = split
+        self.side = side
+        self.random = random
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, place: Place) -> Tensor:
+        epoch, index = place
+        image = self.split.pixels(index)
+        spare = np.array(image.shape[:2]) - self.side
+        if self.random:
+            top, left = np.random.default_rng((self.seed, epoch, index)).integers(0, spare + 1)
+        else:
+            top, left = spare // 2
+        return pixels.from_array(image[top : top + self.side, left : left + self.side])
+
+
+def training_batches(
+    split: Split,
+    order: EpochOrder,
+    data: DataSettings,
+    *,
+    side: int,
+    seed: int,
+    start: int,
+    device: torch.device,
+) -> Iterator[Tensor]:
+    """Batches [B, 3, side, side] uint8 on the device, without end, from a step on.
+
+    Args:
+        split: The training split.
+        order: Which images each step sees.
+        data: Crop and workers.
+        side: Pixels.
+        seed: Of the random crops.
+        start: The first step's number, for a run that goes on.
+        device: Where the batches are wanted.
+    """
+    crops = Crops(split, side, random=data.crop == "random", seed=seed)
+    workers = worker_count(data.workers, device)
+    pin = device.type == "cuda"
+    loader = DataLoader(crops, batch_sampler=_Steps(order, start), num_workers=workers, pin_memory=pin)
+    for batch in loader:
+        yield batch.to(device, non_blocking=True)
+
+
+def validation_batches(split: Split, *, side: int, batch_size: int, device: torch.device) -> Iterator[Tensor]:
+    """The whole split once, in order, centre crops, [B, 3, side, side] uint8 on the device."""
+    crops = Crops(split, side, random=False, seed=0)
+    for start in range(0, len(split), batch_size):
+        images = [crops[0, index] for index in range(start, min(start + batch_size, len(split)))]
+        yield torch.stack(images).to(device)
+
+
+def worker_count(workers: int, device: torch.device) -> int:
+    """Decoding processes for a setting in which -1 leaves the choice to us."""
+    if workers >= 0:
+        return workers
+    # On the CPU the cores are busy with the model, and small images decode faster than they cross processes.
+    return max(1, (os.cpu_count() or 2) - 1) if device.type == "cuda" else 0
+
+
+def check_side(min_side: int, side: int, path: object) -> None:
+    """Refuse crops larger than the smallest image of a prepared set.
+
+    Raises:
+        BadRequestError: With both sizes and the remedy.
+    """
+    if min_side < side:
+        raise BadRequestError(
+            f"the prepared set {path} has images of {min_side} pixels, smaller than the preset's {side}",
+            f"Prepare it with --size {side}, or train at their size with -o vq.resolution={min_side}.",
+        )
+
+
+class _Steps:
+    """A batch sampler that goes on for ever from a step."""
+
+    def __init__(self, order: EpochOrder, start: int) -> None:
+        self.order = order
+        self.start = start
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        step = self.start
+        while True:
+            epoch, indices = self.order.batch(step)
+            yield [(epoch, int(index)) for index in indices]
+            step += 1

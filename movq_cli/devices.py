@@ -1,0 +1,46 @@
+"""Which device computes, and in which precision."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+import torch
+
+from movq_cli.errors import BadRequestError
+
+
+def pick(name: str | None = None) -> torch.device:
+    """The device of a name such as `cuda`, `cuda:1` or `cpu`; without one, CUDA where there is one.
+
+    Raises:
+        BadRequestError: No such device here.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise BadRequestError(f"device {name!r} cannot be used: {reason}", "Try --device cpu.") from None
+    return device
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
+    """Mixed precision around a forward pass: matrices in bfloat16, parameters and sums in float32.
+
+    Args:
+        device: Where the pass runs.
+        precision: `float32`, `bf16`, or `auto`: bf16 where the device has instructions for it.
+    """
+    enabled = precision == "bf16" or (precision == "auto" and _has_bf16(device))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        # Not is_bf16_supported's default, which also counts emulation.
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # An older torch that cannot tell stays in float32, which is never wrong.
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

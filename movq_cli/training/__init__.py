@@ -1,0 +1,1 @@
+"""One loop for both stages, and one step each."""

@@ -1,0 +1,219 @@
+"""What the training of both stages shares: steps, averages, logging, validation, checkpoints, resuming, stopping."""
+
+from __future__ import annotations
+
+import json
+import math
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from movq_cli import checkpoints
+from movq_cli.console import Console
+from movq_cli.errors import FailureError, InterruptedRunError
+from movq_cli.runs import Manifest, Run, now
+from movq_cli.settings import TrainSettings
+
+Metrics = dict[str, Tensor]
+
+
+class Stage(Protocol):
+    """One stage's training: its models and what one step does. The loop owns the rest."""
+
+    @property
+    def settings(self) -> TrainSettings:
+        """Rates, intervals and the seed."""
+
+    def batches(self, start: int) -> Iterator[Any]:
+        """Batches from a step on, without end."""
+
+    def step(self, batch: Any, step: int) -> Metrics:  # noqa: ANN401 - each stage has its own batch
+        """Update the models; the metrics are scalars that stay on the device."""
+
+    def validate(self) -> dict[str, float]:
+        """Figures on the validation split, with the weights that would be exported."""
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next step depends on, as tensors and plain values."""
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over a state."""
+
+    def export(self, run: Run) -> None:
+        """Write the inference weights."""
+
+    def draw(self, run: Run, step: int) -> None:
+        """Make the run's picture of this step."""
+
+
+def train(stage: Stage, run: Run, manifest: Manifest, console: Console) -> dict[str, float]:
+    """Train a stage to its last step, from its last checkpoint if there is one.
+
+    Args:
+        stage: What is trained.
+        run: Where everything is written.
+        manifest: As `runs.begin` gave it.
+        console: For progress and log lines.
+
+    Returns:
+        The last validation's figures.
+
+    Raises:
+        InterruptedRunError: Ctrl-C or SIGTERM; a checkpoint was written first.
+        FailureError: A loss is no longer finite, or a file cannot be written.
+    """
+    settings, steps = stage.settings, manifest.steps
+    step = _resume(stage, run, console)
+    log = _Log(run, console, settings)
+    figures: dict[str, float] = {}
+    batches = stage.batches(step)
+    with _stop_signals() as stop, console.progress(steps, "training", "steps", done=step) as progress:
+        while step < steps:
+            # Each step draws from a generator state of its own: a resumed run draws what it would have.
+            torch.manual_seed(step_seed(settings.seed, step))
+            metrics = stage.step(next(batches), step)
+            step += 1
+            log.add(step, metrics)
+            progress.advance(1, log.note)
+            last = step == steps
+            if last or step % settings.validate_every == 0:
+                figures = stage.validate()
+                log.write(step, {"validation": figures})
+                stage.draw(run, step)
+            if last or step % settings.checkpoint_every == 0 or stop.signal is not None:
+                _save(stage, run, manifest, step)
+            if stop.signal is not None and not last:
+                raise InterruptedRunError(
+                    f"stopped at step {step} of {steps}; a checkpoint is in {run.folder}",
+                    "The same command goes on from there.",
+                )
+    return figures
+
+
+def step_seed(seed: int, step: int) -> int:
+    """The seed of one step's draws: distinct over steps, and over runs of different seeds."""
+    return (seed << 32) + step
+
+
+def learning_rate_schedule(optimizer: Optimizer, settings: TrainSettings, steps: int) -> LambdaLR:
+    """Linear warm-up, then constant or a cosine to 0 at the last step.
+
+    Args:
+        optimizer: Whose base rate is scaled.
+        settings: Warm-up steps and decay.
+        steps: Of the whole run.
+    """
+
+    def factor(step: int) -> float:
+        if step < settings.warmup_steps:
+            return (step + 1) / settings.warmup_steps
+        if settings.decay == "none":
+            return 1.0
+        progress = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
+        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+    return LambdaLR(optimizer, factor)
+
+
+def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
+    """The exponential moving average of a model's weights, or None where the decay is 0 (off)."""
+    if decay == 0:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+
+
+@dataclass
+class _Stop:
+    signal: int | None = None
+
+
+@contextmanager
+def _stop_signals() -> Iterator[_Stop]:
+    """Turn the first Ctrl-C or SIGTERM into a wish that the loop grants; a second one ends the process as ever."""
+    stop = _Stop()
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def ask(number: int, _frame: FrameType | None) -> None:
+        stop.signal = number
+        for known, handler in before.items():
+            signal.signal(known, handler)
+
+    for number in before:
+        signal.signal(number, ask)
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _resume(stage: Stage, run: Run, console: Console) -> int:
+    """Load the last checkpoint, if there is one; the steps already made."""
+    if not run.checkpoint.exists():
+        return 0
+    state = checkpoints.load_state(run.checkpoint, torch.device("cpu"))
+    stage.load(state["stage"])
+    step = int(state["step"])
+    console.log(f"going on from step {step} in {run.folder}")
+    return step
+
+
+def _save(stage: Stage, run: Run, manifest: Manifest, step: int) -> None:
+    checkpoints.save_state(run.checkpoint, {"step": step, "stage": stage.state()})
+    stage.export(run)
+    finished = step >= manifest.steps
+    status = "finished" if finished else "running"
+    run.write(manifest.model_copy(update={"step": step, "status": status, "finished": now() if finished else None}))
+
+
+class _Log:
+    """Means of the metrics between log lines, as JSON lines in the run folder and a note beside the progress."""
+
+    def __init__(self, run: Run, console: Console, settings: TrainSettings) -> None:
+        self.run = run
+        self.console = console
+        self.every = settings.log_every
+        self.batch_size = settings.batch_size
+        self.note = ""
+        self._sums: Metrics = {}
+        self._count = 0
+        self._since = time.perf_counter()
+
+    def add(self, step: int, metrics: Metrics) -> None:
+        for name, value in metrics.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
+        self._count += 1
+        if step % self.every == 0:
+            self._flush(step)
+
+    def write(self, step: int, record: dict[str, Any]) -> None:
+        self.run.folder.mkdir(parents=True, exist_ok=True)
+        with self.run.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"step": step, "time": now(), **record}) + "\n")
+        if "validation" in record:
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in record["validation"].items())
+            self.console.log(f"step {step}: {figures}")
+
+    def _flush(self, step: int) -> None:
+        # The one place where the host waits for the device.
+        means = {name: value.item() / self._count for name, value in self._sums.items()}
+        seconds = time.perf_counter() - self._since
+        bad = [name for name, value in means.items() if not math.isfinite(value)]
+        if bad:
+            raise FailureError(
+                f"{bad[0]} is {means[bad[0]]} in the {self._count} steps before step {step}",
+                f"The last good checkpoint is in {self.run.folder}; try a lower learning rate or precision=float32.",
+            )
+        self.write(step, {"training": means, "images_per_second": self._count * self.batch_size / seconds})
+        self.note = f"loss {means['loss']:.4f}"
+        self._sums, self._count, self._since = {}, 0, time.perf_counter()

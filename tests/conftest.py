@@ -1,0 +1,125 @@
+"""What several tests start from: tiny settings, tiny prepared sets, the command line as a real process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from movq_cli.settings import Preset
+
+TINY = {
+    "description": "seconds on a CPU",
+    "vq": {
+        "resolution": 16,
+        "channels": 32,
+        "multipliers": [1, 1],
+        "blocks": 1,
+        "attention_resolutions": [8],
+        "z_channels": 16,
+        "embed_dim": 16,
+        "codebook_size": 16,
+        "modulation": {"levels": 1},
+    },
+    "train_vq": {
+        "batch_size": 8,
+        "epochs": None,
+        "steps": 10,
+        "base_learning_rate": 1.25e-4,
+        "perceptual_weight": 0.0,
+        "discriminator_start": 4,
+        "discriminator_channels": 8,
+        "discriminator_layers": 1,
+        "ema_decay": 0.9,
+        "precision": "float32",
+        "log_every": 1,
+        "validate_every": 5,
+        "checkpoint_every": 5,
+    },
+    "prior": {"layers": 2, "heads": 2, "width": 32, "hidden": 64, "classes": 3},
+    "train_prior": {
+        "batch_size": 8,
+        "epochs": None,
+        "steps": 10,
+        "base_learning_rate": 1.25e-4,
+        "ema_decay": 0.9,
+        "precision": "float32",
+        "log_every": 1,
+        "validate_every": 5,
+        "checkpoint_every": 5,
+    },
+    "sample": {"steps": 4},
+}
+"""A preset in which every part of both stages has something to do."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    """Sums in one order: golden numbers and bit-equality must not depend on the machine's cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def tiny() -> Preset:
+    """The tiny preset, as typed settings."""
+    return Preset.model_validate(TINY)
+
+
+@pytest.fixture
+def tiny_yaml(tmp_path: Path) -> Path:
+    """The tiny preset as a file; JSON is YAML."""
+    path = tmp_path / "tiny.yaml"
+    path.write_text(json.dumps({**TINY, "data": {"path": str(tmp_path / "data")}}))
+    return path
+
+
+@pytest.fixture
+def shapes(tmp_path: Path) -> Path:
+    """A folder of 60 pictures of 20 x 16 pixels in three class folders, told apart by what is drawn on them."""
+    rng = np.random.default_rng(0)
+    for label, name in enumerate(("bar", "dot", "sky")):
+        folder = tmp_path / "pictures" / name
+        folder.mkdir(parents=True)
+        for number in range(20):
+            picture = rng.integers(0, 60, (16, 20, 3), dtype=np.uint8)
+            top = rng.integers(2, 10)
+            if label == 0:
+                picture[top : top + 3, :, 0] = 220
+            elif label == 1:
+                picture[top : top + 4, 8 : 8 + 4, 1] = 230
+            else:
+                picture[:top, :, 2] = 240
+            Image.fromarray(picture).save(folder / f"{number:03d}.png")
+    return tmp_path / "pictures"
+
+
+Movq = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def movq(tmp_path: Path) -> Movq:
+    """Run `movq` with arguments as its own process, in an empty folder; checks the exit code."""
+
+    def run(*arguments: str | Path, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, "-m", "movq_cli", *map(str, arguments)],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_HOME": str(tmp_path / "torch"), **environment},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert "Traceback" not in done.stderr, done.stderr
+        return done
+
+    return run

@@ -1,0 +1,122 @@
+"""Stage 2's step: it learns what it is shown, draws it back, and its losses do not move by accident."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from movq_cli.console import Console
+from movq_cli.data.tokens import TokenCache, TokenHeader
+from movq_cli.models import masked_prior
+from movq_cli.models.tokenizer import Tokenizer
+from movq_cli.runs import Run, begin
+from movq_cli.settings import Preset, SampleSettings
+from movq_cli.training import loop
+from movq_cli.training.prior import PriorTraining, parameter_groups
+
+GOLDEN = Path(__file__).parent / "golden.json"
+CPU = torch.device("cpu")
+
+
+def cache(folder: Path, tiny: Preset, number: int, seed: int = 0) -> TokenCache:
+    """Random codes with labels, as `movq train-prior` would have encoded them."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(seed)
+    shape = (number, tiny.vq.grid, tiny.vq.grid, tiny.vq.chunks)
+    np.save(folder / "codes.npy", rng.integers(0, tiny.vq.codebook_size, shape, dtype=np.uint16))
+    np.save(folder / "labels.npy", rng.integers(0, 3, number))
+    header = TokenHeader(tokenizer="t", data="d", split="train", views=number, classes=("a", "b", "c"))
+    return TokenCache(folder, header)
+
+
+def stage_of(tiny: Preset, folder: Path, number: int = 24) -> PriorTraining:
+    torch.manual_seed(0)
+    tokenizer = Tokenizer(tiny.vq).eval()
+    return PriorTraining(tiny, cache(folder / "t", tiny, number), cache(folder / "v", tiny, 5, 1), tokenizer, "t", CPU)
+
+
+def test_ten_steps_give_the_committed_losses(tiny: Preset, tmp_path: Path) -> None:
+    stage = stage_of(tiny, tmp_path)
+    batches = stage.batches(0)
+    losses = [stage.step(next(batches), step)["loss"].item() for step in range(10)]
+    assert losses == pytest.approx(json.loads(GOLDEN.read_text())["prior"], rel=2e-4)
+
+
+def test_it_overfits_a_handful_of_code_maps_and_draws_them_back_exactly(tiny: Preset, tmp_path: Path) -> None:
+    settings = tiny.train_prior.model_copy(
+        update={"base_learning_rate": 5e-4, "label_smoothing": 0.0, "label_dropout": 0.0, "ema_decay": 0.0}
+    )
+    preset = tiny.model_copy(update={"train_prior": settings})
+    stage = stage_of(preset, tmp_path)
+    codes = torch.from_numpy(stage.training.codes[:3].astype(np.int64))
+    classes = torch.arange(3)
+    for step in range(500):
+        stage.step((codes.repeat(4, 1, 1, 1), classes.repeat(4)), step)
+    for steps in (1, 4, 8):
+        drawn = masked_prior.decode(
+            stage.exported, range(9), classes.repeat(3), SampleSettings(steps=steps, temperature=0.1)
+        )
+        assert torch.equal(drawn, codes.repeat(3, 1, 1, 1))
+
+
+def test_the_first_loss_is_that_of_a_uniform_guess(tiny: Preset, tmp_path: Path) -> None:
+    stage = stage_of(tiny, tmp_path)
+    figures = stage.validate()
+    assert figures["loss"] == pytest.approx(np.log(tiny.vq.codebook_size), rel=0.01)
+
+
+def test_validation_is_the_same_each_time_and_draws_nothing_from_training(tiny: Preset, tmp_path: Path) -> None:
+    stage = stage_of(tiny, tmp_path)
+    assert stage.validate() == stage.validate()
+    batches = stage.batches(0)
+    first = [stage.step(next(batches), step)["loss"].item() for step in range(4)]
+    other = stage_of(tiny, tmp_path / "again")
+    batches = other.batches(0)
+    second = []
+    for step in range(4):
+        other.validate()
+        second.append(other.step(next(batches), step)["loss"].item())
+    assert first == second
+
+
+def test_the_unigram_entropy_is_that_of_the_validation_codes(tiny: Preset, tmp_path: Path) -> None:
+    stage = stage_of(tiny, tmp_path)
+    codes, counts = np.unique(np.asarray(stage.validation.codes), return_counts=True)
+    share = counts / counts.sum()
+    assert stage.validate()["unigram_entropy"] == pytest.approx(-(share * np.log(share)).sum())
+    assert len(codes) <= tiny.vq.codebook_size
+
+
+def test_only_matrices_decay(tiny: Preset, tmp_path: Path) -> None:
+    stage = stage_of(tiny, tmp_path)
+    decayed, plain = parameter_groups(stage.model, 0.01)
+    names = {id(parameter): name for name, parameter in stage.model.named_parameters()}
+    assert len(decayed["params"]) + len(plain["params"]) == len(names)
+    assert all(names[id(p)].endswith("weight") and p.ndim == 2 for p in decayed["params"])
+    assert {names[id(p)] for p in plain["params"]} >= {"table.weight", "position", "norm.weight", "blocks.0.qkv.bias"}
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.01, 0.0)
+
+
+def test_labels_are_dropped_at_the_rate_asked_for(tiny: Preset, tmp_path: Path) -> None:
+    stage = stage_of(tiny, tmp_path)
+    stage.generator.manual_seed(0)
+    dropped = stage._drop(torch.zeros(20_000, dtype=torch.int64)) == stage.model.unknown
+    assert dropped.float().mean().item() == pytest.approx(tiny.train_prior.label_dropout, abs=0.01)
+
+
+def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(tiny: Preset, tmp_path: Path) -> None:
+    def train_to(name: str, steps: int, again: str = "") -> None:
+        stage = stage_of(tiny, tmp_path / f"codes-{name}{again}")
+        run = Run(tmp_path / name, "prior")
+        manifest = begin(run, preset="tiny", settings=tiny, steps=steps, data="d", tokenizer="t")
+        loop.train(stage, run, manifest, Console(quiet=True))
+
+    train_to("whole", 10)
+    train_to("parts", 6)
+    train_to("parts", 10, "again")
+    whole, parts = ((tmp_path / name / "prior.safetensors").read_bytes() for name in ("whole", "parts"))
+    assert whole == parts

@@ -1,0 +1,192 @@
+"""Stage 1's step: one pass gives what the textbook's several passes give, and losses do not move by accident."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from movq_cli.commands.prepare import prepare
+from movq_cli.console import Console
+from movq_cli.data import pixels
+from movq_cli.data.shards import PreparedSet
+from movq_cli.models.discriminator import PatchDiscriminator
+from movq_cli.models.tokenizer import Tokenizer
+from movq_cli.runs import Run, begin
+from movq_cli.settings import Preset
+from movq_cli.training import loop, losses
+from movq_cli.training.vq import TokenizerTraining
+
+GOLDEN = Path(__file__).parent / "golden.json"
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def images(shapes: Path, tmp_path: Path) -> PreparedSet:
+    out = tmp_path / "data"
+    prepare(
+        str(shapes),
+        out,
+        size=16,
+        square=False,
+        val="12",
+        val_list=None,
+        upscale=False,
+        background=(255, 255, 255),
+        labels=True,
+        orientation=True,
+        workers=1,
+        console=Console(quiet=True),
+    )
+    return PreparedSet.open(out)
+
+
+def run_steps(stage: TokenizerTraining, steps: int) -> list[float]:
+    batches = stage.batches(0)
+    seen = []
+    for step in range(steps):
+        torch.manual_seed(loop.step_seed(stage.settings.seed, step))
+        seen.append(stage.step(next(batches), step)["loss"].item())
+    return seen
+
+
+def test_ten_steps_give_the_committed_losses(tiny: Preset, images: PreparedSet) -> None:
+    losses_seen = run_steps(TokenizerTraining(tiny, images, CPU), 10)
+    assert losses_seen == pytest.approx(json.loads(GOLDEN.read_text())["vq"], rel=2e-4)
+
+
+def test_one_pass_gives_the_gradients_of_the_textbook_step(
+    tiny: Preset, images: PreparedSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The reference: taming's formulation, with graphs retained and the adaptive weight from the last layer."""
+    stage = TokenizerTraining(tiny, images, CPU)
+    batch = next(stage.batches(0))
+    reference, discriminator = Tokenizer(tiny.vq), PatchDiscriminator(8, 1)
+    reference.load_state_dict(stage.model.state_dict())
+    assert stage.discriminator is not None
+    discriminator.load_state_dict(stage.discriminator.state_dict())
+
+    originals = pixels.to_signed(batch)
+    out = reference(originals)
+    settings = tiny.train_vq
+    nll = losses.reconstruction(out.images, originals, settings, None).total
+    generator = -discriminator(out.images).mean()
+    last = reference.decoder.conv_out.weight
+    (nll_gradient,) = torch.autograd.grad(nll, last, retain_graph=True)
+    (generator_gradient,) = torch.autograd.grad(generator, last, retain_graph=True)
+    weight = (nll_gradient.norm() / (generator_gradient.norm() + 1e-4)).clamp(0, 1e4) * settings.adversarial_weight
+    codes = settings.codebook_weight * out.codebook_loss + settings.commitment_weight * out.commitment_loss
+    (nll + weight.detach() * generator + codes).backward()
+
+    gradients: dict[str, Tensor] = {}
+
+    update = stage._update
+
+    def keep(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        gradients.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
+        update(model, optimizer)
+
+    monkeypatch.setattr(stage, "_update", keep)
+    metrics = stage.step(batch, settings.discriminator_start)
+    assert metrics["adaptive_weight"].item() == pytest.approx(weight.item() / settings.adversarial_weight, rel=1e-4)
+    for name, parameter in reference.named_parameters():
+        if parameter.grad is not None:
+            torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_the_discriminator_rests_until_its_start(tiny: Preset, images: PreparedSet) -> None:
+    stage = TokenizerTraining(tiny, images, CPU)
+    assert stage.discriminator is not None
+    before = [parameter.clone() for parameter in stage.discriminator.parameters()]
+    batch = next(stage.batches(0))
+    metrics = stage.step(batch, tiny.train_vq.discriminator_start - 1)
+    assert "discriminator" not in metrics
+    assert all(torch.equal(a, b) for a, b in zip(before, stage.discriminator.parameters(), strict=True))
+    metrics = stage.step(batch, tiny.train_vq.discriminator_start)
+    assert "discriminator" in metrics
+    assert not all(torch.equal(a, b) for a, b in zip(before, stage.discriminator.parameters(), strict=True))
+
+
+def test_the_generators_step_leaves_no_gradient_in_the_discriminator(tiny: Preset, images: PreparedSet) -> None:
+    stage = TokenizerTraining(tiny, images, CPU)
+    assert stage.discriminator is not None
+    recon = torch.zeros(2, 3, 16, 16, requires_grad=True)
+    features = torch.randn(2, 32, 16, 16)
+    stage._adversarial_gradient(recon, features, torch.ones_like(recon))
+    assert all(parameter.grad is None and parameter.requires_grad for parameter in stage.discriminator.parameters())
+
+
+def test_it_learns_a_handful_of_images(tiny: Preset, images: PreparedSet) -> None:
+    settings = tiny.train_vq.model_copy(
+        update={"adversarial_weight": 0.0, "base_learning_rate": 4e-4, "ema_decay": 0.0}
+    )
+    stage = TokenizerTraining(tiny.model_copy(update={"train_vq": settings}), images, CPU)
+    batch = next(stage.batches(0))
+    first = stage.step(batch, 0)["l1"].item()
+    for step in range(1, 120):
+        last = stage.step(batch, step)["l1"].item()
+    assert last < first / 4
+
+
+def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(
+    tiny: Preset, images: PreparedSet, tmp_path: Path
+) -> None:
+    def train_to(folder: Path, steps: int) -> None:
+        stage = TokenizerTraining(tiny, images, CPU)
+        run = Run(folder, "vq")
+        manifest = begin(run, preset="tiny", settings=tiny, steps=steps, data=images.manifest.hash)
+        loop.train(stage, run, manifest, Console(quiet=True))
+
+    train_to(tmp_path / "whole", 10)
+    train_to(tmp_path / "parts", 7)
+    train_to(tmp_path / "parts", 10)
+    whole, parts = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("whole", "parts"))
+    assert_equal(whole["stage"], parts["stage"])
+    assert (tmp_path / "whole" / "tokenizer.safetensors").read_bytes() == (
+        tmp_path / "parts" / "tokenizer.safetensors"
+    ).read_bytes()
+
+
+def assert_equal(a: object, b: object) -> None:
+    if isinstance(a, dict):
+        assert isinstance(b, dict)
+        assert a.keys() == b.keys()
+        for key in a:
+            assert_equal(a[key], b[key])
+    elif isinstance(a, list):
+        assert isinstance(b, list)
+        for left, right in zip(a, b, strict=True):
+            assert_equal(left, right)
+    elif isinstance(a, Tensor):
+        assert isinstance(b, Tensor)
+        assert torch.equal(a, b)
+    else:
+        assert a == b
+
+
+def test_what_is_exported_is_the_running_average(tiny: Preset, images: PreparedSet, tmp_path: Path) -> None:
+    stage = TokenizerTraining(tiny, images, CPU)
+    run_steps(stage, 6)
+    stage.export(Run(tmp_path, "vq"))
+    from movq_cli import checkpoints
+
+    loaded = checkpoints.load_tokenizer(tmp_path / "tokenizer.safetensors")
+    assert isinstance(stage.average, nn.Module)
+    for name, value in loaded.state_dict().items():
+        assert torch.equal(value, stage.average.module.state_dict()[name])
+        assert not torch.equal(value, stage.model.state_dict()[name])
+
+
+def test_a_loss_that_is_no_longer_finite_stops_the_run(tiny: Preset, images: PreparedSet, tmp_path: Path) -> None:
+    from movq_cli.errors import FailureError
+
+    stage = TokenizerTraining(tiny, images, CPU)
+    with torch.no_grad():
+        stage.model.decoder.conv_out.bias.fill_(float("nan"))
+    run = Run(tmp_path / "run", "vq")
+    manifest = begin(run, preset="tiny", settings=tiny, steps=10, data=images.manifest.hash)
+    with pytest.raises(FailureError, match="step 1"):
+        loop.train(stage, run, manifest, Console(quiet=True))
