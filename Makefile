@@ -43,7 +43,7 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 gpu-check:
-	PYTHONPATH=. $(GPU_PYTHON) -m pytest -m cuda tests
+	PYTHONPATH=. $(GPU_PYTHON) -m pytest -m cuda -n 0 tests
 
 # --- the demo -------------------------------------------------------------------------------------------------------
 # Each target is the JSON result of one command, moved into place when the command has ended well: a second `make demo`

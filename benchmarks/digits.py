@@ -36,8 +36,7 @@ def report(demo: Path) -> dict[str, Any]:
         demo: The folder that `make demo` fills.
     """
     train_vq, train_prior, evaluate, sample = (
-        json.loads((demo / f"{name}.json").read_text())
-        for name in ("train-vq", "train-prior", "evaluate", "sample")
+        json.loads((demo / f"{name}.json").read_text()) for name in ("train-vq", "train-prior", "evaluate", "sample")
     )
     images = PreparedSet.open(Path("data/digits"))
     train, held_out = images.split("train"), images.split("val")

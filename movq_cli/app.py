@@ -67,6 +67,11 @@ VQRun = Annotated[
     ),
 ]
 
+Weights = Annotated[
+    Path | None,
+    typer.Option("--weights", help="Folder with the pretrained weights. [default: torch hub's]", show_default=False),
+]
+
 
 @app.callback(invoke_without_command=True)
 def _root(
@@ -145,6 +150,7 @@ def train_vq(
         Path | None, typer.Option("--run", help="Run folder. [default: runs/PRESET-vq]", show_default=False)
     ] = None,
     overrides: Overrides = None,
+    weights: Weights = None,
     device: Device = None,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -158,6 +164,7 @@ def train_vq(
         overrides=_overrides(overrides, data),
         run=run,
         device=device,
+        weights=weights,
         dry_run=dry_run,
         console=Console(as_json=as_json, quiet=quiet),
     )
@@ -323,10 +330,7 @@ def evaluate(
     ssim: Annotated[bool, typer.Option("--ssim", help="SSIM of pairs of the same name.")] = False,
     lpips: Annotated[bool, typer.Option("--lpips", help="LPIPS of pairs of the same name, lower is better.")] = False,
     split: Annotated[str, typer.Option(help="train or val: of a prepared set.")] = "val",
-    weights: Annotated[
-        Path | None,
-        typer.Option(help="Folder with the pretrained weights. [default: torch hub's]", show_default=False),
-    ] = None,
+    weights: Weights = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", help="Also write the figures and their protocol to this JSON file."),
@@ -349,7 +353,7 @@ def evaluate(
         psnr=psnr,
         ssim=ssim,
         lpips=lpips,
-        split=split,
+        split=_split(split),
         batch_size=batch_size,
         weights=weights,
         device=device,
@@ -382,7 +386,7 @@ def presets_show(
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
     try:
-        app()
+        app(prog_name="movq")
     except MovqError as error:
         code = _complain(str(error), error.exit_code)
     except KeyboardInterrupt:

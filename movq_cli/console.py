@@ -141,7 +141,6 @@ def _plain(total: int, what: str, unit: str, done: int) -> Iterator[Progress]:
         # Without a smaller interval tqdm's monitor would print early; one line a period is the promise.
         maxinterval=SECONDS_BETWEEN_LINES,
         miniters=1,
-        ncols=0,
         bar_format="{desc}: {n_fmt}/{total_fmt}{unit} [{elapsed}, ETA {remaining}, {rate_fmt}]{postfix}",
         leave=True,
     )

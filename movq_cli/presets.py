@@ -138,6 +138,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise BadRequestError(
             f"setting {override!r} is not of the form name=value", "Example: -o vq.codebook_size=2048"
         )
+    known = [setting for setting, _ in settings_fields()]
+    if name not in known:
+        raise BadRequestError(f"unknown setting {name!r}", did_you_mean(name, known))
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError:

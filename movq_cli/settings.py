@@ -204,6 +204,9 @@ class TrainVQSettings(TrainSettings):
         1.0,
         description="pulls the encoder to its codes; 0.25 with codebook_weight=1 is equation 3 as written",
     )
+    revive_every: int = Field(
+        0, ge=0, description="steps after which codebook entries unused since are moved to encoder outputs; 0 = never"
+    )
     adversarial_weight: Weight = Field(0.8, description="times the adaptive weight; 0 = no discriminator")
     discriminator_start: int = Field(0, ge=0, description="first step with the adversarial term")
     discriminator_channels: Positive = Field(64, description="PatchGAN's base width")

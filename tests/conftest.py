@@ -14,6 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
+from movq_cli.commands.prepare import prepare
+from movq_cli.console import Console
+from movq_cli.data.shards import PreparedSet
 from movq_cli.settings import Preset
 
 TINY = {
@@ -38,6 +41,7 @@ TINY = {
         "discriminator_start": 4,
         "discriminator_channels": 8,
         "discriminator_layers": 1,
+        "revive_every": 3,
         "ema_decay": 0.9,
         "precision": "float32",
         "log_every": 1,
@@ -99,6 +103,27 @@ def shapes(tmp_path: Path) -> Path:
                 picture[:top, :, 2] = 240
             Image.fromarray(picture).save(folder / f"{number:03d}.png")
     return tmp_path / "pictures"
+
+
+@pytest.fixture
+def prepared(shapes: Path, tmp_path: Path) -> PreparedSet:
+    """The pictures of `shapes` as a prepared set, 48 to train on and 12 held out."""
+    out = tmp_path / "data"
+    prepare(
+        str(shapes),
+        out,
+        size=16,
+        square=False,
+        val="12",
+        val_list=None,
+        upscale=False,
+        background=(255, 255, 255),
+        labels=True,
+        orientation=True,
+        workers=1,
+        console=Console(quiet=True),
+    )
+    return PreparedSet.open(out)
 
 
 Movq = Callable[..., subprocess.CompletedProcess[str]]

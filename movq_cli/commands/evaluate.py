@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import warnings
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,8 +19,8 @@ from torch.backends import cudnn
 
 from movq_cli import __version__, devices
 from movq_cli.console import Console, Progress
-from movq_cli.data import pixels
-from movq_cli.data.images import BadImageError, decode
+from movq_cli.data import stream
+from movq_cli.data.images import BadImageError
 from movq_cli.data.shards import SplitName
 from movq_cli.data.sources import open_source
 from movq_cli.errors import BadRequestError
@@ -36,7 +34,6 @@ _KEPT_FOR = {"isc": "logits", "kid": "pool", "prc": "pool"}
 _RELIABLE_FID = 2048  # images: fewer leave the covariance of 2,048 features short of full rank
 _LIBRARIES = ("torch", "torchvision", "torch-fidelity", "lpips", "pillow")
 _SHOWN = 3  # names in a warning
-_DECODERS = min(8, os.cpu_count() or 1)
 
 Figures = dict[str, float | None]
 
@@ -52,7 +49,7 @@ def evaluate(
     psnr: bool,
     ssim: bool,
     lpips: bool,
-    split: str,
+    split: SplitName,
     batch_size: int,
     weights: Path | None,
     device: str | None,
@@ -114,10 +111,8 @@ def evaluate(
 class _Images:
     """One side of the comparison: where its images come from, and what was met on the way."""
 
-    def __init__(self, role: str, spec: str, split: str, console: Console) -> None:
-        source = open_source(spec)
-        # Only a source that has splits can be asked for one.
-        self._source = source if source.splits is None else open_source(spec, cast("SplitName", split))
+    def __init__(self, role: str, spec: str, split: SplitName, console: Console) -> None:
+        self._source = open_source(spec).of_split(split)
         self.role = role
         self.spec = spec
         self.names = self._source.names
@@ -127,14 +122,15 @@ class _Images:
 
     def read(self, indices: Iterable[int]) -> Iterator[tuple[int, Tensor | None]]:
         """Pixels, uint8 [3, H, W], in the order of the indices; None for a corrupt image, which is named."""
-        with ThreadPoolExecutor(_DECODERS) as pool:
-            waiting: deque[tuple[int, Future[Tensor]]] = deque()
-            for index in indices:
-                waiting.append((index, self._start(index, pool)))
-                if len(waiting) > 4 * _DECODERS:
-                    yield self._settle(*waiting.popleft())
-            while waiting:
-                yield self._settle(*waiting.popleft())
+        for index, image in stream.decoded(self._source, indices):
+            if isinstance(image, BadImageError):
+                if index not in self.unreadable:
+                    self._console.warn(f"{self.role}: left out {self.names[index]}: {image}")
+                self.unreadable.add(index)
+                yield index, None
+            else:
+                self.sizes[index] = f"{image.shape[2]}x{image.shape[1]}"
+                yield index, image
 
     def describe(self) -> dict[str, Any]:
         """What the protocol says of this side."""
@@ -146,26 +142,6 @@ class _Images:
             "sizes": dict(sizes.most_common(5)),
             "distinct_sizes": len(sizes),
         }
-
-    def _start(self, index: int, pool: ThreadPoolExecutor) -> Future[Tensor]:
-        try:
-            # Read here, decode there: an archive's handle serves one thread.
-            return pool.submit(_pixels, self._source.read(index))
-        except BadImageError as error:
-            failed: Future[Tensor] = Future()
-            failed.set_exception(error)
-            return failed
-
-    def _settle(self, index: int, decoded: Future[Tensor]) -> tuple[int, Tensor | None]:
-        try:
-            image = decoded.result()
-        except BadImageError as error:
-            if index not in self.unreadable:
-                self._console.warn(f"{self.role}: left out {self.names[index]}: {error}")
-            self.unreadable.add(index)
-            return index, None
-        self.sizes[index] = f"{image.shape[2]}x{image.shape[1]}"
-        return index, image
 
 
 @dataclass(frozen=True)
@@ -253,7 +229,7 @@ def _compare_pairs(judges: list[paired.PairedMetric], comparison: _Comparison, p
             console.warn(f"{len(names)} of the {role} images have no partner: {_few(names)}")
     unequal: list[str] = []
     with console.progress(len(pairs.places), "comparing", "pairs") as progress:
-        stacked = extractors.same_size_batches(_read_pairs(real, fake, pairs, unequal, progress), comparison.batch_size)
+        stacked = stream.same_size_batches(_read_pairs(real, fake, pairs, unequal, progress), comparison.batch_size)
         scores = paired.score_pairs(judges, stacked, comparison.device)
     if unequal:
         console.warn(f"left out {len(unequal)} pairs of unequal sizes: {_few(unequal)}")
@@ -343,12 +319,8 @@ def _features(
                 if image is not None:
                     yield place, image
 
-        batches = extractors.same_size_batches(readable(), comparison.batch_size)
+        batches = stream.same_size_batches(readable(), comparison.batch_size)
         return extractors.collect_features(inception, batches, comparison.device, keep)
-
-
-def _pixels(data: bytes) -> Tensor:
-    return pixels.from_array(np.array(decode(data)))
 
 
 def _few(names: Sequence[str]) -> str:

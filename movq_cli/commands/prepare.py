@@ -343,7 +343,7 @@ def _finish(plan: Plan, reports: dict[str, ShardReport], console: Console) -> Ma
 
 def _refuse(plan: Plan, split: SplitName, rejects: Sequence[Reject]) -> NoReturn:
     reasons = "; ".join(f"{name}: {reason}" for name, reason in rejects[:_REASONS_SHOWN])
-    fault = f"none of the {len(rejects)} images for {split} can be used ({reasons})"
+    fault = f"none of the {len(rejects)} images of {plan.source.spec} for {split} can be used ({reasons})"
     raise BadRequestError(fault, f"See {plan.out / REJECTS}; remove {plan.out} before another try.")
 
 

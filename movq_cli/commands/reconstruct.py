@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from movq_cli import checkpoints, devices, runs
-from movq_cli.console import Console
-from movq_cli.data import pixels
-from movq_cli.data.images import BadImageError, decode, encode_png
+from movq_cli.console import Console, Progress
+from movq_cli.data import pixels, stream
+from movq_cli.data.images import BadImageError, encode_png
 from movq_cli.data.shards import SplitName
 from movq_cli.data.sources import Source, open_source
 from movq_cli.errors import BadRequestError
@@ -23,9 +22,6 @@ from movq_cli.models.tokenizer import Tokenizer
 
 _GRID_COLUMNS = 16
 _BAD_NAMED = 5
-
-Batch = tuple[list[str], Tensor]
-"""Output names, and their images [B, 3, H, W] uint8, all of one size."""
 
 
 def reconstruct(
@@ -58,27 +54,25 @@ def reconstruct(
     console.log(f"tokenizer: {weights}")
     where = devices.pick(device)
     model = checkpoints.load_tokenizer(weights).to(where)
+    names = output_names(images.names)
     figures: list[Tensor] = []
     shown: list[Tensor] = []
     bad: list[str] = []
-    done = 0
     with console.progress(len(images), "reconstructing", "images") as progress:
-        for names, originals in _batches(images, batch_size, bad):
+        for places, originals in stream.same_size_batches(_readable(images, bad, progress), batch_size):
             reconstructed = reconstruct_batch(model, originals.to(where)).cpu()
-            for name, image in zip(names, reconstructed, strict=True):
-                atomic_write(out / name, encode_png(pixels.to_image(image)))
+            for place, image in zip(places.tolist(), reconstructed, strict=True):
+                atomic_write(out / names[place], encode_png(pixels.to_image(image)))
             if metrics and min(originals.shape[-2:]) >= paired.SSIM_WINDOW:
                 figures.append(
                     torch.stack([paired.psnr(reconstructed, originals), paired.ssim(reconstructed, originals)])
                 )
             if grid is not None and len(shown) < _GRID_COLUMNS:
                 shown += [torch.stack(pair) for pair in zip(originals, reconstructed, strict=True)]
-            done += len(names)
-            progress.advance(len(names))
     if bad:
-        console.warn(
-            f"{len(bad)} images were skipped: {'; '.join(bad[:_BAD_NAMED])}{' ...' if len(bad) > _BAD_NAMED else ''}"
-        )
+        more = " ..." if len(bad) > _BAD_NAMED else ""
+        console.warn(f"{len(bad)} images were skipped: {'; '.join(bad[:_BAD_NAMED])}{more}")
+    done = len(images) - len(bad)
     if not done:
         raise BadRequestError(f"no usable image in {source}: {bad[0]}")
     result: dict[str, object] = {"path": str(out), "images": done, "skipped": len(bad)}
@@ -110,23 +104,14 @@ def reconstruct_batch(model: Tokenizer, originals: Tensor) -> Tensor:
     return pixels.to_bytes(model.decode(model.encode(padded)))[..., :height, :width]
 
 
-def _batches(images: Source, batch_size: int, bad: list[str]) -> Iterator[Batch]:
-    """Neighbours of equal size together; what cannot be read goes to `bad` with its reason."""
-    names: list[str] = []
-    batch: list[Tensor] = []
-    for index, name in enumerate(output_names(images.names)):
-        try:
-            image = pixels.from_array(np.asarray(decode(images.read(index))))
-        except BadImageError as error:
-            bad.append(f"{images.names[index]} ({error})")
-            continue
-        if batch and (len(batch) == batch_size or image.shape != batch[0].shape):
-            yield names, torch.stack(batch)
-            names, batch = [], []
-        names.append(name)
-        batch.append(image)
-    if batch:
-        yield names, torch.stack(batch)
+def _readable(images: Source, bad: list[str], progress: Progress) -> Iterator[tuple[int, Tensor]]:
+    """The images that can be decoded; the others go to `bad`, each with its reason."""
+    for index, image in stream.decoded(images, range(len(images))):
+        progress.advance()
+        if isinstance(image, BadImageError):
+            bad.append(f"{images.names[index]} ({image})")
+        else:
+            yield index, image
 
 
 def output_names(names: tuple[str, ...]) -> list[str]:

@@ -23,6 +23,7 @@ def train_vq(
     overrides: Sequence[str],
     run: Path | None,
     device: str | None,
+    weights: Path | None,
     dry_run: bool,
     console: Console,
 ) -> None:
@@ -33,6 +34,7 @@ def train_vq(
         overrides: Dotted settings.
         run: Run folder; None = `runs/PRESET-vq`.
         device: Name; None = CUDA where there is one.
+        weights: Folder with VGG's weights, for the perceptual loss; None = torch hub's.
         dry_run: Only print the plan; needs no data.
         console: Where to speak.
     """
@@ -41,7 +43,7 @@ def train_vq(
         training.show_plan(plan(settings), console)
         return
     images = training.open_images(settings, preset)
-    stage = TokenizerTraining(settings, images, devices.pick(device))
+    stage = TokenizerTraining(settings, images, devices.pick(device), weights)
     place = training.run_folder(run, preset, "vq")
     manifest = runs.begin(place, preset=preset, settings=settings, steps=stage.steps, data=images.manifest.hash)
     console.log(

@@ -18,7 +18,7 @@ from movq_cli.files import atomic_write
 
 def from_array(pixels: NDArray[np.uint8]) -> Tensor:
     """[H, W, 3] uint8 to [3, H, W] uint8."""
-    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)  # a copy: Pillow's own memory is not to be written
 
 
 def to_signed(pixels: Tensor) -> Tensor:

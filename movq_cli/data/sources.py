@@ -83,6 +83,14 @@ class Source:
             splits=None if self.splits is None else tuple(self.splits[index] for index in indices),
         )
 
+    def of_split(self, split: SplitName) -> Source:
+        """A split's images; all of them where the source has no splits.
+
+        Raises:
+            BadRequestError: It has splits, and this one is empty.
+        """
+        return self if self.splits is None else _only(self, split)
+
 
 def open_source(spec: str, split: SplitName | None = None) -> Source:
     """List the images of a source.

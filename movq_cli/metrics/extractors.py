@@ -13,7 +13,7 @@ import sys
 import textwrap
 import warnings
 import zipfile
-from collections import OrderedDict, defaultdict
+from collections import OrderedDict
 from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
@@ -147,27 +147,6 @@ def read_reference(path: Path) -> Reference:
     if mu.shape != (width,) or sigma.shape != (width, width):
         raise BadRequestError(f"{path}: mu and sigma must be of {width} features, not {list(sigma.shape)}")
     return Reference(path, mu, sigma)
-
-
-def same_size_batches(images: Iterable[tuple[int, Tensor]], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Stack images of one shape: their places [B] and the images [B, ...], B at most `batch_size`."""
-    waiting: dict[torch.Size, list[tuple[int, Tensor]]] = defaultdict(list)
-    count = 0
-    for place, image in images:
-        waiting[image.shape].append((place, image))
-        count += 1
-        fullest = max(waiting.values(), key=len)
-        # The second bound keeps a set of a thousand sizes from waiting in memory for their like.
-        if len(fullest) == batch_size or count > 4 * batch_size:
-            del waiting[fullest[0][1].shape]
-            count -= len(fullest)
-            yield _stack(fullest)
-    yield from map(_stack, waiting.values())
-
-
-def _stack(images: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
-    places, tensors = zip(*images, strict=True)
-    return torch.tensor(places), torch.stack(tensors)
 
 
 def collect_features(

@@ -60,6 +60,19 @@ class VectorQuantizer(nn.Module):
         """The vectors [B, D, h, w] of codes [B, h, w, c] in [0, K)."""
         return self._join(self.embedding(codes))
 
+    @torch.no_grad()
+    def revive(self, dead: Tensor, z: Tensor) -> None:
+        """Move entries that no vector chooses to where vectors are: each to one drawn from a batch.
+
+        Args:
+            dead: [K, 1] bool, the entries to move.
+            z: [B, D, h, w], the encoder's output for the batch.
+        """
+        entries = self.embedding.weight
+        vectors = self._split(z.float()).reshape(-1, entries.shape[1])
+        drawn = vectors[torch.randint(len(vectors), (len(entries),), device=z.device)]
+        entries.copy_(torch.where(dead, drawn, entries))
+
     def _split(self, z: Tensor) -> Tensor:
         """[B, D, h, w] to [B, h, w, c, d]."""
         return z.permute(0, 2, 3, 1).unflatten(-1, (-1, self.embedding.embedding_dim))

@@ -19,6 +19,8 @@ class Reconstruction(NamedTuple):
     """[B, 3, H, W] float32, nominally in [-1, 1]."""
     features: Tensor
     """[B, widths[0], H, W]: the last convolution's input."""
+    encoded: Tensor
+    """[B, D, h, w]: the quantizer's input."""
     codes: Tensor
     """[B, h, w, c] int64."""
     codebook_loss: Tensor
@@ -45,11 +47,13 @@ class Tokenizer(nn.Module):
 
     def forward(self, images: Tensor) -> Reconstruction:
         """Encode, quantize and decode images [B, 3, H, W] in [-1, 1], with what training needs."""
-        quantized = self.quantize(self.quant_conv(self.encoder(images)))
+        encoded = self.quant_conv(self.encoder(images))
+        quantized = self.quantize(encoded)
         features = self.decoder.features(self.post_quant_conv(quantized.vectors), quantized.vectors)
         return Reconstruction(
             self.decoder.conv_out(features).float(),
             features,
+            encoded,
             quantized.codes,
             quantized.codebook_loss,
             quantized.commitment_loss,

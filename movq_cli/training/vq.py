@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from movq_cli.data.shards import PreparedSet
 from movq_cli.metrics import extractors, paired
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.quantizer import CodebookHealth
-from movq_cli.models.tokenizer import Tokenizer
+from movq_cli.models.tokenizer import Reconstruction, Tokenizer
 from movq_cli.runs import Run
 from movq_cli.settings import Preset, TrainVQSettings
 from movq_cli.training import losses
@@ -32,11 +33,12 @@ class TokenizerTraining:
         preset: The settings.
         images: The prepared set.
         device: Where.
+        weights: Folder with VGG's weights, for the perceptual loss; None = torch hub's.
     """
 
     settings: TrainVQSettings
 
-    def __init__(self, preset: Preset, images: PreparedSet, device: torch.device) -> None:
+    def __init__(self, preset: Preset, images: PreparedSet, device: torch.device, weights: Path | None = None) -> None:
         self.preset = preset
         self.settings = settings = preset.train_vq
         self.device = device
@@ -46,11 +48,12 @@ class TokenizerTraining:
         loader.check_side(images.manifest.min_side, self.side, preset.data.path)
         self.order = EpochOrder(len(self.training_split), settings.batch_size, settings.seed)
         self.steps = settings.total_steps(len(self.training_split))
-        self.perceptual = extractors.load_lpips("vgg", device=device) if settings.perceptual_weight > 0 else None
+        self.perceptual = extractors.load_lpips("vgg", weights, device) if settings.perceptual_weight > 0 else None
         torch.manual_seed(settings.seed)
         self.model = Tokenizer(preset.vq).to(device).to(memory_format=_memory_format(device))
         self.average = averaged(self.model, settings.ema_decay)
         self.optimizer, self.schedule = self._optimizer(self.model)
+        self.uses = torch.zeros(preset.vq.codebook_size, dtype=torch.int64, device=device)
         self.discriminator: nn.Module | None = None
         if settings.adversarial_weight > 0:
             discriminator = PatchDiscriminator(settings.discriminator_channels, settings.discriminator_layers)
@@ -95,6 +98,7 @@ class TokenizerTraining:
         self.schedule.step()
         if self.average is not None:
             self.average.update_parameters(self.model)
+        self._revive(out, step)
         if adversarial:
             metrics |= self._discriminator_step(originals, images.detach())
         metrics |= {"codebook": out.codebook_loss, "loss": loss.total + codes_loss}
@@ -126,6 +130,24 @@ class TokenizerTraining:
         self._update(self.discriminator, self.discriminator_optimizer)
         self.discriminator_schedule.step()
         return {"discriminator": loss, "logits_real": real.float().mean(), "logits_fake": fake.float().mean()}
+
+    def _revive(self, out: Reconstruction, step: int) -> None:
+        """Count the entries' uses; at intervals bring the unused ones back and forget their averages."""
+        every = self.settings.revive_every
+        if every == 0:
+            return
+        self.uses += torch.bincount(out.codes.flatten(), minlength=len(self.uses))
+        if (step + 1) % every:
+            return
+        dead = (self.uses == 0)[:, None]
+        self.model.quantize.revive(dead, out.encoded.detach())
+        entries = self.model.quantize.embedding.weight
+        for name in ("exp_avg", "exp_avg_sq"):
+            self.optimizer.state[entries][name].masked_fill_(dead, 0.0)
+        if self.average is not None:
+            average = self.exported.quantize.embedding.weight.data
+            average.copy_(torch.where(dead, entries.data, average))
+        self.uses.zero_()
 
     def _optimizer(self, model: nn.Module) -> tuple[torch.optim.Adam, torch.optim.lr_scheduler.LambdaLR]:
         optimizer = torch.optim.Adam(model.parameters(), lr=self.settings.learning_rate, betas=self.settings.betas)
@@ -181,13 +203,14 @@ class TokenizerTraining:
             return codes, pixels.to_bytes(model.decode(codes))
 
     def state(self) -> dict[str, Any]:
-        """Both models, both optimisers, the average."""
-        return {name: part.state_dict() for name, part in self._parts().items()}
+        """Both models, both optimisers, the average, the codebook's uses."""
+        return {name: part.state_dict() for name, part in self._parts().items()} | {"uses": self.uses}
 
     def load(self, state: dict[str, Any]) -> None:
         """Take over what `state` gave."""
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
+        self.uses.copy_(state["uses"])
 
     def _parts(self) -> dict[str, Any]:
         parts: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from movq_cli.data import stream
 from movq_cli.errors import BadRequestError
 from movq_cli.metrics import extractors
 from movq_cli.metrics.extractors import WEIGHTS
@@ -251,7 +252,7 @@ def constant_judge():
 def test_features_keep_the_order_of_the_set_whatever_the_batches():
     images = [torch.full((3, 8 + i % 3, 8), i, dtype=torch.uint8) for i in range(20)]
     for batch_size in (1, 4, 32):
-        batches = list(extractors.same_size_batches(enumerate(images), batch_size))
+        batches = list(stream.same_size_batches(enumerate(images), batch_size))
         assert max(len(places) for places, _ in batches) <= batch_size
         found = extractors.collect_features(constant_judge(), batches, CPU)
         assert found.pool[:, 0].tolist() == list(range(20))
@@ -259,23 +260,8 @@ def test_features_keep_the_order_of_the_set_whatever_the_batches():
         assert found.statistics.mean[0].item() == pytest.approx(9.5)
 
 
-def test_many_sizes_do_not_wait_in_memory_for_their_like():
-    waiting = 0
-
-    def images():
-        nonlocal waiting
-        for i in range(200):
-            waiting += 1
-            yield i, torch.zeros(3, i + 1, 1, dtype=torch.uint8)
-
-    for places, _ in extractors.same_size_batches(images(), 4):
-        assert waiting <= 4 * 4 + 1
-        waiting -= len(places)
-    assert waiting == 0
-
-
 def test_features_that_are_not_asked_for_are_not_kept():
     images = [(0, torch.zeros(3, 8, 8, dtype=torch.uint8))]
-    found = extractors.collect_features(constant_judge(), extractors.same_size_batches(images, 1), CPU, keep=())
+    found = extractors.collect_features(constant_judge(), stream.same_size_batches(images, 1), CPU, keep=())
     assert len(found.pool) == len(found.logits) == 0
     assert found.statistics.count == 1

@@ -9,7 +9,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from movq_cli.commands.prepare import prepare
 from movq_cli.console import Console
 from movq_cli.data import pixels
 from movq_cli.data.shards import PreparedSet
@@ -24,26 +23,6 @@ GOLDEN = Path(__file__).parent / "golden.json"
 CPU = torch.device("cpu")
 
 
-@pytest.fixture
-def images(shapes: Path, tmp_path: Path) -> PreparedSet:
-    out = tmp_path / "data"
-    prepare(
-        str(shapes),
-        out,
-        size=16,
-        square=False,
-        val="12",
-        val_list=None,
-        upscale=False,
-        background=(255, 255, 255),
-        labels=True,
-        orientation=True,
-        workers=1,
-        console=Console(quiet=True),
-    )
-    return PreparedSet.open(out)
-
-
 def run_steps(stage: TokenizerTraining, steps: int) -> list[float]:
     batches = stage.batches(0)
     seen = []
@@ -53,16 +32,16 @@ def run_steps(stage: TokenizerTraining, steps: int) -> list[float]:
     return seen
 
 
-def test_ten_steps_give_the_committed_losses(tiny: Preset, images: PreparedSet) -> None:
-    losses_seen = run_steps(TokenizerTraining(tiny, images, CPU), 10)
+def test_ten_steps_give_the_committed_losses(tiny: Preset, prepared: PreparedSet) -> None:
+    losses_seen = run_steps(TokenizerTraining(tiny, prepared, CPU), 10)
     assert losses_seen == pytest.approx(json.loads(GOLDEN.read_text())["vq"], rel=2e-4)
 
 
 def test_one_pass_gives_the_gradients_of_the_textbook_step(
-    tiny: Preset, images: PreparedSet, monkeypatch: pytest.MonkeyPatch
+    tiny: Preset, prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reference: taming's formulation, with graphs retained and the adaptive weight from the last layer."""
-    stage = TokenizerTraining(tiny, images, CPU)
+    stage = TokenizerTraining(tiny, prepared, CPU)
     batch = next(stage.batches(0))
     reference, discriminator = Tokenizer(tiny.vq), PatchDiscriminator(8, 1)
     reference.load_state_dict(stage.model.state_dict())
@@ -97,8 +76,8 @@ def test_one_pass_gives_the_gradients_of_the_textbook_step(
             torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_the_discriminator_rests_until_its_start(tiny: Preset, images: PreparedSet) -> None:
-    stage = TokenizerTraining(tiny, images, CPU)
+def test_the_discriminator_rests_until_its_start(tiny: Preset, prepared: PreparedSet) -> None:
+    stage = TokenizerTraining(tiny, prepared, CPU)
     assert stage.discriminator is not None
     before = [parameter.clone() for parameter in stage.discriminator.parameters()]
     batch = next(stage.batches(0))
@@ -110,8 +89,8 @@ def test_the_discriminator_rests_until_its_start(tiny: Preset, images: PreparedS
     assert not all(torch.equal(a, b) for a, b in zip(before, stage.discriminator.parameters(), strict=True))
 
 
-def test_the_generators_step_leaves_no_gradient_in_the_discriminator(tiny: Preset, images: PreparedSet) -> None:
-    stage = TokenizerTraining(tiny, images, CPU)
+def test_the_generators_step_leaves_no_gradient_in_the_discriminator(tiny: Preset, prepared: PreparedSet) -> None:
+    stage = TokenizerTraining(tiny, prepared, CPU)
     assert stage.discriminator is not None
     recon = torch.zeros(2, 3, 16, 16, requires_grad=True)
     features = torch.randn(2, 32, 16, 16)
@@ -119,11 +98,11 @@ def test_the_generators_step_leaves_no_gradient_in_the_discriminator(tiny: Prese
     assert all(parameter.grad is None and parameter.requires_grad for parameter in stage.discriminator.parameters())
 
 
-def test_it_learns_a_handful_of_images(tiny: Preset, images: PreparedSet) -> None:
+def test_it_learns_a_handful_of_images(tiny: Preset, prepared: PreparedSet) -> None:
     settings = tiny.train_vq.model_copy(
         update={"adversarial_weight": 0.0, "base_learning_rate": 4e-4, "ema_decay": 0.0}
     )
-    stage = TokenizerTraining(tiny.model_copy(update={"train_vq": settings}), images, CPU)
+    stage = TokenizerTraining(tiny.model_copy(update={"train_vq": settings}), prepared, CPU)
     batch = next(stage.batches(0))
     first = stage.step(batch, 0)["l1"].item()
     for step in range(1, 120):
@@ -132,12 +111,12 @@ def test_it_learns_a_handful_of_images(tiny: Preset, images: PreparedSet) -> Non
 
 
 def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(
-    tiny: Preset, images: PreparedSet, tmp_path: Path
+    tiny: Preset, prepared: PreparedSet, tmp_path: Path
 ) -> None:
     def train_to(folder: Path, steps: int) -> None:
-        stage = TokenizerTraining(tiny, images, CPU)
+        stage = TokenizerTraining(tiny, prepared, CPU)
         run = Run(folder, "vq")
-        manifest = begin(run, preset="tiny", settings=tiny, steps=steps, data=images.manifest.hash)
+        manifest = begin(run, preset="tiny", settings=tiny, steps=steps, data=prepared.manifest.hash)
         loop.train(stage, run, manifest, Console(quiet=True))
 
     train_to(tmp_path / "whole", 10)
@@ -167,8 +146,8 @@ def assert_equal(a: object, b: object) -> None:
         assert a == b
 
 
-def test_what_is_exported_is_the_running_average(tiny: Preset, images: PreparedSet, tmp_path: Path) -> None:
-    stage = TokenizerTraining(tiny, images, CPU)
+def test_what_is_exported_is_the_running_average(tiny: Preset, prepared: PreparedSet, tmp_path: Path) -> None:
+    stage = TokenizerTraining(tiny, prepared, CPU)
     run_steps(stage, 6)
     stage.export(Run(tmp_path, "vq"))
     from movq_cli import checkpoints
@@ -180,13 +159,33 @@ def test_what_is_exported_is_the_running_average(tiny: Preset, images: PreparedS
         assert not torch.equal(value, stage.model.state_dict()[name])
 
 
-def test_a_loss_that_is_no_longer_finite_stops_the_run(tiny: Preset, images: PreparedSet, tmp_path: Path) -> None:
+def test_a_loss_that_is_no_longer_finite_stops_the_run(tiny: Preset, prepared: PreparedSet, tmp_path: Path) -> None:
     from movq_cli.errors import FailureError
 
-    stage = TokenizerTraining(tiny, images, CPU)
+    stage = TokenizerTraining(tiny, prepared, CPU)
     with torch.no_grad():
         stage.model.decoder.conv_out.bias.fill_(float("nan"))
     run = Run(tmp_path / "run", "vq")
-    manifest = begin(run, preset="tiny", settings=tiny, steps=10, data=images.manifest.hash)
+    manifest = begin(run, preset="tiny", settings=tiny, steps=10, data=prepared.manifest.hash)
     with pytest.raises(FailureError, match="step 1"):
         loop.train(stage, run, manifest, Console(quiet=True))
+
+
+def test_unused_codebook_entries_come_back_with_their_averages(tiny: Preset, prepared: PreparedSet) -> None:
+    stage = TokenizerTraining(tiny, prepared, CPU)
+    assert stage.average is not None
+    with torch.no_grad():
+        stage.model.quantize.embedding.weight[5:] = 100.0  # so far away that nothing chooses them
+    batches = stage.batches(0)
+    for step in range(2):
+        stage.step(next(batches), step)
+    assert (stage.model.quantize.embedding.weight[5:] > 50).all()
+    stage.step(next(batches), 2)  # revive_every is 3
+    weight = stage.model.quantize.embedding.weight
+    assert weight.abs().max() < 50
+    assert torch.equal(stage.average.module.quantize.embedding.weight[5:], weight[5:])
+    moments = stage.optimizer.state[weight]
+    assert not moments["exp_avg"][5:].any()
+    assert not moments["exp_avg_sq"][5:].any()
+    assert moments["exp_avg_sq"][:5].any()
+    assert not stage.uses.any()

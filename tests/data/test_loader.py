@@ -1,0 +1,84 @@
+"""Batches for stage 1: the right pixels, the same on any number of workers and from any step."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from movq_cli.data import loader, pixels
+from movq_cli.data.sampler import EpochOrder
+from movq_cli.data.shards import PreparedSet, Split
+from movq_cli.errors import BadRequestError
+from movq_cli.settings import DataSettings
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def split(prepared: PreparedSet) -> Split:
+    return prepared.split("train")
+
+
+def batches(split: Split, number: int, *, start: int = 0, workers: int = 0, crop: str = "random") -> list[torch.Tensor]:
+    data = DataSettings(crop=crop, workers=workers)  # type: ignore[arg-type]
+    order = EpochOrder(len(split), 8, seed=5)
+    stream = loader.training_batches(split, order, data, side=12, seed=5, start=start, device=CPU)
+    return list(islice(stream, number))
+
+
+def test_batches_are_the_images_that_the_order_names(split: Split) -> None:
+    order = EpochOrder(len(split), 8, seed=5)
+    for step, batch in enumerate(batches(split, 8, crop="center")):
+        assert (batch.dtype, batch.shape) == (torch.uint8, (8, 3, 12, 12))
+        for image, index in zip(batch, order.batch(step)[1], strict=True):
+            whole = split.pixels(int(index))
+            assert np.array_equal(image.permute(1, 2, 0), whole[2:14, 4:16])
+
+
+def test_random_crops_lie_inside_and_differ_between_epochs(split: Split) -> None:
+    crops = loader.Crops(split, 12, random=True, seed=5)
+    places = set()
+    for epoch in range(40):
+        crop = crops[epoch, 3].permute(1, 2, 0).numpy()
+        whole = split.pixels(3)
+        found = [
+            (top, left)
+            for top in range(5)
+            for left in range(9)
+            if np.array_equal(whole[top : top + 12, left : left + 12], crop)
+        ]
+        assert found
+        places |= set(found)
+    assert {top for top, _ in places} == set(range(5))
+    assert len({left for _, left in places}) > 6
+
+
+def test_worker_processes_and_a_later_start_give_the_same_batches(split: Split) -> None:
+    here = batches(split, 9)
+    for workers, start in [(2, 0), (0, 4), (1, 7)]:
+        again = batches(split, 9 - start, start=start, workers=workers)
+        assert all(torch.equal(a, b) for a, b in zip(here[start:], again, strict=True))
+
+
+def test_validation_sees_every_image_once_in_order(split: Split) -> None:
+    stream = loader.validation_batches(split, side=16, batch_size=7, device=CPU)
+    images = torch.cat(list(stream))
+    assert len(images) == len(split)
+    assert np.array_equal(images[10].permute(1, 2, 0), split.pixels(10)[:, 2:18])
+
+
+def test_crops_larger_than_the_smallest_image_are_refused() -> None:
+    loader.check_side(32, 32, "set")
+    with pytest.raises(BadRequestError, match="--size 64"):
+        loader.check_side(32, 64, "set")
+
+
+def test_signed_floats_and_bytes_round_trip() -> None:
+    every = torch.arange(256, dtype=torch.uint8)
+    signed = pixels.to_signed(every)
+    assert (signed.min().item(), signed.max().item()) == (-1, 1)
+    assert torch.equal(pixels.to_bytes(signed), every)
+    assert pixels.to_bytes(torch.tensor([-3.0, 0.0, 3.0])).tolist() == [0, 128, 255]

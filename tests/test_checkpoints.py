@@ -1,0 +1,137 @@
+"""Weights and states: round trips to the bit, nothing half-written, no code run on loading."""
+
+from __future__ import annotations
+
+import pickle
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from movq_cli import checkpoints
+from movq_cli.checkpoints import PriorHeader, TokenizerHeader
+from movq_cli.errors import BadRequestError, FailureError
+from movq_cli.files import sha256
+from movq_cli.models.tokenizer import Tokenizer
+from movq_cli.models.transformer import CodeTransformer
+from movq_cli.settings import Preset
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def tokenizer(tiny: Preset) -> Tokenizer:
+    return Tokenizer(tiny.vq)
+
+
+def test_a_tokenizer_is_rebuilt_from_its_file_alone(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    path = tmp_path / "t.safetensors"
+    checkpoints.save_weights(path, tokenizer, TokenizerHeader(vq=tokenizer.settings))
+    loaded = checkpoints.load_tokenizer(path)
+    assert loaded.settings == tokenizer.settings
+    assert not loaded.training
+    for name, value in tokenizer.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+
+
+def test_equal_weights_have_equal_hashes(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    header = TokenizerHeader(vq=tokenizer.settings)
+    for number in range(8):
+        checkpoints.save_weights(tmp_path / str(number), tokenizer, header)
+    assert len({sha256(path) for path in tmp_path.iterdir()}) == 1
+
+
+def test_a_prior_is_rebuilt_with_all_that_sampling_needs(tmp_path: Path, tiny: Preset) -> None:
+    model = CodeTransformer(tiny.prior, tiny.vq.code_shape)
+    header = PriorHeader(
+        prior=tiny.prior, shape=tiny.vq.code_shape, sample=tiny.sample, classes=("a", "b", "ç"), tokenizer="f" * 64
+    )
+    checkpoints.save_weights(tmp_path / "p", model, header)
+    loaded, found = checkpoints.load_prior(tmp_path / "p")
+    assert found == header
+    for name, value in model.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value)
+
+
+def test_files_that_are_no_weights_of_ours_are_named(tmp_path: Path, tokenizer: Tokenizer, tiny: Preset) -> None:
+    path = tmp_path / "t.safetensors"
+    with pytest.raises(BadRequestError, match=r"t\.safetensors"):
+        checkpoints.load_tokenizer(path)
+    checkpoints.save_weights(path, tokenizer, TokenizerHeader(vq=tokenizer.settings))
+    with pytest.raises(BadRequestError, match="not a prior"):
+        checkpoints.load_prior(path)
+    whole = path.read_bytes()
+    for damaged in (b"", whole[:7], whole[:-1], b"\xff" * 100):
+        path.write_bytes(damaged)
+        with pytest.raises(BadRequestError, match="not a whole safetensors file"):
+            checkpoints.load_tokenizer(path)
+    other = Tokenizer(tiny.vq.model_copy(update={"codebook_size": 8}))
+    checkpoints.save_weights(path, other, TokenizerHeader(vq=tokenizer.settings))
+    with pytest.raises(BadRequestError, match="does not fit its own settings"):
+        checkpoints.load_tokenizer(path)
+
+
+def test_a_training_state_comes_back_to_the_bit(tmp_path: Path) -> None:
+    state = {"step": 3, "stage": {"a": torch.randn(3, dtype=torch.float64), "b": [1, {"c": torch.arange(3)}]}}
+    checkpoints.save_state(tmp_path / "s", state)
+    loaded = checkpoints.load_state(tmp_path / "s", CPU)
+    assert loaded["step"] == 3
+    assert torch.equal(loaded["stage"]["a"], state["stage"]["a"])  # type: ignore[index]
+    assert torch.equal(loaded["stage"]["b"][1]["c"], torch.arange(3))
+
+
+class Harmful:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Path.touch, (Path("ran"),)  # type: ignore[return-value]
+
+
+def test_loading_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("pickle", "torch"):
+        path = tmp_path / name
+        if name == "pickle":
+            path.write_bytes(pickle.dumps({"step": Harmful()}))
+        else:
+            torch.save({"step": Harmful()}, path)
+        with pytest.raises(FailureError, match=name):
+            checkpoints.load_state(path, CPU)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("what", ["save_state", "save_weights"])
+def test_a_full_disk_is_one_line_and_the_old_file_stands(tmp_path: Path, what: str) -> None:
+    """For real, by a limit on the size of a process's files, as a quota would."""
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    code = f"""
+import torch
+from torch import nn
+from pathlib import Path
+from movq_cli import checkpoints
+from movq_cli.errors import FailureError
+from movq_cli.settings import Settings
+import signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+big = nn.Linear(1000, 1000)
+try:
+    if {what!r} == "save_state":
+        checkpoints.save_state(Path({str(path)!r}), big.state_dict())
+    else:
+        checkpoints.save_weights(Path({str(path)!r}), big, Settings())
+except FailureError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000)),
+    )
+    assert str(path) in done.stdout, done.stderr
+    assert done.stdout.count("\n") == 1
+    assert path.read_bytes() == b"old"
+    assert [found.name for found in tmp_path.iterdir()] == ["file"]

@@ -1,0 +1,80 @@
+"""What only a CUDA device can show: the same answers as the CPU's, in the precision that the device is built for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from movq_cli import devices, presets
+from movq_cli.data.shards import PreparedSet
+from movq_cli.models import masked_prior
+from movq_cli.models.quantizer import VectorQuantizer
+from movq_cli.models.tokenizer import Tokenizer
+from movq_cli.models.transformer import CodeTransformer
+from movq_cli.settings import Preset, SampleSettings
+from movq_cli.training.vq import TokenizerTraining
+
+pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
+
+CUDA = torch.device("cuda")
+
+
+def test_codes_are_those_of_the_cpu_under_bf16_autocast() -> None:
+    torch.manual_seed(0)
+    quantize = VectorQuantizer(1024, 64)
+    z = torch.randn(4, 256, 16, 16)
+    expected = quantize.encode(z)
+    with devices.autocast(CUDA, "bf16"):
+        found = quantize.to(CUDA).encode(z.to(CUDA)).cpu()
+    assert (found == expected).float().mean() > 0.999
+
+
+def test_the_papers_tokenizer_gives_the_cpus_images() -> None:
+    torch.manual_seed(0)
+    model = Tokenizer(presets.load("ffhq").vq).eval()
+    codes = torch.randint(0, 1024, (2, 16, 16, 4))
+    expected = model.decode(codes)
+    model = model.to(CUDA).to(memory_format=torch.channels_last)
+    assert (model.decode(codes.to(CUDA)).cpu() - expected).abs().max() < 1e-3
+    with devices.autocast(CUDA, "bf16"):
+        assert (model.decode(codes.to(CUDA)).cpu() - expected).abs().mean() < 0.02
+
+
+def test_samples_on_the_device_are_those_of_the_cpu() -> None:
+    torch.manual_seed(0)
+    preset = presets.load("digits")
+    model = CodeTransformer(preset.prior, preset.vq.code_shape).eval()
+    classes = torch.arange(10)
+    expected = masked_prior.decode(model, range(10), classes, SampleSettings())
+    found = masked_prior.decode(model.to(CUDA), range(10), classes.to(CUDA), SampleSettings()).cpu()
+    assert (found == expected).float().mean() > 0.99
+
+
+def test_a_training_step_on_the_device_gives_the_cpus_loss(tiny: Preset, prepared: PreparedSet) -> None:
+    losses = []
+    for device in (torch.device("cpu"), CUDA):
+        stage = TokenizerTraining(tiny, prepared, device)
+        stage.model.load_state_dict(TokenizerTraining(tiny, prepared, torch.device("cpu")).model.state_dict())
+        batches = stage.batches(0)
+        losses.append([stage.step(next(batches), step)["loss"].item() for step in range(3)])
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+
+
+def test_the_papers_prior_learns_in_bf16() -> None:
+    preset = presets.load("ffhq")
+    torch.manual_seed(0)
+    model = CodeTransformer(preset.prior, preset.vq.code_shape).to(CUDA)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
+    codes = torch.randint(0, 1024, (8, 16, 16, 4), device=CUDA)
+    generator = torch.Generator(CUDA).manual_seed(0)
+    seen = []
+    for _ in range(30):
+        mask = masked_prior.training_mask(codes, generator)
+        with devices.autocast(CUDA, "bf16"):
+            logits = model(codes.masked_fill(mask, model.unknown))
+        loss = masked_prior.masked_loss(logits, codes, mask, 0.1)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        seen.append(loss.item())
+    assert seen[-1] < seen[0] - 0.3

@@ -1,0 +1,26 @@
+"""Devices are picked by name, and an impossible one is a bad request."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from movq_cli import devices
+from movq_cli.errors import BadRequestError
+
+
+def test_the_device_named_is_the_device_given() -> None:
+    assert devices.pick("cpu") == torch.device("cpu")
+    assert devices.pick().type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "gpu", "", "cpu:x"])
+def test_a_device_that_is_not_there_is_a_bad_request(name: str) -> None:
+    with pytest.raises(BadRequestError, match="--device cpu"):
+        devices.pick(name)
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bf16", torch.bfloat16)])
+def test_the_precision_named_is_that_of_matrix_products(precision: str, dtype: torch.dtype) -> None:
+    with devices.autocast(torch.device("cpu"), precision):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype

@@ -1,0 +1,210 @@
+"""The six commands one after the other, as real processes on a tiny set, and what happens when one is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+if TYPE_CHECKING:
+    from tests.conftest import Movq
+
+
+@pytest.fixture
+def trained(movq: Movq, shapes: Path, tiny_yaml: Path, tmp_path: Path) -> Path:
+    """A folder with a prepared set and both stages trained."""
+    movq("prepare", shapes, "data", "--size", "16", "--val", "12")
+    movq("train-vq", "--preset", tiny_yaml)
+    movq("train-prior", "--preset", tiny_yaml)
+    return tmp_path
+
+
+def test_six_commands_work_one_into_the_next(movq: Movq, shapes: Path, tiny_yaml: Path, tmp_path: Path) -> None:
+    done = movq("prepare", shapes, "data", "--size", "16", "--val", "12", "--json")
+    assert json.loads(done.stdout) == {"path": "data", "train": 48, "val": 12, "rejected": 0, "classes": 3}
+
+    done = movq("train-vq", "--preset", tiny_yaml)
+    assert done.stdout == "runs/tiny-vq\n"
+    run = tmp_path / "runs" / "tiny-vq"
+    assert {path.name for path in run.iterdir()} >= {"run.json", "settings.yaml", "log.jsonl", "tokenizer.safetensors"}
+    records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records if "training" in record] == list(range(1, 11))
+    assert {"psnr", "ssim", "usage", "perplexity"} == records[-1]["validation"].keys()
+    assert Image.open(run / "pictures" / "00000010.png").size[0] > 100
+
+    done = movq("train-prior", "--preset", tiny_yaml, "--json")
+    result = json.loads(done.stdout)
+    assert result["run"] == "runs/tiny-prior"
+    assert result["unigram_entropy"] > 0
+    assert "tokenizer: runs/tiny-vq" in done.stderr
+
+    done = movq("reconstruct", "data", "back", "--split", "val", "--grid", "back.png", "--metrics", "--json")
+    result = json.loads(done.stdout)
+    assert (result["images"], result["skipped"]) == (12, 0)
+    assert "tokenizer: runs/tiny-vq/tokenizer.safetensors" in done.stderr
+    assert (tmp_path / "back.png").is_file()
+
+    done = movq("evaluate", "--psnr", "--ssim", "data", "back", "--json")
+    figures = json.loads(done.stdout)
+    assert figures["psnr"] == pytest.approx(result["psnr"])
+    assert figures["ssim"] == pytest.approx(result["ssim"])
+
+    done = movq("sample", "--steps", "8", "--n", "5", "out/", "--grid", "out.png")
+    assert done.stdout == "out\n"
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert [image["file"] for image in manifest["images"]] == [f"{i:06d}.png" for i in range(5)]
+    assert [image["class"] for image in manifest["images"]] == ["bar", "dot", "sky", "bar", "dot"]
+    assert manifest["settings"]["steps"] == 8
+    assert all(Image.open(tmp_path / "out" / image["file"]).size == (16, 16) for image in manifest["images"])
+
+
+def test_running_a_finished_run_again_does_nothing_and_longer_goes_on(
+    movq: Movq, trained: Path, tiny_yaml: Path
+) -> None:
+    weights = trained / "runs" / "tiny-vq" / "tokenizer.safetensors"
+    before = weights.read_bytes()
+    done = movq("train-vq", "--preset", tiny_yaml)
+    assert "finished already" in done.stderr
+    assert weights.read_bytes() == before
+    done = movq("train-vq", "--preset", tiny_yaml, "-o", "train_vq.steps=12")
+    assert "going on from step 10" in done.stderr
+    assert weights.read_bytes() != before
+
+
+def test_the_same_images_come_out_of_any_batch_size_and_after_an_interruption(movq: Movq, trained: Path) -> None:
+    movq("sample", "--n", "7", "a", "--batch-size", "7")
+    movq("sample", "--n", "3", "b", "--batch-size", "2")
+    (trained / "b" / "000001.png").unlink()
+    done = movq("sample", "--n", "7", "b", "--batch-size", "3")
+    assert "2 of 7 images are in b already" in done.stderr
+    for index in range(7):
+        assert (trained / "a" / f"{index:06d}.png").read_bytes() == (trained / "b" / f"{index:06d}.png").read_bytes()
+
+
+def test_an_image_can_be_drawn_again_from_its_seed_and_class_in_the_manifest(movq: Movq, trained: Path) -> None:
+    movq("sample", "--n", "6", "many", "--seed", "40")
+    image = json.loads((trained / "many" / "manifest.json").read_text())["images"][4]
+    movq("sample", "--n", "1", "one", "--seed", str(image["seed"]), "--class", image["class"])
+    assert (trained / "one" / "000000.png").read_bytes() == (trained / "many" / image["file"]).read_bytes()
+
+
+def test_samples_of_other_settings_are_not_mixed_into_a_folder(movq: Movq, trained: Path) -> None:
+    movq("sample", "--n", "2", "out")
+    before = {path.name: path.read_bytes() for path in (trained / "out").iterdir()}
+    for other in (["--seed", "1"], ["--steps", "3"], ["--class", "dot"], ["--guidance", "2"]):
+        assert "Name another folder" in movq("sample", "--n", "2", "out", *other, code=2).stderr
+    assert {path.name: path.read_bytes() for path in (trained / "out").iterdir()} == before
+
+
+def test_a_prior_is_refused_a_tokenizer_that_did_not_make_its_codes(movq: Movq, trained: Path, tiny_yaml: Path) -> None:
+    movq("train-vq", "--preset", tiny_yaml, "--run", "runs/other", "-o", "train_vq.seed=1")
+    done = movq("sample", "--n", "1", "out", "--tokenizer", "runs/other", code=2)
+    assert "another tokenizer" in done.stderr
+    assert not (trained / "out").exists()
+    done = movq("train-prior", "--preset", tiny_yaml, "--tokenizer", "runs/other", code=2)
+    assert "another tokenizer" in done.stderr
+    # The newest finished run is the other one now, and the prior beside it still samples.
+    movq("sample", "--n", "1", "out")
+
+
+def test_the_prior_run_samples_on_its_own_wherever_it_is_moved(movq: Movq, trained: Path) -> None:
+    movq("sample", "--n", "2", "before")
+    (trained / "runs" / "tiny-prior").rename(trained / "elsewhere")
+    (trained / "runs" / "tiny-vq").rename(trained / "gone")
+    movq("sample", "--n", "2", "after", "--run", "elsewhere")
+    for name in ("000000.png", "000001.png"):
+        assert (trained / "before" / name).read_bytes() == (trained / "after" / name).read_bytes()
+
+
+def test_images_of_any_size_and_shape_are_reconstructed_at_their_own(movq: Movq, trained: Path) -> None:
+    folder = trained / "odd"
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for number, size in enumerate([(5, 3), (7, 3), (16, 16), (33, 18), (16, 16)]):
+        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+    (folder / "same.jpg").write_bytes((folder / "2.png").read_bytes())
+    (folder / "same.png").write_bytes((folder / "2.png").read_bytes())
+    (folder / "broken.png").write_bytes(b"no image at all")
+    done = movq("reconstruct", "odd", "back", "--metrics")
+    assert "broken.png" in done.stderr
+    assert {path.name for path in (trained / "back").iterdir()} == {
+        "0.png", "1.png", "2.png", "3.png", "4.png", "same.jpg.png", "same.png.png"
+    }  # fmt: skip
+    for number in range(5):
+        assert Image.open(trained / "back" / f"{number}.png").size == Image.open(folder / f"{number}.png").size
+    # What is beside an image in a batch does not change it, but for the order of some sums.
+    alone, beside = (np.asarray(Image.open(trained / "back" / name)).astype(int) for name in ("2.png", "same.jpg.png"))
+    assert np.abs(alone - beside).max() <= 1
+
+
+def start(folder: Path, *arguments: str | Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "movq_cli", *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 130), (signal.SIGINT, 130)])
+def test_a_run_stopped_at_any_moment_ends_as_it_would_have(
+    movq: Movq, shapes: Path, tiny_yaml: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    movq("prepare", shapes, "data", "--size", "16", "--val", "12")
+    length = ["-o", "train_vq.steps=60", "-o", "train_vq.checkpoint_every=3", "-o", "train_vq.validate_every=60"]
+    movq("train-vq", "--preset", tiny_yaml, "--run", "whole", *length)
+    process = start(tmp_path, "train-vq", "--preset", tiny_yaml, "--run", "parts", *length)
+    wait_for(tmp_path / "parts" / "checkpoint.pt", process)
+    process.send_signal(number)
+    _, errors = process.communicate()
+    assert process.returncode == code, errors
+    if code == 130:
+        assert "The same command goes on from there" in errors
+    done = movq("train-vq", "--preset", tiny_yaml, "--run", "parts", *length)
+    assert "going on from step" in done.stderr
+    whole, parts = (tmp_path / name / "tokenizer.safetensors" for name in ("whole", "parts"))
+    assert whole.read_bytes() == parts.read_bytes()
+
+
+def test_the_python_face_does_what_the_commands_do(movq: Movq, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from movq_cli import Prior, Tokenizer
+    from movq_cli.data import pixels
+
+    monkeypatch.chdir(trained)
+    movq("sample", "--n", "4", "out", "--seed", "3")
+    prior = Prior.load("runs/tiny-prior")
+    samples = prior.sample(n=4, seed=3, classes=None)
+    assert samples.shape == (4, 3, 16, 16)
+    for index in range(4):
+        written = np.asarray(Image.open(f"out/{index:06d}.png"))
+        assert np.abs(pixels.to_bytes(samples[index]).permute(1, 2, 0).numpy().astype(int) - written).max() <= 1
+    tokenizer = Tokenizer.load("runs/tiny-vq")
+    codes = tokenizer.encode(samples)
+    assert (codes.shape, codes.dtype) == ((4, 8, 8, 4), torch.int64)
+    images = tokenizer.decode(codes)
+    assert images.shape == samples.shape
+    assert images.abs().max() <= 1
+    untrained = Tokenizer.from_preset("digits", "vq.codebook_size=32")
+    assert untrained.settings.codebook_size == 32
+    assert isinstance(untrained, torch.nn.Module)

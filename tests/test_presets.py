@@ -1,0 +1,142 @@
+"""Every preset builds and has the parameters it claims; names, inheritance and overrides do what they say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from movq_cli import presets
+from movq_cli.errors import BadRequestError
+from movq_cli.models.tokenizer import Tokenizer
+from movq_cli.models.transformer import CodeTransformer
+from movq_cli.settings import Preset
+
+PARAMETERS = {  # tokenizer, prior
+    "ffhq": (82_692_995, 307_030_272),
+    "imagenet": (82_692_995, 307_031_296),
+    "vqgan-ffhq": (72_141_699, 304_671_744),
+    "vqgan-imagenet": (72_141_699, 304_672_768),
+    "digits": (2_885_139, 1_331_360),
+}
+
+
+def count(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def test_every_preset_is_counted() -> None:
+    assert presets.available().keys() == PARAMETERS.keys()
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_a_preset_builds_with_the_parameters_it_claims(name: str) -> None:
+    preset = presets.load(name)
+    with torch.device("meta"):
+        found = count(Tokenizer(preset.vq)), count(CodeTransformer(preset.prior, preset.vq.code_shape))
+    assert found == PARAMETERS[name]
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_what_is_shown_loads_again_as_the_same_preset(name: str, tmp_path: Path) -> None:
+    preset = presets.load(name)
+    path = tmp_path / "again.yaml"
+    path.write_text(presets.to_yaml(preset))
+    assert presets.load(str(path)) == preset
+
+
+def test_every_setting_is_described() -> None:
+    missing = [name for name, field in presets.settings_fields() if not field.description]
+    assert not missing
+
+
+def test_the_nearer_folder_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "presets").mkdir()
+    (tmp_path / "presets" / "digits.yaml").write_text("description: mine\n")
+    monkeypatch.chdir(tmp_path)
+    assert presets.load("digits").description == "mine"
+    assert "ffhq" in presets.available()
+
+
+def write(folder: Path, **files: str) -> None:
+    for name, text in files.items():
+        (folder / f"{name}.yaml").write_text(text)
+
+
+def test_a_child_states_only_what_differs(tmp_path: Path) -> None:
+    write(tmp_path, child=f"base: {tmp_path}/middle.yaml\nvq: {{chunks: 8}}\n")
+    write(tmp_path, middle="base: ffhq\nvq: {codebook_size: 512}\ntarget: {fid: null}\n")
+    child, base = presets.load(f"{tmp_path}/child.yaml"), presets.load("ffhq")
+    assert (child.vq.chunks, child.vq.codebook_size) == (8, 512)
+    assert child.vq.model_copy(update={"chunks": 4, "codebook_size": 1024}) == base.vq
+    assert (child.target.fid, child.target.psnr) == (None, base.target.psnr)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("base: {here}/a.yaml\n", "circle"),
+        ("base: [ffhq, digits]\n", "one preset's name"),
+        ("base: ffqh\n", "'ffhq'"),
+        ("- 1\n- 2\n", "list"),
+        ("vq: {chunks: 4\n", "YAML"),
+        ("vq: 3\n", "vq"),
+        ("vqq: {}\n", "'vq'"),
+        ("train_vq: {steps: 3}\n", "exactly one of epochs and steps"),
+        ("vq: {resolution: 250}\n", "downsampling factor 16"),
+        ("vq: {channels: 20}\n", "multiple of 32"),
+        ("vq: {modulation: null}\n", "initial_feature"),
+        ("prior: {classes: 2000}\n", "2000"),
+        ("prior: {heads: 7}\n", "7 heads"),
+        ("train_vq: {base_learning_rate: .inf}\n", "base_learning_rate"),
+    ],
+)
+def test_a_preset_that_cannot_be_is_one_line(tmp_path: Path, text: str, words: str) -> None:
+    write(tmp_path, a=text.replace("{here}", str(tmp_path)))
+    with pytest.raises(BadRequestError) as error:
+        presets.load(f"{tmp_path}/a.yaml")
+    assert words in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "found"),
+    [
+        ("vq.codebook_size=2048", lambda p: p.vq.codebook_size == 2048),
+        ("vq.attention_resolutions=[8, 16]", lambda p: p.vq.attention_resolutions == (8, 16)),
+        ("vq.modulation.levels=1", lambda p: p.vq.modulation.levels == 1),
+        ("train_vq.base_learning_rate=1e-4", lambda p: p.train_vq.base_learning_rate == 1e-4),
+        ("train_vq.clip_norm=null", lambda p: p.train_vq.clip_norm is None),
+        ("data.path=some where/else", lambda p: p.data.path == Path("some where/else")),
+        ("description=a=b", lambda p: p.description == "a=b"),
+    ],
+)
+def test_any_setting_can_be_given_on_the_command_line(override: str, found: object) -> None:
+    assert callable(found)
+    assert found(presets.load("ffhq", [override]))
+
+
+@given(st.text(max_size=30))
+def test_no_override_ends_in_anything_but_a_preset_or_one_line(text: str) -> None:
+    try:
+        assert isinstance(presets.load("digits", [text]), Preset)
+    except BadRequestError as error:
+        assert "\n" not in str(error)
+
+
+@given(st.sampled_from([name for name, _ in presets.settings_fields()]), st.data())
+def test_a_misspelt_setting_suggests_the_one_that_was_meant(name: str, data: st.DataObject) -> None:
+    place = data.draw(st.integers(0, len(name) - 1))
+    if name[place] == ".":
+        return
+    misspelt = name[:place] + name[place + 1 :]
+    known = [known for known, _ in presets.settings_fields()]
+    if misspelt in known or len(misspelt) < 6:
+        return
+    with pytest.raises(BadRequestError) as error:
+        presets.load("ffhq", [f"{misspelt}=1"])
+    assert repr(name) in str(error.value)
