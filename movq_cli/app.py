@@ -93,7 +93,7 @@ def prepare(
     ],
     out: Annotated[
         Path | None,
-        typer.Argument(metavar="[OUT]", help="The prepared set's folder. [default: data/NAME]", show_default=False),
+        typer.Argument(metavar="OUT", help="The prepared set's folder. [default: data/NAME]", show_default=False),
     ] = None,
     size: Annotated[
         int | None,
@@ -128,7 +128,7 @@ def prepare(
 
     command.prepare(
         source,
-        out or Path("data") / (Path(source).stem or Path(source).resolve().name),
+        out or Path("data") / Path(source).resolve().stem.removesuffix(".tar"),
         size=size,
         square=square,
         val=val,
@@ -220,7 +220,7 @@ def reconstruct(
     batch_size: BatchSize = 16,
     grid: Annotated[
         Path | None,
-        typer.Option(help="Also make this picture: the first originals over their reconstructions."),
+        typer.Option(help="Also make this picture: originals, evenly spaced, over their reconstructions."),
     ] = None,
     metrics: Annotated[bool, typer.Option("--metrics", help="Also give mean PSNR (dB) and SSIM.")] = False,
     device: Device = None,
@@ -251,11 +251,12 @@ def sample(
         int | None,
         typer.Option(min=1, help="Decoding steps. [default: the preset's, 8 or 12]", show_default=False),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of image 0; image i has seed + i.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of image 0; image i has seed + i.")] = 0,
     classes: Annotated[
         list[str] | None,
         typer.Option(
             "--class",
+            metavar="CLASS",
             help="Class name or number, repeatable, taken in turn. [default: all in turn]",
             show_default=False,
         ),

@@ -53,7 +53,7 @@ def load(name: str, overrides: Sequence[str] = ()) -> Preset:
     try:
         return Preset.model_validate(values)
     except ValidationError as error:
-        raise BadRequestError(_explain(error, f"preset {name!r}")) from None
+        raise BadRequestError(explain(error, f"preset {name!r}")) from None
 
 
 def settings_fields(model: type[BaseModel] = Preset, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -71,6 +71,25 @@ def to_yaml(preset: Preset) -> str:
     lines: list[str] = []
     _write(preset.model_dump(mode="json"), "", descriptions, lines)
     return "\n".join(lines) + "\n"
+
+
+def explain(error: ValidationError, where: str) -> str:
+    """The first fault as one line: which setting, what is wrong with it, which name is near.
+
+    Args:
+        error: What pydantic found.
+        where: What holds the settings, to begin the line with.
+    """
+    fault = error.errors(include_url=False)[0]
+    path = [part for part in fault["loc"] if isinstance(part, str)]
+    dotted = ".".join(path)
+    if fault["type"] == "extra_forbidden":
+        siblings = [name for name, _ in settings_fields()]
+        return f"{where}: unknown setting {dotted!r}. {did_you_mean(dotted, siblings)}"
+    message = fault["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(fault["input"], dict | BaseModel) else f", not {fault['input']!r}"
+    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
+    return f"{where}: {f'{dotted}: ' if dotted else ''}{message}{given}{more}"
 
 
 def _write(values: dict[str, Any], prefix: str, descriptions: dict[str, str], lines: list[str]) -> None:
@@ -152,17 +171,3 @@ def _apply(values: dict[str, Any], override: str) -> None:
             place[section] = {}
         place = place[section]
     place[leaf] = value
-
-
-def _explain(error: ValidationError, where: str) -> str:
-    """The first fault as one line: which setting, what is wrong with it, which name is near."""
-    fault = error.errors(include_url=False)[0]
-    path = [part for part in fault["loc"] if isinstance(part, str)]
-    dotted = ".".join(path)
-    if fault["type"] == "extra_forbidden":
-        siblings = [name for name, _ in settings_fields()]
-        return f"{where}: unknown setting {dotted!r}. {did_you_mean(dotted, siblings)}"
-    message = fault["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(fault["input"], dict | BaseModel) else f", not {fault['input']!r}"
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where}: {f'{dotted}: ' if dotted else ''}{message}{given}{more}"

@@ -162,7 +162,7 @@ class TrainSettings(Settings):
     precision: Literal["auto", "float32", "bf16"] = Field(
         "auto", description="matrix arithmetic; auto = bf16 where the device is built for it"
     )
-    seed: int = Field(0, ge=0, description="of initialisation, data order and every draw")
+    seed: int = Field(0, ge=0, lt=2**31, description="of initialisation, data order and every draw")
     log_every: Positive = Field(50, description="steps between log lines")
     validate_every: Positive = Field(1000, description="steps between validations")
     checkpoint_every: Positive = Field(1000, description="steps between checkpoints to resume from")

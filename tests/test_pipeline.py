@@ -103,6 +103,9 @@ def test_samples_of_other_settings_are_not_mixed_into_a_folder(movq: Movq, train
     for other in (["--seed", "1"], ["--steps", "3"], ["--class", "dot"], ["--guidance", "2"]):
         assert "Name another folder" in movq("sample", "--n", "2", "out", *other, code=2).stderr
     assert {path.name: path.read_bytes() for path in (trained / "out").iterdir()} == before
+    for impossible, word in (["--temperature", "0"], "temperature"), (["--class", "cat"], "'cat'"):
+        assert word in movq("sample", "--n", "2", "new", *impossible, code=2).stderr
+    assert not (trained / "new").exists()
 
 
 def test_a_prior_is_refused_a_tokenizer_that_did_not_make_its_codes(movq: Movq, trained: Path, tiny_yaml: Path) -> None:

@@ -12,7 +12,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.backends import cudnn
@@ -254,12 +253,10 @@ def _mean(judge: paired.PairedMetric, scores: list[float], comparison: _Comparis
             raise BadRequestError(problem)
         comparison.console.warn(f"left out {judge.key}: {problem}")
         return {}
-    finite = [score for score in scores if math.isfinite(score)]
-    if len(finite) < len(scores):
-        # One infinite PSNR would swallow the mean, and a cap would be a number that nobody measured.
-        identical = f"{len(scores) - len(finite)} pairs are identical"
-        comparison.console.warn(f"{identical}, their {judge.key} infinite: not in its mean")
-    return {judge.key: float(np.mean(finite)) if finite else None}
+    infinite = sum(map(math.isinf, scores))
+    if infinite:
+        comparison.console.warn(f"{infinite} pairs are identical, their {judge.key} infinite: not in its mean")
+    return {judge.key: paired.finite_mean(torch.tensor(scores, dtype=torch.float64))}
 
 
 def _read_pairs(

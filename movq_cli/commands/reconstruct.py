@@ -44,7 +44,7 @@ def reconstruct(
         run: Tokenizer's run folder or weight file; None = the newest finished run.
         split: Of a source with splits; None = everything.
         batch_size: Images at once.
-        grid: Picture of the first originals over their reconstructions.
+        grid: Picture of some originals, evenly spaced, over their reconstructions.
         metrics: Also give mean PSNR and SSIM.
         device: Name; None = CUDA where there is one.
         console: Where to speak.
@@ -56,7 +56,7 @@ def reconstruct(
     model = checkpoints.load_tokenizer(weights).to(where)
     names = output_names(images.names)
     figures: list[Tensor] = []
-    shown: list[Tensor] = []
+    shown: dict[int, Tensor] = dict.fromkeys(pixels.spread(len(images), _GRID_COLUMNS), torch.empty(0))
     bad: list[str] = []
     with console.progress(len(images), "reconstructing", "images") as progress:
         for places, originals in stream.same_size_batches(_readable(images, bad, progress), batch_size):
@@ -67,8 +67,9 @@ def reconstruct(
                 figures.append(
                     torch.stack([paired.psnr(reconstructed, originals), paired.ssim(reconstructed, originals)])
                 )
-            if grid is not None and len(shown) < _GRID_COLUMNS:
-                shown += [torch.stack(pair) for pair in zip(originals, reconstructed, strict=True)]
+            for place, *pair in zip(places.tolist(), originals, reconstructed, strict=True):
+                if place in shown:
+                    shown[place] = torch.stack(pair)
     if bad:
         more = " ..." if len(bad) > _BAD_NAMED else ""
         console.warn(f"{len(bad)} images were skipped: {'; '.join(bad[:_BAD_NAMED])}{more}")
@@ -77,12 +78,12 @@ def reconstruct(
         raise BadRequestError(f"no usable image in {source}: {bad[0]}")
     result: dict[str, object] = {"path": str(out), "images": done, "skipped": len(bad)}
     if grid is not None:
-        _save_pairs(grid, shown)
+        _save_pairs(grid, [pair for pair in shown.values() if len(pair)])
         result["grid"] = str(grid)
     if figures:
-        psnr, ssim = torch.cat(figures, dim=1).mean(dim=1).tolist()
+        psnr, ssim = (paired.finite_mean(scores) for scores in torch.cat(figures, dim=1))
         result |= {"psnr": psnr, "ssim": ssim}
-        console.log(f"PSNR {psnr:.2f} dB ({paired.PSNR_VARIANT}), SSIM {ssim:.4f} ({paired.SSIM_VARIANT})")
+        console.log(f"PSNR {psnr} dB ({paired.PSNR_VARIANT}), SSIM {ssim} ({paired.SSIM_VARIANT})")
     console.result(result, str(out))
 
 
@@ -123,6 +124,6 @@ def output_names(names: tuple[str, ...]) -> list[str]:
 
 def _save_pairs(path: Path, pairs: list[Tensor]) -> None:
     """Originals over reconstructions, of the pairs that share the first one's size."""
-    same = [pair for pair in pairs if pair.shape == pairs[0].shape][:_GRID_COLUMNS]
+    same = [pair for pair in pairs if pair.shape == pairs[0].shape]
     both = torch.cat([torch.stack([pair[row] for pair in same]) for row in (0, 1)])
     pixels.save_grid(path, both, len(same), pixels.grid_scale(both.shape[-1]))

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 from torch import Tensor
 
 from movq_cli import __version__, devices, runs
@@ -19,6 +20,8 @@ from movq_cli.data import pixels
 from movq_cli.data.images import decode, encode_png
 from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_write, sha256
+from movq_cli.presets import explain
+from movq_cli.settings import SampleSettings
 
 MANIFEST = "manifest.json"
 _GRID_IMAGES = 100
@@ -69,8 +72,7 @@ def sample(
         "choice_temperature": choice_temperature,
         "guidance": guidance,
     }
-    given = {name: value for name, value in asked.items() if value is not None}
-    settings = prior.header.sample.model_copy(update=given)
+    settings = _settings(prior.header.sample, {name: value for name, value in asked.items() if value is not None})
     if settings.guidance > 0 and not prior.classes:
         raise BadRequestError("guidance needs a class-conditional prior, and this one is unconditional")
     ids = prior.class_ids(classes)
@@ -104,6 +106,13 @@ def sample(
         _save_grid(grid, [out / file_name(index) for index in range(min(n, _GRID_IMAGES))], columns)
         result["grid"] = str(grid)
     console.result(result, str(out))
+
+
+def _settings(preset: SampleSettings, given: dict[str, float]) -> SampleSettings:
+    try:
+        return SampleSettings.model_validate({**preset.model_dump(), **given})
+    except ValidationError as error:
+        raise BadRequestError(explain(error, "sample")) from None
 
 
 def file_name(index: int) -> str:

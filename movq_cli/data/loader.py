@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -81,10 +81,14 @@ def training_batches(
 
 def validation_batches(split: Split, *, side: int, batch_size: int, device: torch.device) -> Iterator[Tensor]:
     """The whole split once, in order, centre crops, [B, 3, side, side] uint8 on the device."""
-    crops = Crops(split, side, random=False, seed=0)
     for start in range(0, len(split), batch_size):
-        images = [crops[0, index] for index in range(start, min(start + batch_size, len(split)))]
-        yield torch.stack(images).to(device)
+        yield center_crops(split, range(start, min(start + batch_size, len(split))), side=side, device=device)
+
+
+def center_crops(split: Split, indices: Iterable[int], *, side: int, device: torch.device) -> Tensor:
+    """These images' centre crops, [B, 3, side, side] uint8 on the device."""
+    crops = Crops(split, side, random=False, seed=0)
+    return torch.stack([crops[0, index] for index in indices]).to(device)
 
 
 def worker_count(workers: int, device: torch.device) -> int:

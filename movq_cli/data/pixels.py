@@ -44,6 +44,11 @@ def save_grid(path: Path, pixels: Tensor, columns: int, scale: int = 1) -> None:
     atomic_write(path, encode_png(to_image(grid)))
 
 
+def spread(total: int, wanted: int) -> list[int]:
+    """Up to `wanted` indices below `total`, evenly spaced: the first images of a sorted set are all of one class."""
+    return [round(place) for place in np.linspace(0, total - 1, min(total, wanted))]
+
+
 def grid_scale(side: int) -> int:
     """How much to enlarge images of a side so that people can see them in a grid: small ones to about 64 pixels."""
     return max(1, 64 // side)

@@ -121,6 +121,15 @@ def ssim(a: Tensor, b: Tensor) -> Tensor:
     return (luminance * structure).mean(dim=(1, 2, 3))
 
 
+def finite_mean(scores: Tensor) -> float | None:
+    """The mean of the finite ones of scores [N]; None where there are none.
+
+    Identical images have an infinite PSNR: one would swallow the mean, and a cap would be a number nobody measured.
+    """
+    finite = scores[scores.isfinite()]
+    return finite.mean().item() if len(finite) else None
+
+
 PSNR = PairedMetric("psnr", PSNR_VARIANT, 1, psnr)
 SSIM = PairedMetric("ssim", SSIM_VARIANT, SSIM_WINDOW, ssim)
 

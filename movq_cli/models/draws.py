@@ -19,7 +19,7 @@ def image_uniforms(seeds: Sequence[int], shape: Sequence[int]) -> Tensor:
     """Uniform numbers in [0, 1) for each image.
 
     Args:
-        seeds: One seed an image, each in [0, 2^64).
+        seeds: One seed an image, each in [0, 2^32): torch's CPU generator reads no more bits.
         shape: Of the numbers of one image.
 
     Returns:

@@ -18,6 +18,8 @@ from movq_cli.models import draws
 from movq_cli.models.transformer import CodeTransformer
 from movq_cli.settings import SampleSettings
 
+_ROUNDING = 1e-9
+
 
 def mask_ratio(progress: Tensor) -> Tensor:
     """The cosine schedule: the share of codes still masked at a progress in [0, 1]."""
@@ -58,21 +60,25 @@ def masked_loss(logits: Tensor, codes: Tensor, mask: Tensor, label_smoothing: fl
     return (loss * weight).sum() / weight.sum().clamp(min=1)
 
 
-def masked_after(step: int, steps: int, unknown: Tensor) -> Tensor:
-    """How many codes are masked again after a step, from the number unknown at the start.
+def masked_after(step: int, steps: int, start: Tensor, now: Tensor) -> Tensor:
+    """How many codes stay masked after a step.
 
     Args:
         step: t in [0, T).
         steps: T.
-        unknown: int64 of any shape: N0, of each image.
+        start: int64 of any shape: N0, the codes that were unknown at the start, of each image.
+        now: The same shape: those that are unknown before this step.
 
     Returns:
-        floor(N0 cos(pi/2 (t + 1)/T)) as int64: at least 1 and at most all but one, and 0 after the last step.
+        floor(N0 cos(pi/2 (t + 1)/T)) as int64, but at least 1 and at most all but one of those unknown now, so that no
+        step is spent on nothing while there are codes enough; 0 after the last step.
     """
     if step == steps - 1:
-        return torch.zeros_like(unknown)
+        return torch.zeros_like(start)
     share = math.cos(math.pi / 2 * (step + 1) / steps)
-    return (unknown.double() * share).floor().long().clamp(min=1).minimum((unknown - 1).clamp(min=0))
+    # Where the product is a whole number, rounding leaves it a little below: floor would take one more off.
+    masked = (start.double() * share + _ROUNDING).floor().long()
+    return masked.minimum(now - 1).clamp(min=1).minimum(now)
 
 
 @torch.inference_mode()
@@ -99,7 +105,7 @@ def decode(
     size = (len(seeds), shape.height, shape.width, shape.chunks)
     codes = torch.full(size, model.unknown, device=device) if known is None else known.to(device)
     uniforms = draws.image_uniforms(seeds, (settings.steps, 2, shape.codes)).to(device)
-    unknown = (codes == model.unknown).flatten(1).sum(1, keepdim=True)
+    start = (codes == model.unknown).flatten(1).sum(1, keepdim=True)
     for step in range(settings.steps):
         logits = guided_logits(model, codes, classes, settings.guidance).flatten(1, 3)
         drawn, log_probability = draws.draw_codes(logits, uniforms[:, step, 0], settings.temperature)
@@ -108,7 +114,7 @@ def decode(
         masked = (codes == model.unknown).flatten(1)
         confidence = confidence.masked_fill(~masked, math.inf)  # what is known stays known
         rank = confidence.argsort(1).argsort(1)
-        hidden = rank < masked_after(step, settings.steps, unknown)
+        hidden = rank < masked_after(step, settings.steps, start, masked.sum(1, keepdim=True))
         decided = torch.where(masked, drawn, codes.flatten(1))
         codes = decided.masked_fill(hidden, model.unknown).view(size)
     return codes

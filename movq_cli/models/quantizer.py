@@ -58,7 +58,9 @@ class VectorQuantizer(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """The vectors [B, D, h, w] of codes [B, h, w, c] in [0, K)."""
-        return self._join(self.embedding(codes))
+        # Looked up, the vectors lie channels last, in which the CPU's GroupNorm is slower and loses digits; on CUDA the
+        # convolutions' weights decide.
+        return self._join(self.embedding(codes)).contiguous()
 
     @torch.no_grad()
     def revive(self, dead: Tensor, z: Tensor) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import FrameType
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -101,8 +102,8 @@ def train(stage: Stage, run: Run, manifest: Manifest, console: Console) -> dict[
 
 
 def step_seed(seed: int, step: int) -> int:
-    """The seed of one step's draws: distinct over steps, and over runs of different seeds."""
-    return (seed << 32) + step
+    """The seed of one step's draws, mixed from both: torch's CPU generator reads only 32 bits of what it is given."""
+    return int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
 
 
 def learning_rate_schedule(optimizer: Optimizer, settings: TrainSettings, steps: int) -> LambdaLR:

@@ -97,7 +97,10 @@ class PriorTraining:
 
     def _loss(self, model: CodeTransformer, codes: Tensor, classes: Tensor | None, label_smoothing: float) -> Tensor:
         mask = masked_prior.training_mask(codes, self.generator)
-        with devices.autocast(self.device, self.settings.precision):
+        with (
+            devices.autocast(self.device, self.settings.precision),
+            devices.attention(self.device, model.shape.positions),
+        ):
             logits = model(codes.masked_fill(mask, model.unknown), classes)
         return masked_prior.masked_loss(logits, codes, mask, label_smoothing)
 

@@ -171,29 +171,29 @@ class TokenizerTraining:
         health = CodebookHealth(self.preset.vq.chunks, self.preset.vq.codebook_size).to(self.device)
         psnr: list[Tensor] = []
         ssim: list[Tensor] = []
-        for batch in self._validation_batches():
+        size = self.settings.batch_size
+        for batch in loader.validation_batches(
+            self.validation_split, side=self.side, batch_size=size, device=self.device
+        ):
             codes, reconstructed = self._reconstruct(batch)
             health.update(codes)
             psnr.append(paired.psnr(reconstructed, batch))
             if self.side >= paired.SSIM_WINDOW:
                 ssim.append(paired.ssim(reconstructed, batch))
-        figures = {"psnr": torch.cat(psnr).mean().item()}
-        if ssim:
-            figures["ssim"] = torch.cat(ssim).mean().item()
+        means = {
+            name: paired.finite_mean(torch.cat(scores)) for name, scores in (("psnr", psnr), ("ssim", ssim)) if scores
+        }
+        figures = {name: mean for name, mean in means.items() if mean is not None}
         return figures | {"usage": health.usage()[0], "perplexity": health.perplexity()[0]}
 
     @torch.inference_mode()
     def draw(self, run: Run, step: int) -> None:
         """Originals over reconstructions."""
-        originals = next(iter(self._validation_batches()))[:_PICTURES]
+        chosen = pixels.spread(len(self.validation_split), _PICTURES)
+        originals = loader.center_crops(self.validation_split, chosen, side=self.side, device=self.device)
         _, reconstructed = self._reconstruct(originals)
         both = torch.cat([originals, reconstructed])
         pixels.save_grid(run.picture(step), both, len(originals), pixels.grid_scale(self.side))
-
-    def _validation_batches(self) -> Iterator[Tensor]:
-        return loader.validation_batches(
-            self.validation_split, side=self.side, batch_size=self.settings.batch_size, device=self.device
-        )
 
     def _reconstruct(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Codes, and images as uint8, of uint8 images."""

@@ -50,11 +50,13 @@ def test_an_average_is_the_closed_form() -> None:
     assert loop.averaged(model, 0.0) is None
 
 
-@given(st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1), st.integers(0, 2**31 - 1))
-def test_no_two_steps_share_a_seed(seed: int, step: int, other_seed: int, other_step: int) -> None:
-    same = loop.step_seed(seed, step) == loop.step_seed(other_seed, other_step)
-    assert same == ((seed, step) == (other_seed, other_step))
-    torch.manual_seed(loop.step_seed(seed, step))
+def test_steps_and_runs_draw_numbers_of_their_own() -> None:
+    first = set()
+    for seed in range(20):
+        for step in [*range(20), 2**31]:
+            torch.manual_seed(loop.step_seed(seed, step))
+            first.add(torch.rand(2, dtype=torch.float64).sum().item())
+    assert len(first) == 20 * 21
 
 
 @given(st.integers(1, 10_000), st.integers(1, 64), st.floats(0.01, 50))
