@@ -52,7 +52,7 @@ class TokenizerSettings(Settings):
     embed_dim: Positive = Field(256, description="channels that are quantized, all chunks together")
     chunks: Positive = Field(4, description="channel chunks quantized against the one codebook, each a code")
     codebook_size: int = Field(1024, ge=2, le=65536, description="entries of the codebook, K")
-    initial_feature: Literal["quantized", "sinusoid", "constant", "fourier"] = Field(
+    initial_feature: Literal["quantized", "sinusoid", "constant", "fourier", "projected"] = Field(
         "fourier", description="the decoder's first activation, F0 of equation 4"
     )
     modulation: ModulationSettings | None = Field(

@@ -17,11 +17,23 @@ from movq_cli.models.transformer import CodeTransformer
 from movq_cli.settings import Preset
 
 PARAMETERS = {  # tokenizer, prior
+    "constant-ffhq": (82_824_067, 307_030_272),
+    "digits": (2_251_027, 1_331_360),
     "ffhq": (82_692_995, 307_030_272),
+    "ffhq-1ch": (82_889_603, 304_671_744),
+    "ffhq-2ch": (82_758_531, 305_195_520),
+    "ffhq-8ch": (82_660_227, 311_093_376),
     "imagenet": (82_692_995, 307_031_296),
+    "imagenet-16384": (83_676_035, 373_878_016),
+    "kandinsky-102m": (101_614_255, 336_916_480),
+    "kandinsky-270m": (270_669_103, 336_916_480),
+    "kandinsky-67m": (67_832_495, 336_916_480),
+    "middle-ffhq": (82_692_995, 307_030_272),
+    "multichannel-ffhq": (71_945_091, 307_030_272),
+    "sinusoid-ffhq": (82_692_995, 307_030_272),
     "vqgan-ffhq": (72_141_699, 304_671_744),
     "vqgan-imagenet": (72_141_699, 304_672_768),
-    "digits": (2_885_139, 1_331_360),
+    "vqgan-imagenet-16384": (76_073_859, 336_130_048),
 }
 
 

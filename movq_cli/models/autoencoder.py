@@ -11,7 +11,14 @@ from collections.abc import Callable
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from movq_cli.models.modulation import ConstantFeature, FourierFeature, Norm, SinusoidFeature, SpatialNorm
+from movq_cli.models.modulation import (
+    ConstantFeature,
+    FourierFeature,
+    Norm,
+    ProjectedFeature,
+    SinusoidFeature,
+    SpatialNorm,
+)
 from movq_cli.settings import ModulationSettings, TokenizerSettings
 
 MakeNorm = Callable[[int], nn.Module]
@@ -175,10 +182,12 @@ class Decoder(nn.Module):
     def __init__(self, settings: TokenizerSettings) -> None:
         super().__init__()
         widths = settings.widths
-        self.modulation = settings.modulation
         before = widths[-1]
-        self.conv_in = nn.Conv2d(settings.z_channels, before, 3, padding=1)
         self.initial_feature = _initial_feature(settings)
+        self.condition_on_quantized = settings.modulation is not None and settings.modulation.source == "quantized"
+        # Absent where nothing reads it: F0 then comes from elsewhere, and the norms from the quantized map itself.
+        reads_conv_in = self.initial_feature is None or not self.condition_on_quantized
+        self.conv_in = nn.Conv2d(settings.z_channels, before, 3, padding=1) if reads_conv_in else None
         self.mid = Middle(before, _norm_maker(settings, level=-1))
         levels: list[UpLevel] = []
         for depth, width in enumerate(reversed(widths)):  # depth 0 is the coarsest
@@ -211,9 +220,9 @@ class Decoder(nn.Module):
         Returns:
             [B, widths[0], H, W].
         """
-        first = self.conv_in(z)
+        first = None if self.conv_in is None else self.conv_in(z)
         h = first if self.initial_feature is None else self.initial_feature(quantized)
-        condition = first if self.modulation is None or self.modulation.source == "conv_in" else quantized
+        condition = quantized if self.condition_on_quantized else first
         h = self.mid(h, condition)
         for level in reversed(self.up):
             h = level(h, condition)
@@ -231,6 +240,8 @@ def _initial_feature(settings: TokenizerSettings) -> nn.Module | None:
             return None  # conv_in(z_q), the way of VQGAN
         case "fourier":
             return FourierFeature()
+        case "projected":
+            return ProjectedFeature(settings.embed_dim, width)
         case "sinusoid":
             return SinusoidFeature(width)
         case "constant":

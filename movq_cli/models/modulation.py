@@ -89,6 +89,23 @@ class FourierFeature(nn.Module):
         return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
+class ProjectedFeature(nn.Module):
+    """F0 as the sine of a learned projection of the quantized vector: Fourier features whose frequencies are learned.
+
+    Args:
+        quantized_channels: D.
+        channels: C.
+    """
+
+    def __init__(self, quantized_channels: int, channels: int) -> None:
+        super().__init__()
+        self.projection = nn.Conv2d(quantized_channels, channels, 1)
+
+    def forward(self, quantized: Tensor) -> Tensor:
+        """Map [B, D, h, w] to [B, C, h, w], values in [-1, 1]."""
+        return self.projection(quantized).float().sin()
+
+
 class SinusoidFeature(nn.Module):
     """F0 as Vaswani et al.'s sine and cosine position embedding, half the channels for rows, half for columns.
 
