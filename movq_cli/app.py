@@ -209,7 +209,10 @@ def train_prior(
 @app.command()
 def reconstruct(
     source: Annotated[
-        str, typer.Argument(metavar="SRC", help="Folder, zip, tar, image, prepared set, or a set's name.")
+        str,
+        typer.Argument(
+            metavar="SRC", help="Folder, zip, tar, image, prepared set, a set's name, or a folder of code maps."
+        ),
     ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the PNGs.")],
     run: VQRun = None,
@@ -223,6 +226,9 @@ def reconstruct(
         typer.Option(help="Also make this picture: originals, evenly spaced, over their reconstructions."),
     ] = None,
     metrics: Annotated[bool, typer.Option("--metrics", help="Also give mean PSNR (dB) and SSIM.")] = False,
+    codes: Annotated[
+        Path | None, typer.Option("--codes", help="Also write the code maps here: .npy, uint16 [h, w, c].")
+    ] = None,
     device: Device = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -238,6 +244,7 @@ def reconstruct(
         batch_size=batch_size,
         grid=grid,
         metrics=metrics,
+        codes=codes,
         device=device,
         console=Console(as_json=as_json, quiet=quiet),
     )

@@ -11,6 +11,9 @@ Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
 
+Start = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^\d+(\.\d+)?( epochs?|%)$")]
+"""A moment of a run: a step, or a number of epochs or percents, which do not depend on how many images there are."""
+
 NORM_GROUPS = 32
 """Groups of every GroupNorm, as in VQGAN: each width must be a multiple of it."""
 
@@ -208,9 +211,28 @@ class TrainVQSettings(TrainSettings):
         0, ge=0, description="steps after which codebook entries unused since are moved to encoder outputs; 0 = never"
     )
     adversarial_weight: Weight = Field(0.8, description="times the adaptive weight; 0 = no discriminator")
-    discriminator_start: int = Field(0, ge=0, description="first step with the adversarial term")
+    discriminator_start: Start = Field(
+        0, description="when the adversarial term sets in: a step (30001), '3 epochs', or '50%' of the run"
+    )
+    discriminator_ramp: int = Field(
+        0, ge=0, description="steps over which the adversarial term then rises to its weight"
+    )
     discriminator_channels: Positive = Field(64, description="PatchGAN's base width")
     discriminator_layers: Positive = Field(3, description="PatchGAN's strided layers")
+
+    def discriminator_step(self, steps: int, steps_per_epoch: int) -> int:
+        """The first step with the adversarial term.
+
+        Args:
+            steps: Of the whole run.
+            steps_per_epoch: Of one pass over the training images.
+        """
+        start = self.discriminator_start
+        if isinstance(start, int):
+            return start
+        if start.endswith("%"):
+            return round(float(start[:-1]) / 100 * steps)
+        return round(float(start.split()[0]) * steps_per_epoch)
 
 
 class TrainPriorSettings(TrainSettings):

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -79,19 +81,28 @@ def tiny() -> Preset:
 
 @pytest.fixture
 def tiny_yaml(tmp_path: Path) -> Path:
-    """The tiny preset as a file; JSON is YAML."""
-    path = tmp_path / "tiny.yaml"
-    path.write_text(json.dumps({**TINY, "data": {"path": str(tmp_path / "data")}}))
+    """The tiny preset as a file."""
+    return write_tiny(tmp_path)
+
+
+def write_tiny(folder: Path) -> Path:
+    """The tiny preset, training on `data` in the same folder; JSON is YAML."""
+    path = folder / "tiny.yaml"
+    path.write_text(json.dumps({**TINY, "data": {"path": str(folder / "data")}}))
     return path
 
 
 @pytest.fixture
 def shapes(tmp_path: Path) -> Path:
-    """A folder of 60 pictures of 20 x 16 pixels in three class folders, told apart by what is drawn on them."""
+    """A folder of 60 pictures in three class folders."""
+    return draw_shapes(tmp_path / "pictures")
+
+
+def draw_shapes(folder: Path) -> Path:
+    """60 pictures of 20 x 16 pixels in three class folders, told apart by what is drawn on them."""
     rng = np.random.default_rng(0)
     for label, name in enumerate(("bar", "dot", "sky")):
-        folder = tmp_path / "pictures" / name
-        folder.mkdir(parents=True)
+        (folder / name).mkdir(parents=True)
         for number in range(20):
             picture = rng.integers(0, 60, (16, 20, 3), dtype=np.uint8)
             top = rng.integers(2, 10)
@@ -101,8 +112,8 @@ def shapes(tmp_path: Path) -> Path:
                 picture[top : top + 4, 8 : 8 + 4, 1] = 230
             else:
                 picture[:top, :, 2] = 240
-            Image.fromarray(picture).save(folder / f"{number:03d}.png")
-    return tmp_path / "pictures"
+            Image.fromarray(picture).save(folder / name / f"{number:03d}.png")
+    return folder
 
 
 @pytest.fixture
@@ -132,19 +143,40 @@ Movq = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture
 def movq(tmp_path: Path) -> Movq:
     """Run `movq` with arguments as its own process, in an empty folder; checks the exit code."""
+    return partial(run_movq, tmp_path)
 
-    def run(*arguments: str | Path, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, "-m", "movq_cli", *map(str, arguments)],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_HOME": str(tmp_path / "torch"), **environment},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
-        assert "Traceback" not in done.stderr, done.stderr
-        return done
 
-    return run
+def run_movq(
+    folder: Path, *arguments: str | Path, code: int = 0, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """Run `movq` in a folder."""
+    done = subprocess.run(
+        [sys.executable, "-m", "movq_cli", *map(str, arguments)],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_HOME": str(folder / "torch"), **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+@pytest.fixture(scope="session")
+def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the pictures as a prepared set and both stages trained; not to be written to."""
+    folder = tmp_path_factory.mktemp("trained")
+    run_movq(folder, "prepare", draw_shapes(folder / "pictures"), "data", "--size", "16", "--val", "12")
+    run_movq(folder, "train-vq", "--preset", write_tiny(folder))
+    run_movq(folder, "train-prior", "--preset", folder / "tiny.yaml")
+    return folder
+
+
+@pytest.fixture
+def trained(trained_once: Path, tmp_path: Path) -> Path:
+    """A copy of it to work in."""
+    shutil.copytree(trained_once, tmp_path, dirs_exist_ok=True)
+    write_tiny(tmp_path)
+    return tmp_path

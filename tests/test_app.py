@@ -139,12 +139,9 @@ def test_usage_errors_are_bad_requests_too(movq: Movq) -> None:
     assert "valid integer" in movq("sample", "out", "--n", "x", code=2).stderr
 
 
-def test_a_run_folder_without_a_checkpoint_says_how_to_go_on(
-    movq: Movq, shapes: Path, tiny_yaml: Path, tmp_path: Path
-) -> None:
-    movq("prepare", shapes, "data", "--size", "16", "--val", "12")
-    movq("train-vq", "--preset", tiny_yaml)
-    run = tmp_path / "runs" / "tiny-vq"
+def test_a_run_folder_without_a_checkpoint_says_how_to_go_on(movq: Movq, trained: Path) -> None:
+    shapes = trained / "pictures"
+    run = trained / "runs" / "tiny-vq"
     for name in ("checkpoint.pt", "tokenizer.safetensors"):
         (run / name).unlink()
     text = line(movq("reconstruct", shapes, "out", "--run", run, code=2).stderr)
@@ -152,10 +149,8 @@ def test_a_run_folder_without_a_checkpoint_says_how_to_go_on(
     assert "movq train-vq" in text
 
 
-def test_damaged_files_are_named(movq: Movq, shapes: Path, tiny_yaml: Path, tmp_path: Path) -> None:
-    movq("prepare", shapes, "data", "--size", "16", "--val", "12")
-    movq("train-vq", "--preset", tiny_yaml)
-    run = tmp_path / "runs" / "tiny-vq"
+def test_damaged_files_are_named(movq: Movq, tiny_yaml: Path, trained: Path) -> None:
+    shapes, run = trained / "pictures", trained / "runs" / "tiny-vq"
     weights = run / "tokenizer.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     assert "tokenizer.safetensors" in line(movq("reconstruct", shapes, "out", code=2).stderr)

@@ -15,17 +15,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from movq_cli import checkpoints
+from movq_cli.commands.reconstruct import read_map
+from movq_cli.errors import BadRequestError
+
 if TYPE_CHECKING:
     from tests.conftest import Movq
-
-
-@pytest.fixture
-def trained(movq: Movq, shapes: Path, tiny_yaml: Path, tmp_path: Path) -> Path:
-    """A folder with a prepared set and both stages trained."""
-    movq("prepare", shapes, "data", "--size", "16", "--val", "12")
-    movq("train-vq", "--preset", tiny_yaml)
-    movq("train-prior", "--preset", tiny_yaml)
-    return tmp_path
 
 
 def test_six_commands_work_one_into_the_next(movq: Movq, shapes: Path, tiny_yaml: Path, tmp_path: Path) -> None:
@@ -65,6 +60,18 @@ def test_six_commands_work_one_into_the_next(movq: Movq, shapes: Path, tiny_yaml
     assert [image["class"] for image in manifest["images"]] == ["bar", "dot", "sky", "bar", "dot"]
     assert manifest["settings"]["steps"] == 8
     assert all(Image.open(tmp_path / "out" / image["file"]).size == (16, 16) for image in manifest["images"])
+
+
+def test_a_discriminator_that_the_run_never_reaches_is_warned_of(
+    movq: Movq, trained: Path, tiny_yaml: Path, tmp_path: Path
+) -> None:
+    late = movq(
+        "train-vq", "--preset", tiny_yaml, "--run", "late", "-o", "train_vq.discriminator_start=2 epochs"
+    ).stderr
+    assert "warning: the discriminator starts at step 12" in late
+    half = movq("train-vq", "--preset", tiny_yaml, "--run", "half", "-o", "train_vq.discriminator_start=50%").stderr
+    assert "warning" not in half
+    assert '"discriminator"' in (tmp_path / "half" / "log.jsonl").read_text()
 
 
 def test_running_a_finished_run_again_does_nothing_and_longer_goes_on(
@@ -147,6 +154,32 @@ def test_images_of_any_size_and_shape_are_reconstructed_at_their_own(movq: Movq,
     # What is beside an image in a batch does not change it, but for the order of some sums.
     alone, beside = (np.asarray(Image.open(trained / "back" / name)).astype(int) for name in ("2.png", "same.jpg.png"))
     assert np.abs(alone - beside).max() <= 1
+
+
+def test_code_maps_are_written_and_decoded_back_to_the_same_images(movq: Movq, trained: Path) -> None:
+    movq("reconstruct", "data", "back", "--split", "val", "--codes", "codes")
+    maps = sorted((trained / "codes").rglob("*.npy"))
+    assert len(maps) == 12
+    codes = np.load(maps[0], allow_pickle=False)
+    assert (codes.dtype, codes.shape) == (np.uint16, (8, 10, 4))  # 20 x 16 pixels, factor 2
+    assert movq("reconstruct", "codes", "again").stdout == "again\n"
+    for path in (trained / "back").rglob("*.png"):
+        again = trained / "again" / path.relative_to(trained / "back")
+        assert np.abs(np.asarray(Image.open(path)).astype(int) - np.asarray(Image.open(again))).max() <= 1
+
+
+def test_a_file_that_is_no_code_map_is_named(trained: Path) -> None:
+    settings = checkpoints.load_tokenizer(trained / "runs" / "tiny-vq" / "tokenizer.safetensors").settings
+    good = np.zeros((4, 5, 4), dtype=np.int32)
+    np.save(trained / "codes.npy", good)
+    assert np.array_equal(read_map(trained / "codes.npy", settings), good)
+    for wrong in (good[0], good[..., :3], good.astype(float), good + 16, good - 1, good[:0], np.array(["a"])):
+        np.save(trained / "codes.npy", wrong)
+        with pytest.raises(BadRequestError, match=r"codes\.npy"):
+            read_map(trained / "codes.npy", settings)
+    (trained / "codes.npy").write_bytes(b"none")
+    with pytest.raises(BadRequestError, match=r"codes\.npy"):
+        read_map(trained / "codes.npy", settings)
 
 
 def start(folder: Path, *arguments: str | Path) -> subprocess.Popen[str]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import io
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from movq_cli import checkpoints, devices, runs
@@ -19,6 +23,7 @@ from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_write
 from movq_cli.metrics import paired
 from movq_cli.models.tokenizer import Tokenizer
+from movq_cli.settings import TokenizerSettings
 
 _GRID_COLUMNS = 16
 _BAD_NAMED = 5
@@ -33,36 +38,45 @@ def reconstruct(
     batch_size: int,
     grid: Path | None,
     metrics: bool,
+    codes: Path | None,
     device: str | None,
     console: Console,
 ) -> None:
-    """Write every image's reconstruction as a PNG of the same size and name.
+    """Write every image's reconstruction as a PNG of the same size and name, or decode a folder of code maps.
 
     Args:
-        source: Folder, archive, image, prepared set, or a set's name.
+        source: Folder, archive, image, prepared set, a set's name, or a folder of code maps as `codes` writes them.
         out: Folder of the PNGs.
         run: Tokenizer's run folder or weight file; None = the newest finished run.
         split: Of a source with splits; None = everything.
         batch_size: Images at once.
         grid: Picture of some originals, evenly spaced, over their reconstructions.
         metrics: Also give mean PSNR and SSIM.
+        codes: Folder for each image's code map, `.npy`, uint16 [h, w, c].
         device: Name; None = CUDA where there is one.
         console: Where to speak.
     """
-    images = open_source(source, split)
+    maps = sorted(Path(source).rglob("*.npy")) if Path(source).is_dir() else []
+    images = None if maps else open_source(source, split)
     weights = run if run is not None and run.is_file() else runs.resolve(run, "vq").weights
     console.log(f"tokenizer: {weights}")
     where = devices.pick(device)
     model = checkpoints.load_tokenizer(weights).to(where)
+    if images is None:
+        decode_maps(model, Path(source), maps, out, console)
+        return
     names = output_names(images.names)
     figures: list[Tensor] = []
     shown: dict[int, Tensor] = dict.fromkeys(pixels.spread(len(images), _GRID_COLUMNS), torch.empty(0))
     bad: list[str] = []
     with console.progress(len(images), "reconstructing", "images") as progress:
         for places, originals in stream.same_size_batches(_readable(images, bad, progress), batch_size):
-            reconstructed = reconstruct_batch(model, originals.to(where)).cpu()
-            for place, image in zip(places.tolist(), reconstructed, strict=True):
+            found = encode_batch(model, originals.to(where))
+            reconstructed = decode_batch(model, found, originals.shape[-2:]).cpu()
+            for place, image, code_map in zip(places.tolist(), reconstructed, found.cpu(), strict=True):
                 atomic_write(out / names[place], encode_png(pixels.to_image(image)))
+                if codes is not None:
+                    atomic_write((codes / names[place]).with_suffix(".npy"), _npy(code_map))
             if metrics and min(originals.shape[-2:]) >= paired.SSIM_WINDOW:
                 figures.append(
                     torch.stack([paired.psnr(reconstructed, originals), paired.ssim(reconstructed, originals)])
@@ -77,6 +91,8 @@ def reconstruct(
     if not done:
         raise BadRequestError(f"no usable image in {source}: {bad[0]}")
     result: dict[str, object] = {"path": str(out), "images": done, "skipped": len(bad)}
+    if codes is not None:
+        result["codes"] = str(codes)
     if grid is not None:
         _save_pairs(grid, [pair for pair in shown.values() if len(pair)])
         result["grid"] = str(grid)
@@ -87,22 +103,70 @@ def reconstruct(
     console.result(result, str(out))
 
 
-@torch.inference_mode()
-def reconstruct_batch(model: Tokenizer, originals: Tensor) -> Tensor:
-    """Encode and decode images of any size: what the factor does not divide is padded, then cut off again.
+def encode_batch(model: Tokenizer, originals: Tensor) -> Tensor:
+    """The codes of images of any size: what the factor does not divide is padded.
 
     Args:
         model: The tokenizer.
         originals: [B, 3, H, W] uint8, on the model's device.
 
     Returns:
-        The same shape, uint8.
+        [B, h, w, c] int64, h and w being H and W over the factor, rounded up.
     """
     height, width = originals.shape[-2:]
     factor = model.settings.factor
     # Repeating the border costs fewer codes on nothing than black would.
-    padded = F.pad(pixels.to_signed(originals), (0, -width % factor, 0, -height % factor), mode="replicate")
-    return pixels.to_bytes(model.decode(model.encode(padded)))[..., :height, :width]
+    return model.encode(F.pad(pixels.to_signed(originals), (0, -width % factor, 0, -height % factor), mode="replicate"))
+
+
+def decode_batch(model: Tokenizer, codes: Tensor, size: Sequence[int]) -> Tensor:
+    """The images of codes [B, h, w, c], uint8 [B, 3, H, W]: what lies beyond `size` (H, W) is cut off."""
+    height, width = size
+    return pixels.to_bytes(model.decode(codes))[..., :height, :width]
+
+
+def decode_maps(model: Tokenizer, folder: Path, maps: Sequence[Path], out: Path, console: Console) -> None:
+    """Write the image of every code map below a folder, under its name; one map at a time, for they differ in size.
+
+    Raises:
+        BadRequestError: A file is no code map of this tokenizer.
+    """
+    device = model.quantize.embedding.weight.device
+    with console.progress(len(maps), "decoding", "code maps") as progress:
+        for path in maps:
+            codes = torch.from_numpy(read_map(path, model.settings).astype(np.int64))[None].to(device)
+            factor = model.settings.factor
+            size = (codes.shape[1] * factor, codes.shape[2] * factor)
+            (image,) = decode_batch(model, codes, size)
+            name = path.relative_to(folder).with_suffix(".png")
+            atomic_write(out / name, encode_png(pixels.to_image(image)))
+            progress.advance()
+    console.result({"path": str(out), "images": len(maps)}, str(out))
+
+
+def read_map(path: Path, settings: TokenizerSettings) -> NDArray[np.integer[Any]]:
+    """A code map [h, w, c] from an `.npy` file.
+
+    Raises:
+        BadRequestError: It is no array of this tokenizer's codes.
+    """
+    try:
+        codes = np.load(path, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise BadRequestError(f"{path} is not an .npy file: {error}") from None
+    integers = np.issubdtype(codes.dtype, np.integer)
+    if not integers or codes.ndim != 3 or codes.shape[2] != settings.chunks or not codes.size:
+        wanted = f"integers [h, w, {settings.chunks}]"
+        raise BadRequestError(f"{path} holds {codes.dtype} {list(codes.shape)}, not a code map: {wanted}")
+    if codes.min() < 0 or codes.max() >= settings.codebook_size:
+        raise BadRequestError(f"{path} holds codes beyond the codebook of {settings.codebook_size}")
+    return codes
+
+
+def _npy(codes: Tensor) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, codes.numpy().astype(np.uint16))
+    return buffer.getvalue()
 
 
 def _readable(images: Source, bad: list[str], progress: Progress) -> Iterator[tuple[int, Tensor]]:

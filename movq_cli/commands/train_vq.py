@@ -51,6 +51,11 @@ def train_vq(
         f"{len(stage.training_split):,} images, {stage.steps:,} steps of {settings.train_vq.batch_size}, "
         f"to {place.folder}"
     )
+    if stage.discriminator is not None and stage.discriminator_start >= stage.steps:
+        console.warn(
+            f"the discriminator starts at step {stage.discriminator_start:,}, but the run ends at {stage.steps:,}: "
+            "it will never train. Set train_vq.discriminator_start, to 50% say."
+        )
     training.train(stage, place, manifest, console)
 
 

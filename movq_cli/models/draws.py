@@ -51,4 +51,4 @@ def draw_codes(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Te
 
 def gumbel(uniforms: Tensor) -> Tensor:
     """Standard Gumbel noise from uniform numbers in [0, 1), the same shape."""
-    return -(-uniforms.clamp(min=_SMALLEST).log()).clamp(min=_SMALLEST).log()
+    return -(-uniforms.clamp(min=_SMALLEST).log()).log()

@@ -48,6 +48,7 @@ class TokenizerTraining:
         loader.check_side(images.manifest.min_side, self.side, preset.data.path)
         self.order = EpochOrder(len(self.training_split), settings.batch_size, settings.seed)
         self.steps = settings.total_steps(len(self.training_split))
+        self.discriminator_start = settings.discriminator_step(self.steps, self.order.steps_per_epoch)
         self.perceptual = extractors.load_lpips("vgg", weights, device) if settings.perceptual_weight > 0 else None
         torch.manual_seed(settings.seed)
         self.model = Tokenizer(preset.vq).to(device).to(memory_format=_memory_format(device))
@@ -84,10 +85,10 @@ class TokenizerTraining:
         loss = losses.reconstruction(images, originals, self.settings, self.perceptual)
         (gradient,) = torch.autograd.grad(loss.total, images)
         metrics = {"l1": loss.l1, "l2": loss.l2, "perceptual": loss.perceptual}
-        adversarial = self.discriminator is not None and step >= self.settings.discriminator_start
+        adversarial = self.discriminator is not None and step >= self.discriminator_start
         if adversarial:
             pull, more = self._adversarial_gradient(images, out.features, gradient)
-            gradient = gradient + pull
+            gradient = gradient + self._ramp(step) * pull
             metrics |= more
         codes_loss = (
             self.settings.codebook_weight * out.codebook_loss + self.settings.commitment_weight * out.commitment_loss
@@ -118,6 +119,10 @@ class TokenizerTraining:
             "generator": generator,
             "adaptive_weight": weight,
         }
+
+    def _ramp(self, step: int) -> float:
+        """The share of its weight that the adversarial term has at a step, in (0, 1]."""
+        return min(1.0, (step - self.discriminator_start + 1) / max(1, self.settings.discriminator_ramp))
 
     def _discriminator_step(self, originals: Tensor, images: Tensor) -> Metrics:
         """Update the discriminator on originals and on the reconstructions that this step made."""

@@ -29,6 +29,9 @@ KANDINSKY = TokenizerSettings(
     initial_feature="quantized",
     modulation=ModulationSettings(levels=4, source="quantized", affine=True),
 )
+MIDDLE = TokenizerSettings(
+    initial_feature="projected", modulation=ModulationSettings(levels=0, kernel_size=3, source="quantized")
+)
 TINY = TokenizerSettings(
     resolution=16,
     channels=32,
@@ -83,8 +86,9 @@ def test_the_vqgan_baseline_has_its_parameters_part_by_part():
     assert count(model.quant_conv) + count(model.post_quant_conv) == 131_584
 
 
-def test_movq_and_the_kandinsky_layout_have_their_parameters():
+def test_both_readings_of_movq_and_the_kandinsky_layout_have_their_parameters():
     assert count(on_meta(MOVQ)) == 82_692_995
+    assert count(on_meta(MIDDLE)) == 82_692_995
     assert count(on_meta(KANDINSKY)) == 67_832_495
     assert count(on_meta(MOVQ).encoder) == count(on_meta(VQGAN).encoder)
 
@@ -179,6 +183,16 @@ def test_the_output_norm_is_modulated_with_the_finest_level(levels):
     assert {int(name.split(".")[2]) for name in names if ".up." in name} == set(range(4 - levels, 4))
     assert sum(".mid." in name for name in names) == 5
     assert not any(name.startswith("encoder") for name in names)
+
+
+def test_the_other_reading_modulates_the_middle_alone_from_the_quantized_map():
+    names = modulated_norms(MIDDLE)
+    assert len(names) == 5
+    assert all(name.startswith("decoder.mid.") for name in names)
+    for name in names:
+        assert on_meta(MIDDLE).get_submodule(name).conv_y.weight.shape == (512, 256, 3, 3)
+    assert on_meta(MIDDLE).state_dict()["decoder.initial_feature.projection.weight"].shape == (512, 256, 1, 1)
+    assert on_meta(MIDDLE).decoder.conv_in is None
 
 
 def test_without_modulation_no_norm_is_modulated():
@@ -288,9 +302,13 @@ def plain_encoder(weights, levels, images):
 
 
 def plain_decoder(weights, levels, quantized, *, fourier, raw):
-    first = plain_conv(weights, "decoder.conv_in", plain_conv(weights, "post_quant_conv", quantized))
+    first = None
+    if "decoder.conv_in.weight" in weights:
+        first = plain_conv(weights, "decoder.conv_in", plain_conv(weights, "post_quant_conv", quantized))
     angle = 2 * torch.pi * quantized
     h, condition = torch.cat([angle.sin(), angle.cos()], 1) if fourier else first, quantized if raw else first
+    if "decoder.initial_feature.projection.weight" in weights:
+        h = plain_conv(weights, "decoder.initial_feature.projection", quantized).sin()
     h = plain_middle(weights, "decoder.mid", h, condition)
     for level in reversed(range(levels)):
         h = plain_level(weights, f"decoder.up.{level}", h, condition)
@@ -344,6 +362,7 @@ REFERENCES = {
         "initial_feature": "quantized",
         "modulation": ModulationSettings(levels=3, source="quantized", affine=True),
     },
+    "middle": {**dict(TINY), "initial_feature": "projected", "modulation": MIDDLE.modulation},
     "wide maps": {**dict(TINY), "blocks": 2, "modulation": ModulationSettings(levels=2, kernel_size=3)},
 }
 
@@ -377,7 +396,7 @@ def test_encoder_and_decoder_are_their_formulas_layer_by_layer(layout):
     batch=st.integers(1, 3),
     height=st.integers(2, 6),
     width=st.integers(1, 6),
-    feature=st.sampled_from(["quantized", "sinusoid", "constant", "fourier"]),
+    feature=st.sampled_from(["quantized", "sinusoid", "constant", "fourier", "projected"]),
 )
 def test_images_of_any_size_become_codes_and_come_back(batch, height, width, feature):
     model, images = tiny(feature), random_images(batch, 2 * height, 2 * width)
@@ -423,7 +442,7 @@ def test_any_consistent_architecture_gives_its_grid_of_codes(multipliers, blocks
     assert model.decode(codes).shape == images.shape
 
 
-@pytest.mark.parametrize("feature", ["quantized", "sinusoid", "constant", "fourier"])
+@pytest.mark.parametrize("feature", ["quantized", "sinusoid", "constant", "fourier", "projected"])
 def test_training_sees_the_images_that_encoding_and_decoding_give_before_clamping(feature):
     model, images = tiny(feature), random_images(3, 16, 12)
     with torch.no_grad():
@@ -566,6 +585,13 @@ def test_movq_learns_everywhere_at_once_but_behind_its_maps_only_from_the_second
     assert without_gradient(model) == set()
 
 
+def test_the_other_reading_learns_everywhere_at_once_but_in_a_convolution_that_nothing_reads():
+    model = wide("projected", MIDDLE.modulation)
+    backward(model, random_images(4))
+    # The paper's count includes post_quant_conv, but F0 and the maps both come from the quantized vectors themselves.
+    assert without_gradient(model) == under(model, "post_quant_conv")
+
+
 @pytest.mark.parametrize("feature", ["sinusoid", "constant"])
 def test_features_that_know_no_code_leave_the_encoder_to_the_commitment_loss_for_one_step(feature):
     model, images = wide(feature), random_images(4)
@@ -603,6 +629,7 @@ def test_the_image_moves_no_codebook_entry_but_through_the_codebook_loss():
         ({"modulation": None}, "'fourier' without modulation"),
         ({"modulation": None, "initial_feature": "sinusoid"}, "'sinusoid' without modulation"),
         ({"modulation": None, "initial_feature": "constant"}, "'constant' without modulation"),
+        ({"modulation": None, "initial_feature": "projected"}, "'projected' without modulation"),
         ({"codebook_size": 1}, "codebook_size"),
         ({"codebook_size": 65_537}, "codebook_size"),
         ({"channels": 0}, "channels"),

@@ -196,8 +196,10 @@ def test_the_loss_is_float32_also_of_bf16_logits():
     low = logits.detach().bfloat16()
     with torch.autocast("cpu", torch.bfloat16):
         loss = masked_loss(low, codes, mask, 0.1)
-    assert loss.dtype == torch.float32
-    assert loss == masked_loss(low.float(), codes, mask, 0.1)
+    expected = masked_loss(low.float(), codes, mask, 0.1)
+    for found in (loss, masked_loss(low, codes, mask, 0.1)):
+        assert found.dtype == torch.float32
+        assert found == expected
 
 
 def test_knowing_nothing_costs_the_logarithm_of_the_codebook():
@@ -366,6 +368,15 @@ def test_guided_logits_move_away_from_the_unconditional_ones():
             expected = (1 + guidance) * conditional - guidance * unconditional
             torch.testing.assert_close(guided_logits(model, codes, labels, guidance), expected, atol=1e-4, rtol=1e-4)
     assert (conditional[0] - unconditional[0]).abs().max() > 0.1
+
+
+def test_without_guidance_the_model_sees_each_image_once():
+    model, codes, seen = random_model(classes=3), partly_known(5, 0.5), []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    labels = torch.tensor([0, 1, 2, 1, 0])
+    for guidance in (0.0, 2.0):
+        guided_logits(model, codes, labels, guidance)
+    assert seen == [5, 10]
 
 
 def test_an_unconditional_prior_has_nothing_to_guide():

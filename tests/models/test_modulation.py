@@ -7,7 +7,14 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from movq_cli.models.modulation import ConstantFeature, FourierFeature, Norm, SinusoidFeature, SpatialNorm
+from movq_cli.models.modulation import (
+    ConstantFeature,
+    FourierFeature,
+    Norm,
+    ProjectedFeature,
+    SinusoidFeature,
+    SpatialNorm,
+)
 from movq_cli.settings import ModulationSettings
 
 GROUPS, EPS = 32, 1e-6
@@ -128,6 +135,18 @@ def test_fourier_features_are_computed_in_float32_even_of_bf16_vectors():
         feature = FourierFeature()(quantized)
     assert feature.dtype == torch.float32
     assert torch.equal(feature, FourierFeature()(quantized.float()))
+
+
+def test_the_projected_feature_is_the_sine_of_a_learned_map_of_each_vector():
+    torch.manual_seed(0)
+    feature, quantized = ProjectedFeature(5, 8), 4 * torch.randn(2, 5, 3, 4)
+    weight, bias = (parameter.detach().double().numpy() for parameter in feature.projection.parameters())
+    out = feature(quantized)
+    for b, i, j in np.ndindex(2, 3, 4):
+        vector = quantized[b, :, i, j].double().numpy()
+        np.testing.assert_allclose(out[b, :, i, j].detach(), np.sin(weight[:, :, 0, 0] @ vector + bias), atol=1e-5)
+    out.square().sum().backward()
+    assert all(parameter.grad.count_nonzero() == parameter.numel() for parameter in feature.parameters())
 
 
 def test_sinusoids_are_vaswanis_rows_first():

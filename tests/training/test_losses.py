@@ -140,6 +140,7 @@ def test_without_an_adversarial_gradient_a_faint_image_gradient_is_weighed_by_th
 
 def test_the_adaptive_weight_is_computed_in_float32_whatever_autocast_says():
     last, features, image, adversarial = gradients()
+    image.requires_grad_()
     low = features.bfloat16().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
         weight = adaptive_weight(low, last, image, adversarial)

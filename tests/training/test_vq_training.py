@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
 
 from movq_cli.console import Console
@@ -15,7 +16,7 @@ from movq_cli.data.shards import PreparedSet
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.runs import Run, begin
-from movq_cli.settings import Preset
+from movq_cli.settings import Preset, TrainVQSettings
 from movq_cli.training import loop, losses
 from movq_cli.training.vq import TokenizerTraining
 
@@ -69,7 +70,7 @@ def test_one_pass_gives_the_gradients_of_the_textbook_step(
         update(model, optimizer)
 
     monkeypatch.setattr(stage, "_update", keep)
-    metrics = stage.step(batch, settings.discriminator_start)
+    metrics = stage.step(batch, stage.discriminator_start)
     assert metrics["adaptive_weight"].item() == pytest.approx(weight.item() / settings.adversarial_weight, rel=1e-4)
     for name, parameter in reference.named_parameters():
         if parameter.grad is not None:
@@ -81,10 +82,10 @@ def test_the_discriminator_rests_until_its_start(tiny: Preset, prepared: Prepare
     assert stage.discriminator is not None
     before = [parameter.clone() for parameter in stage.discriminator.parameters()]
     batch = next(stage.batches(0))
-    metrics = stage.step(batch, tiny.train_vq.discriminator_start - 1)
+    metrics = stage.step(batch, stage.discriminator_start - 1)
     assert "discriminator" not in metrics
     assert all(torch.equal(a, b) for a, b in zip(before, stage.discriminator.parameters(), strict=True))
-    metrics = stage.step(batch, tiny.train_vq.discriminator_start)
+    metrics = stage.step(batch, stage.discriminator_start)
     assert "discriminator" in metrics
     assert not all(torch.equal(a, b) for a, b in zip(before, stage.discriminator.parameters(), strict=True))
 
@@ -189,3 +190,25 @@ def test_unused_codebook_entries_come_back_with_their_averages(tiny: Preset, pre
     assert not moments["exp_avg_sq"][5:].any()
     assert moments["exp_avg_sq"][:5].any()
     assert not stage.uses.any()
+
+
+@pytest.mark.parametrize(
+    ("start", "step"), [(7, 7), ("50%", 30), ("0%", 0), ("2 epochs", 12), ("1 epoch", 6), ("0.5 epochs", 3)]
+)
+def test_the_discriminators_start_is_a_step_epochs_or_a_share_of_the_run(start: int | str, step: int) -> None:
+    assert TrainVQSettings(discriminator_start=start).discriminator_step(60, 6) == step
+
+
+@pytest.mark.parametrize("start", ["half", "-1", "3 steps", "50 %", "%", -2, 2.5])
+def test_a_start_that_is_none_of_these_is_refused(start: object) -> None:
+    with pytest.raises(ValidationError):
+        TrainVQSettings.model_validate({"discriminator_start": start})
+
+
+def test_the_adversarial_term_rises_along_its_ramp(tiny: Preset, prepared: PreparedSet) -> None:
+    settings = tiny.train_vq.model_copy(update={"discriminator_start": "50%", "discriminator_ramp": 4})
+    stage = TokenizerTraining(tiny.model_copy(update={"train_vq": settings}), prepared, CPU)
+    assert stage.discriminator_start == 5
+    assert [stage._ramp(step) for step in range(5, 11)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    stage = TokenizerTraining(tiny, prepared, CPU)
+    assert stage._ramp(stage.discriminator_start) == 1
