@@ -65,6 +65,7 @@ class PriorTraining:
             parameter_groups(self.model, settings.weight_decay),
             lr=settings.learning_rate,
             betas=settings.betas,
+            fused=True,
         )
         self.schedule = learning_rate_schedule(self.optimizer, settings, self.steps)
         self.generator = torch.Generator(device)

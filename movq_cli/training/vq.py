@@ -155,7 +155,9 @@ class TokenizerTraining:
         self.uses.zero_()
 
     def _optimizer(self, model: nn.Module) -> tuple[torch.optim.Adam, torch.optim.lr_scheduler.LambdaLR]:
-        optimizer = torch.optim.Adam(model.parameters(), lr=self.settings.learning_rate, betas=self.settings.betas)
+        optimizer = torch.optim.Adam(
+            model.parameters(), lr=self.settings.learning_rate, betas=self.settings.betas, fused=True
+        )
         return optimizer, learning_rate_schedule(optimizer, self.settings, self.steps)
 
     def _update(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
