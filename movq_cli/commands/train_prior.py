@@ -48,7 +48,7 @@ def train_prior(
     if dry_run:
         training.show_plan(plan(settings), console)
         return
-    images = training.open_images(settings, preset)
+    images = training.open_images(settings, preset, console)
     _check_classes(settings, images)
     codes_from = runs.resolve(tokenizer, "vq", fits=settings.vq)
     console.log(f"tokenizer: {codes_from.folder}")

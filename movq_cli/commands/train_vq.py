@@ -42,7 +42,7 @@ def train_vq(
     if dry_run:
         training.show_plan(plan(settings), console)
         return
-    images = training.open_images(settings, preset)
+    images = training.open_images(settings, preset, console)
     stage = TokenizerTraining(settings, images, devices.pick(device), weights)
     place = training.run_folder(run, preset, "vq")
     manifest = runs.begin(place, preset=preset, settings=settings, steps=stage.steps, data=images.manifest.hash)

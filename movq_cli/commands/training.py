@@ -17,14 +17,17 @@ from movq_cli.training import loop
 _SPOKEN = {"quantize": "quantizer"}
 """Parts that are called otherwise than the parameters in published weights are."""
 
+_ROOMY = 1.25
+"""Images larger than this times the crop are rather seen in parts than whole; the field's own crops are within it."""
+
 
 def run_folder(named: Path | None, preset: str, kind: Kind) -> Run:
     """The run folder: the named one, or the preset's own below `runs/`."""
     return Run(named or ROOT / f"{Path(preset).stem}-{kind}", kind)
 
 
-def open_images(settings: Preset, preset: str) -> PreparedSet:
-    """The prepared set that the settings name.
+def open_images(settings: Preset, preset: str, console: Console) -> PreparedSet:
+    """The prepared set that the settings name; warns where training would see but a small crop of its images.
 
     Raises:
         BadRequestError: It is not there: says what to prepare.
@@ -38,6 +41,12 @@ def open_images(settings: Preset, preset: str) -> PreparedSet:
     images = PreparedSet.open(path)
     if not images.manifest.counts["val"]:
         raise BadRequestError(f"the prepared set {path} has no held-out images", "Prepare it from at least two images.")
+    side = settings.vq.resolution
+    if images.manifest.min_side > _ROOMY * side:
+        console.warn(
+            f"{path} has images of {images.manifest.min_side} pixels and more, of which training sees crops of {side}. "
+            f"To see them whole, prepare them with --size {side}."
+        )
     return images
 
 

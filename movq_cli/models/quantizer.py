@@ -106,10 +106,10 @@ class CodebookHealth(nn.Module):
 
     def __init__(self, chunks: int, codebook_size: int) -> None:
         super().__init__()
-        self.register_buffer("counts", torch.zeros(chunks, codebook_size, dtype=torch.int64), persistent=False)
+        self.register_buffer("counts", torch.zeros(chunks, codebook_size, dtype=torch.int64))
 
     def update(self, codes: Tensor) -> None:
-        """Count codes [B, h, w, c]."""
+        """Count codes [..., c]."""
         chunks, size = self.counts.shape
         offset = torch.arange(chunks, device=codes.device) * size
         self.counts += torch.bincount((codes + offset).flatten(), minlength=chunks * size).view(chunks, size)

@@ -6,11 +6,11 @@ import json
 import math
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 import torch
@@ -26,6 +26,17 @@ from movq_cli.runs import Manifest, Run, now
 from movq_cli.settings import TrainSettings
 
 Metrics = dict[str, Tensor]
+ModelT = TypeVar("ModelT", bound=nn.Module)
+
+
+class Stateful(Protocol):
+    """What a checkpoint can hold: every module, optimiser and schedule of torch's."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Its state as tensors and plain values."""
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> object:
+        """Take a state over."""
 
 
 class Stage(Protocol):
@@ -44,11 +55,8 @@ class Stage(Protocol):
     def validate(self) -> dict[str, float]:
         """Figures on the validation split, with the weights that would be exported."""
 
-    def state(self) -> dict[str, Any]:
-        """Everything that the next step depends on, as tensors and plain values."""
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Take over a state."""
+    def parts(self) -> Mapping[str, Stateful]:
+        """Everything that the next step depends on: models, optimisers, averages, counts."""
 
     def export(self, run: Run) -> None:
         """Write the inference weights."""
@@ -126,11 +134,63 @@ def learning_rate_schedule(optimizer: Optimizer, settings: TrainSettings, steps:
     return LambdaLR(optimizer, factor)
 
 
-def averaged(model: nn.Module, decay: float) -> AveragedModel | None:
-    """The exponential moving average of a model's weights, or None where the decay is 0 (off)."""
-    if decay == 0:
-        return None
-    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+class Trainable(Generic[ModelT]):
+    """A model being trained, with all that an update of it needs.
+
+    Args:
+        model: On its device.
+        optimizer: Of its parameters.
+        settings: Rate schedule, clipping and averaging.
+        steps: Of the whole run.
+        average: Whether the settings' running average is kept of it.
+    """
+
+    def __init__(
+        self, model: ModelT, optimizer: Optimizer, settings: TrainSettings, steps: int, *, average: bool = True
+    ) -> None:
+        self.model = model
+        self.optimizer = optimizer
+        self.schedule = learning_rate_schedule(optimizer, settings, steps)
+        self.clip_norm = settings.clip_norm
+        self.average: AveragedModel | None = None
+        if average and settings.ema_decay > 0:
+            self.average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(settings.ema_decay), use_buffers=True)
+
+    def update(self, backward: Callable[[], None]) -> None:
+        """One step of the optimiser, the schedule and the average along the gradients that `backward` leaves."""
+        self.optimizer.zero_grad(set_to_none=True)
+        backward()
+        if self.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.clip_norm)
+        self.optimizer.step()
+        self.schedule.step()
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+
+    @property
+    def exported(self) -> ModelT:
+        """The weights that are validated and exported, in eval mode: the average's where there is one."""
+        if self.average is None:
+            return self.model.eval()
+        assert isinstance(self.average.module, type(self.model))
+        return self.average.module.eval()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that the next update depends on."""
+        return {name: part.state_dict() for name, part in self._parts().items()}
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        """Take over what `state_dict` gave."""
+        for name, part in self._parts().items():
+            part.load_state_dict(state_dict[name])
+
+    def _parts(self) -> dict[str, Stateful]:
+        parts: dict[str, Stateful] = {
+            "model": self.model,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+        }
+        return parts if self.average is None else {**parts, "average": self.average}
 
 
 @dataclass
@@ -163,14 +223,16 @@ def _resume(stage: Stage, run: Run, console: Console) -> int:
     if not run.checkpoint.exists():
         return 0
     state = checkpoints.load_state(run.checkpoint, torch.device("cpu"))
-    stage.load(state["stage"])
+    for name, part in stage.parts().items():
+        part.load_state_dict(state["stage"][name])
     step = int(state["step"])
     console.log(f"going on from step {step} in {run.folder}")
     return step
 
 
 def _save(stage: Stage, run: Run, manifest: Manifest, step: int) -> None:
-    checkpoints.save_state(run.checkpoint, {"step": step, "stage": stage.state()})
+    state = {name: part.state_dict() for name, part in stage.parts().items()}
+    checkpoints.save_state(run.checkpoint, {"step": step, "stage": state})
     stage.export(run)
     finished = step >= manifest.steps
     status = "finished" if finished else "running"

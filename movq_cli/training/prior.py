@@ -19,7 +19,7 @@ from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.models.transformer import CodeTransformer
 from movq_cli.runs import Run
 from movq_cli.settings import Preset, TrainPriorSettings
-from movq_cli.training.loop import Metrics, averaged, learning_rate_schedule, step_seed
+from movq_cli.training.loop import Metrics, Stateful, Trainable, step_seed
 
 _PICTURES = 16
 """Samples in a run's pictures."""
@@ -60,14 +60,13 @@ class PriorTraining:
         self.steps = settings.total_steps(len(training))
         torch.manual_seed(settings.seed)
         self.model = CodeTransformer(preset.prior, tokenizer.settings.code_shape).to(device)
-        self.average = averaged(self.model, settings.ema_decay)
-        self.optimizer = torch.optim.AdamW(
+        optimizer = torch.optim.AdamW(
             parameter_groups(self.model, settings.weight_decay),
             lr=settings.learning_rate,
             betas=settings.betas,
             fused=True,
         )
-        self.schedule = learning_rate_schedule(self.optimizer, settings, self.steps)
+        self.prior = Trainable(self.model, optimizer, settings, self.steps)
         self.generator = torch.Generator(device)
 
     def batches(self, start: int) -> Iterator[Batch]:
@@ -86,14 +85,7 @@ class PriorTraining:
         if classes is not None:
             classes = self._drop(classes)
         loss = self._loss(self.model, codes, classes, self.settings.label_smoothing)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if self.settings.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.settings.clip_norm)
-        self.optimizer.step()
-        self.schedule.step()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
+        self.prior.update(loss.backward)
         return {"loss": loss.detach()}
 
     def _loss(self, model: CodeTransformer, codes: Tensor, classes: Tensor | None, label_smoothing: float) -> Tensor:
@@ -117,13 +109,6 @@ class PriorTraining:
         assert cache.labels is not None
         return codes, torch.from_numpy(cache.labels[indices]).to(self.device, non_blocking=True)
 
-    @property
-    def exported(self) -> CodeTransformer:
-        """The weights that are validated and exported: the average where there is one."""
-        model = self.model if self.average is None else self.average.module
-        assert isinstance(model, CodeTransformer)
-        return model.eval()
-
     @torch.inference_mode()
     def validate(self) -> dict[str, float]:
         """Nats a masked code on the validation split, plain, beside the codes' unigram entropy.
@@ -136,7 +121,7 @@ class PriorTraining:
         for start in range(0, len(self.validation), size):
             indices = np.arange(start, min(start + size, len(self.validation)))
             codes, classes = self._read(self.validation, indices)
-            total += self._loss(self.exported, codes, classes, 0.0).item() * len(indices)
+            total += self._loss(self.prior.exported, codes, classes, 0.0).item() * len(indices)
         return {"loss": total / len(self.validation), "unigram_entropy": self._unigram_entropy()}
 
     def _unigram_entropy(self) -> float:
@@ -152,25 +137,14 @@ class PriorTraining:
         if self.preset.prior.classes:
             classes = torch.arange(number, device=self.device) % self.preset.prior.classes
         with devices.autocast(self.device, self.settings.precision):
-            codes = masked_prior.decode(self.exported, range(number), classes, self.preset.sample)
+            codes = masked_prior.decode(self.prior.exported, range(number), classes, self.preset.sample)
             images = pixels.to_bytes(self.tokenizer.decode(codes))
         columns = math.ceil(math.sqrt(number))
         pixels.save_grid(run.picture(step), images, columns, pixels.grid_scale(images.shape[-1]))
 
-    def state(self) -> dict[str, Any]:
-        """The model, its optimiser, its average."""
-        return {name: part.state_dict() for name, part in self._parts().items()}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Take over what `state` gave."""
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-
-    def _parts(self) -> dict[str, Any]:
-        parts: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
-        if self.average is not None:
-            parts["average"] = self.average
-        return parts
+    def parts(self) -> dict[str, Stateful]:
+        """The model with its optimiser and average."""
+        return {"prior": self.prior}
 
     def export(self, run: Run) -> None:
         """The prior's weights with what sampling from them needs."""
@@ -181,7 +155,7 @@ class PriorTraining:
             classes=self.training.header.classes if self.preset.prior.classes else (),
             tokenizer=self.tokenizer_hash,
         )
-        checkpoints.save_weights(run.weights, self.exported, header)
+        checkpoints.save_weights(run.weights, self.prior.exported, header)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from movq_cli import checkpoints, devices
 from movq_cli.data import loader, pixels
@@ -20,7 +19,7 @@ from movq_cli.models.tokenizer import Reconstruction, Tokenizer
 from movq_cli.runs import Run
 from movq_cli.settings import Preset, TrainVQSettings
 from movq_cli.training import losses
-from movq_cli.training.loop import Metrics, averaged, learning_rate_schedule
+from movq_cli.training.loop import Metrics, ModelT, Stateful, Trainable
 
 _PICTURES = 8
 """Validation images in a run's pictures."""
@@ -51,15 +50,19 @@ class TokenizerTraining:
         self.discriminator_start = settings.discriminator_step(self.steps, self.order.steps_per_epoch)
         self.perceptual = extractors.load_lpips("vgg", weights, device) if settings.perceptual_weight > 0 else None
         torch.manual_seed(settings.seed)
-        self.model = Tokenizer(preset.vq).to(device).to(memory_format=_memory_format(device))
-        self.average = averaged(self.model, settings.ema_decay)
-        self.optimizer, self.schedule = self._optimizer(self.model)
-        self.uses = torch.zeros(preset.vq.codebook_size, dtype=torch.int64, device=device)
-        self.discriminator: nn.Module | None = None
+        self.tokenizer = self._trainable(Tokenizer(preset.vq))
+        self.model = self.tokenizer.model
+        self.discriminator: Trainable[PatchDiscriminator] | None = None
         if settings.adversarial_weight > 0:
-            discriminator = PatchDiscriminator(settings.discriminator_channels, settings.discriminator_layers)
-            self.discriminator = discriminator.to(device).to(memory_format=_memory_format(device))
-            self.discriminator_optimizer, self.discriminator_schedule = self._optimizer(self.discriminator)
+            judge = PatchDiscriminator(settings.discriminator_channels, settings.discriminator_layers)
+            self.discriminator = self._trainable(judge, average=False)
+        self.uses = CodebookHealth(1, preset.vq.codebook_size).to(device)
+
+    def _trainable(self, model: ModelT, *, average: bool = True) -> Trainable[ModelT]:
+        model = model.to(self.device).to(memory_format=_memory_format(self.device))
+        settings = self.settings
+        optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, betas=settings.betas, fused=True)
+        return Trainable(model, optimizer, settings, self.steps, average=average)
 
     def batches(self, start: int) -> Iterator[Tensor]:
         """uint8 images [B, 3, H, W] from a step on."""
@@ -85,55 +88,45 @@ class TokenizerTraining:
         loss = losses.reconstruction(images, originals, self.settings, self.perceptual)
         (gradient,) = torch.autograd.grad(loss.total, images)
         metrics = {"l1": loss.l1, "l2": loss.l2, "perceptual": loss.perceptual}
-        adversarial = self.discriminator is not None and step >= self.discriminator_start
-        if adversarial:
-            pull, more = self._adversarial_gradient(images, out.features, gradient)
+        judge = self.discriminator if step >= self.discriminator_start else None
+        if judge is not None:
+            pull, more = self._adversarial_gradient(judge.model, images, out.features, gradient)
             gradient = gradient + self._ramp(step) * pull
             metrics |= more
         codes_loss = (
             self.settings.codebook_weight * out.codebook_loss + self.settings.commitment_weight * out.commitment_loss
         )
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward([out.images, codes_loss], [gradient, None])
-        self._update(self.model, self.optimizer)
-        self.schedule.step()
-        if self.average is not None:
-            self.average.update_parameters(self.model)
+        self.tokenizer.update(lambda: torch.autograd.backward([out.images, codes_loss], [gradient, None]))
         self._revive(out, step)
-        if adversarial:
-            metrics |= self._discriminator_step(originals, images.detach())
+        if judge is not None:
+            metrics |= self._discriminator_step(judge, originals, images.detach())
         metrics |= {"codebook": out.codebook_loss, "loss": loss.total + codes_loss}
         return {name: value.detach() for name, value in metrics.items()}
 
-    def _adversarial_gradient(self, images: Tensor, features: Tensor, gradient: Tensor) -> tuple[Tensor, Metrics]:
+    def _adversarial_gradient(
+        self, judge: PatchDiscriminator, images: Tensor, features: Tensor, gradient: Tensor
+    ) -> tuple[Tensor, Metrics]:
         """The weighted gradient of the adversarial loss at the images."""
-        assert self.discriminator is not None
-        self.discriminator.requires_grad_(False)
+        judge.requires_grad_(False)
         with devices.autocast(self.device, self.settings.precision):
-            logits = self.discriminator(images)
-        self.discriminator.requires_grad_(True)
+            logits = judge(images)
+        judge.requires_grad_(True)
         generator = losses.generator_hinge(logits.float())
         (pull,) = torch.autograd.grad(generator, images)
         weight = losses.adaptive_weight(features, self.model.decoder.conv_out, gradient, pull)
-        return self.settings.adversarial_weight * weight * pull, {
-            "generator": generator,
-            "adaptive_weight": weight,
-        }
+        metrics = {"generator": generator, "adaptive_weight": weight}
+        return self.settings.adversarial_weight * weight * pull, metrics
 
     def _ramp(self, step: int) -> float:
         """The share of its weight that the adversarial term has at a step, in (0, 1]."""
         return min(1.0, (step - self.discriminator_start + 1) / max(1, self.settings.discriminator_ramp))
 
-    def _discriminator_step(self, originals: Tensor, images: Tensor) -> Metrics:
+    def _discriminator_step(self, judge: Trainable[PatchDiscriminator], originals: Tensor, images: Tensor) -> Metrics:
         """Update the discriminator on originals and on the reconstructions that this step made."""
-        assert self.discriminator is not None
         with devices.autocast(self.device, self.settings.precision):
-            real, fake = self.discriminator(originals), self.discriminator(images)
+            real, fake = judge.model(originals), judge.model(images)
         loss = losses.discriminator_hinge(real.float(), fake.float())
-        self.discriminator_optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self._update(self.discriminator, self.discriminator_optimizer)
-        self.discriminator_schedule.step()
+        judge.update(loss.backward)
         return {"discriminator": loss, "logits_real": real.float().mean(), "logits_fake": fake.float().mean()}
 
     def _revive(self, out: Reconstruction, step: int) -> None:
@@ -141,36 +134,17 @@ class TokenizerTraining:
         every = self.settings.revive_every
         if every == 0:
             return
-        self.uses += torch.bincount(out.codes.flatten(), minlength=len(self.uses))
+        self.uses.update(out.codes.flatten()[:, None])
         if (step + 1) % every:
             return
-        dead = (self.uses == 0)[:, None]
+        dead = (self.uses.counts == 0).T
         self.model.quantize.revive(dead, out.encoded.detach())
         entries = self.model.quantize.embedding.weight
         for name in ("exp_avg", "exp_avg_sq"):
-            self.optimizer.state[entries][name].masked_fill_(dead, 0.0)
-        if self.average is not None:
-            average = self.exported.quantize.embedding.weight.data
-            average.copy_(torch.where(dead, entries.data, average))
-        self.uses.zero_()
-
-    def _optimizer(self, model: nn.Module) -> tuple[torch.optim.Adam, torch.optim.lr_scheduler.LambdaLR]:
-        optimizer = torch.optim.Adam(
-            model.parameters(), lr=self.settings.learning_rate, betas=self.settings.betas, fused=True
-        )
-        return optimizer, learning_rate_schedule(optimizer, self.settings, self.steps)
-
-    def _update(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        if self.settings.clip_norm is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), self.settings.clip_norm)
-        optimizer.step()
-
-    @property
-    def exported(self) -> Tokenizer:
-        """The weights that are validated and exported: the average where there is one."""
-        model = self.model if self.average is None else self.average.module
-        assert isinstance(model, Tokenizer)
-        return model.eval()
+            self.tokenizer.optimizer.state[entries][name].masked_fill_(dead, 0.0)
+        average = self.tokenizer.exported.quantize.embedding.weight.data
+        average.copy_(torch.where(dead, entries.data, average))
+        self.uses.counts.zero_()
 
     @torch.inference_mode()
     def validate(self) -> dict[str, float]:
@@ -204,36 +178,19 @@ class TokenizerTraining:
 
     def _reconstruct(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """Codes, and images as uint8, of uint8 images."""
-        model = self.exported
+        model = self.tokenizer.exported
         with devices.autocast(self.device, self.settings.precision):
             codes = model.encode(pixels.to_signed(batch))
             return codes, pixels.to_bytes(model.decode(codes))
 
-    def state(self) -> dict[str, Any]:
-        """Both models, both optimisers, the average, the codebook's uses."""
-        return {name: part.state_dict() for name, part in self._parts().items()} | {"uses": self.uses}
-
-    def load(self, state: dict[str, Any]) -> None:
-        """Take over what `state` gave."""
-        for name, part in self._parts().items():
-            part.load_state_dict(state[name])
-        self.uses.copy_(state["uses"])
-
-    def _parts(self) -> dict[str, Any]:
-        parts: dict[str, Any] = {"model": self.model, "optimizer": self.optimizer, "schedule": self.schedule}
-        if self.average is not None:
-            parts["average"] = self.average
-        if self.discriminator is not None:
-            parts |= {
-                "discriminator": self.discriminator,
-                "discriminator_optimizer": self.discriminator_optimizer,
-                "discriminator_schedule": self.discriminator_schedule,
-            }
-        return parts
+    def parts(self) -> dict[str, Stateful]:
+        """Both models with their optimisers, and the codebook's uses."""
+        parts: dict[str, Stateful] = {"tokenizer": self.tokenizer, "uses": self.uses}
+        return parts if self.discriminator is None else {**parts, "discriminator": self.discriminator}
 
     def export(self, run: Run) -> None:
         """The tokenizer's weights with its settings."""
-        checkpoints.save_weights(run.weights, self.exported, checkpoints.TokenizerHeader(vq=self.preset.vq))
+        checkpoints.save_weights(run.weights, self.tokenizer.exported, checkpoints.TokenizerHeader(vq=self.preset.vq))
 
 
 def _memory_format(device: torch.device) -> torch.memory_format:

@@ -215,4 +215,3 @@ def test_a_codebook_never_used_has_usage_0_and_perplexity_1():
     health = CodebookHealth(3, 8)
     assert health.usage() == (0.0, [0.0] * 3)
     assert health.perplexity() == (1.0, [1.0] * 3)
-    assert not health.state_dict()

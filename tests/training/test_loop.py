@@ -36,18 +36,29 @@ def test_it_rises_over_the_warm_up_and_falls_to_zero_by_a_cosine() -> None:
     assert seen[4:] == pytest.approx([0.5 * (1 + math.cos(math.pi * step / 8)) for step in range(8)])
 
 
-def test_an_average_is_the_closed_form() -> None:
+def test_the_exported_average_is_the_closed_form() -> None:
     model = nn.Linear(1, 1, bias=False)
-    average = loop.averaged(model, 0.9)
-    assert average is not None
+    nn.init.zeros_(model.weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    trained = loop.Trainable(model, optimizer, TrainVQSettings(ema_decay=0.9), 20)
     expected = 0.0
     for step in range(20):
-        with torch.no_grad():
-            model.weight.fill_(float(step))
-        average.update_parameters(model)
-        expected = float(step) if step == 0 else 0.9 * expected + 0.1 * step
-    assert average.module.weight.item() == pytest.approx(expected, rel=1e-5)
-    assert loop.averaged(model, 0.0) is None
+        trained.update(lambda: model.weight.sum().neg().backward())  # one up each step
+        expected = 1.0 if step == 0 else 0.9 * expected + 0.1 * (step + 1)
+    assert model.weight.item() == 20
+    assert trained.exported.weight.item() == pytest.approx(expected, rel=1e-5)
+    plain = loop.Trainable(model, optimizer, TrainVQSettings(), 20)
+    assert plain.exported is model
+
+
+def test_the_norm_of_the_gradients_is_clipped_where_asked() -> None:
+    for clip_norm, moved in ((None, 50.0), (2.0, 2.0)):
+        model = nn.Linear(1, 1, bias=False)
+        nn.init.zeros_(model.weight)
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        trained = loop.Trainable(model, optimizer, TrainVQSettings(clip_norm=clip_norm), 1)
+        trained.update(lambda model=model: (50 * model.weight).sum().backward())
+        assert model.weight.item() == pytest.approx(-moved)
 
 
 def test_steps_and_runs_draw_numbers_of_their_own() -> None:

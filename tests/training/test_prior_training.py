@@ -58,7 +58,7 @@ def test_it_overfits_a_handful_of_code_maps_and_draws_them_back_exactly(tiny: Pr
         stage.step((codes.repeat(4, 1, 1, 1), classes.repeat(4)), step)
     for steps in (1, 4, 8):
         drawn = masked_prior.decode(
-            stage.exported, range(9), classes.repeat(3), SampleSettings(steps=steps, temperature=0.1)
+            stage.prior.exported, range(9), classes.repeat(3), SampleSettings(steps=steps, temperature=0.1)
         )
         assert torch.equal(drawn, codes.repeat(3, 1, 1, 1))
 

@@ -38,16 +38,14 @@ def test_ten_steps_give_the_committed_losses(tiny: Preset, prepared: PreparedSet
     assert losses_seen == pytest.approx(json.loads(GOLDEN.read_text())["vq"], rel=2e-4)
 
 
-def test_one_pass_gives_the_gradients_of_the_textbook_step(
-    tiny: Preset, prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_pass_gives_the_gradients_of_the_textbook_step(tiny: Preset, prepared: PreparedSet) -> None:
     """The reference: taming's formulation, with graphs retained and the adaptive weight from the last layer."""
     stage = TokenizerTraining(tiny, prepared, CPU)
     batch = next(stage.batches(0))
     reference, discriminator = Tokenizer(tiny.vq), PatchDiscriminator(8, 1)
     reference.load_state_dict(stage.model.state_dict())
     assert stage.discriminator is not None
-    discriminator.load_state_dict(stage.discriminator.state_dict())
+    discriminator.load_state_dict(stage.discriminator.model.state_dict())
 
     originals = pixels.to_signed(batch)
     out = reference(originals)
@@ -63,13 +61,10 @@ def test_one_pass_gives_the_gradients_of_the_textbook_step(
 
     gradients: dict[str, Tensor] = {}
 
-    update = stage._update
+    def keep(*_: object) -> None:
+        gradients.update({name: p.grad.clone() for name, p in stage.model.named_parameters() if p.grad is not None})
 
-    def keep(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        gradients.update({name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None})
-        update(model, optimizer)
-
-    monkeypatch.setattr(stage, "_update", keep)
+    stage.tokenizer.optimizer.register_step_pre_hook(keep)
     metrics = stage.step(batch, stage.discriminator_start)
     assert metrics["adaptive_weight"].item() == pytest.approx(weight.item() / settings.adversarial_weight, rel=1e-4)
     for name, parameter in reference.named_parameters():
@@ -80,14 +75,14 @@ def test_one_pass_gives_the_gradients_of_the_textbook_step(
 def test_the_discriminator_rests_until_its_start(tiny: Preset, prepared: PreparedSet) -> None:
     stage = TokenizerTraining(tiny, prepared, CPU)
     assert stage.discriminator is not None
-    before = [parameter.clone() for parameter in stage.discriminator.parameters()]
+    before = [parameter.clone() for parameter in stage.discriminator.model.parameters()]
     batch = next(stage.batches(0))
     metrics = stage.step(batch, stage.discriminator_start - 1)
     assert "discriminator" not in metrics
-    assert all(torch.equal(a, b) for a, b in zip(before, stage.discriminator.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(before, stage.discriminator.model.parameters(), strict=True))
     metrics = stage.step(batch, stage.discriminator_start)
     assert "discriminator" in metrics
-    assert not all(torch.equal(a, b) for a, b in zip(before, stage.discriminator.parameters(), strict=True))
+    assert not all(torch.equal(a, b) for a, b in zip(before, stage.discriminator.model.parameters(), strict=True))
 
 
 def test_the_generators_step_leaves_no_gradient_in_the_discriminator(tiny: Preset, prepared: PreparedSet) -> None:
@@ -95,8 +90,10 @@ def test_the_generators_step_leaves_no_gradient_in_the_discriminator(tiny: Prese
     assert stage.discriminator is not None
     recon = torch.zeros(2, 3, 16, 16, requires_grad=True)
     features = torch.randn(2, 32, 16, 16)
-    stage._adversarial_gradient(recon, features, torch.ones_like(recon))
-    assert all(parameter.grad is None and parameter.requires_grad for parameter in stage.discriminator.parameters())
+    stage._adversarial_gradient(stage.discriminator.model, recon, features, torch.ones_like(recon))
+    assert all(
+        parameter.grad is None and parameter.requires_grad for parameter in stage.discriminator.model.parameters()
+    )
 
 
 def test_it_learns_a_handful_of_images(tiny: Preset, prepared: PreparedSet) -> None:
@@ -154,9 +151,9 @@ def test_what_is_exported_is_the_running_average(tiny: Preset, prepared: Prepare
     from movq_cli import checkpoints
 
     loaded = checkpoints.load_tokenizer(tmp_path / "tokenizer.safetensors")
-    assert isinstance(stage.average, nn.Module)
+    assert isinstance(stage.tokenizer.average, nn.Module)
     for name, value in loaded.state_dict().items():
-        assert torch.equal(value, stage.average.module.state_dict()[name])
+        assert torch.equal(value, stage.tokenizer.average.module.state_dict()[name])
         assert not torch.equal(value, stage.model.state_dict()[name])
 
 
@@ -174,7 +171,7 @@ def test_a_loss_that_is_no_longer_finite_stops_the_run(tiny: Preset, prepared: P
 
 def test_unused_codebook_entries_come_back_with_their_averages(tiny: Preset, prepared: PreparedSet) -> None:
     stage = TokenizerTraining(tiny, prepared, CPU)
-    assert stage.average is not None
+    assert stage.tokenizer.average is not None
     with torch.no_grad():
         stage.model.quantize.embedding.weight[5:] = 100.0  # so far away that nothing chooses them
     batches = stage.batches(0)
@@ -184,12 +181,12 @@ def test_unused_codebook_entries_come_back_with_their_averages(tiny: Preset, pre
     stage.step(next(batches), 2)  # revive_every is 3
     weight = stage.model.quantize.embedding.weight
     assert weight.abs().max() < 50
-    assert torch.equal(stage.average.module.quantize.embedding.weight[5:], weight[5:])
-    moments = stage.optimizer.state[weight]
+    assert torch.equal(stage.tokenizer.average.module.quantize.embedding.weight[5:], weight[5:])
+    moments = stage.tokenizer.optimizer.state[weight]
     assert not moments["exp_avg"][5:].any()
     assert not moments["exp_avg_sq"][5:].any()
     assert moments["exp_avg_sq"][:5].any()
-    assert not stage.uses.any()
+    assert not stage.uses.counts.any()
 
 
 @pytest.mark.parametrize(
