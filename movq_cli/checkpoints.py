@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 import torch
 from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
 from movq_cli import __version__
 from movq_cli.errors import BadRequestError, FailureError
-from movq_cli.files import atomic_path
+from movq_cli.files import atomic_path, atomic_write
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.models.transformer import CodeTransformer
 from movq_cli.settings import CodeShape, PriorSettings, SampleSettings, Settings, TokenizerSettings
@@ -59,11 +59,8 @@ def save_weights(path: Path, model: nn.Module, header: Settings) -> None:
     # One entry: safetensors writes several in an order that changes from call to call, and equal weights shall have
     # equal hashes.
     metadata = {"movq": header.model_dump_json()}
-    with atomic_path(path) as partial:
-        try:
-            save_file(tensors, partial, metadata)
-        except SafetensorError as error:
-            raise OSError(str(error)) from None  # its form of a full disk; atomic_path has the words
+    # Through memory: written by the library itself, the file would be readable to its owner alone.
+    atomic_write(path, save(tensors, metadata))
 
 
 def load_tokenizer(path: Path) -> Tokenizer:

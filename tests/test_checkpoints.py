@@ -37,6 +37,12 @@ def test_a_tokenizer_is_rebuilt_from_its_file_alone(tmp_path: Path, tokenizer: T
         assert torch.equal(loaded.state_dict()[name], value)
 
 
+def test_weights_are_as_readable_as_any_other_file(tmp_path: Path, tokenizer: Tokenizer) -> None:
+    (tmp_path / "plain").write_bytes(b"")
+    checkpoints.save_weights(tmp_path / "weights", tokenizer, TokenizerHeader(vq=tokenizer.settings))
+    assert (tmp_path / "weights").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_equal_weights_have_equal_hashes(tmp_path: Path, tokenizer: Tokenizer) -> None:
     header = TokenizerHeader(vq=tokenizer.settings)
     for number in range(8):
