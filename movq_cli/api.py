@@ -39,7 +39,7 @@ class Tokenizer(models.tokenizer.Tokenizer):
         Raises:
             BadRequestError: There are no weights there, or they are damaged.
         """
-        trained = checkpoints.load_tokenizer(_weights(Path(path), "vq"))
+        trained = checkpoints.load_tokenizer(runs.weights(Path(path), "vq"))
         with torch.device("meta"):
             empty = cls(trained.settings)
         empty.load_state_dict(trained.state_dict(), assign=True)
@@ -84,10 +84,10 @@ class Prior(nn.Module):
             BadRequestError: There are no weights there, they are damaged, or the tokenizer is not the one whose
                 codes the prior models.
         """
-        weights = _weights(Path(path), "prior")
+        weights = runs.weights(Path(path), "prior")
         transformer, header = checkpoints.load_prior(weights)
         beside = weights.parent if tokenizer is None else Path(tokenizer)
-        codes_from = _weights(beside, "vq")
+        codes_from = runs.weights(beside, "vq")
         found = sha256(codes_from)
         if found != header.tokenizer:
             raise BadRequestError(
@@ -113,12 +113,11 @@ class Prior(nn.Module):
         return [self._class_id(name) for name in wanted] or list(range(len(self.classes)))
 
     def _class_id(self, name: str | int) -> int:
-        text = str(name)
-        if text in self.classes:  # a name wins: the digits' names are numbers
-            return self.classes.index(text)
-        if text.isdecimal() and int(text) < len(self.classes):
-            return int(text)
-        raise BadRequestError(f"unknown class {text!r}", did_you_mean(text, self.classes[:20]))
+        if isinstance(name, str) and name in self.classes:  # a name wins: names may be numbers, in another order
+            return self.classes.index(name)
+        if str(name).isdecimal() and int(name) < len(self.classes):
+            return int(name)
+        raise BadRequestError(f"unknown class {str(name)!r}", did_you_mean(str(name), self.classes[:20]))
 
     @torch.inference_mode()
     def sample(
@@ -157,7 +156,3 @@ class Prior(nn.Module):
         with devices.autocast(device, "auto"):
             codes = masked_prior.decode(self.transformer, [seed + i for i in numbers], labels, chosen)
             return self.tokenizer.decode(codes)
-
-
-def _weights(path: Path, kind: runs.Kind) -> Path:
-    return path if path.is_file() else runs.resolve(path, kind).weights

@@ -182,6 +182,11 @@ def resolve(path: Path | None, kind: Kind, *, fits: TokenizerSettings | None = N
     return run
 
 
+def weights(path: Path | None, kind: Kind) -> Path:
+    """The weight file that a command works with: the file itself, or that of the run which `resolve` finds."""
+    return path if path is not None and path.is_file() else resolve(path, kind).weights
+
+
 def now() -> str:
     """The time in UTC to the microsecond, as manifests record it."""
     return datetime.now(UTC).isoformat()

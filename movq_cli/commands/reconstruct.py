@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -58,7 +59,7 @@ def reconstruct(
     """
     maps = sorted(Path(source).rglob("*.npy")) if Path(source).is_dir() else []
     images = None if maps else open_source(source, split)
-    weights = run if run is not None and run.is_file() else runs.resolve(run, "vq").weights
+    weights = runs.weights(run, "vq")
     console.log(f"tokenizer: {weights}")
     where = devices.pick(device)
     model = checkpoints.load_tokenizer(weights).to(where)
@@ -182,8 +183,8 @@ def _readable(images: Source, bad: list[str], progress: Progress) -> Iterator[tu
 def output_names(names: tuple[str, ...]) -> list[str]:
     """A PNG's name for each image: its own with another suffix, or with one more where two would meet."""
     plain = [str(PurePosixPath(name).with_suffix(".png")) for name in names]
-    twice = {name for name in plain if plain.count(name) > 1} if len(set(plain)) < len(plain) else set()
-    return [f"{name}.png" if short in twice else short for name, short in zip(names, plain, strict=True)]
+    times = Counter(plain)
+    return [f"{name}.png" if times[short] > 1 else short for name, short in zip(names, plain, strict=True)]
 
 
 def _save_pairs(path: Path, pairs: list[Tensor]) -> None:

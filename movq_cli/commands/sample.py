@@ -63,7 +63,7 @@ def sample(
         device: Name; None = CUDA where there is one.
         console: Where to speak.
     """
-    weights = run if run is not None and run.is_file() else runs.resolve(run, "prior").weights
+    weights = runs.weights(run, "prior")
     console.log(f"prior: {weights}")
     prior = Prior.load(weights, tokenizer).to(devices.pick(device))
     asked = {

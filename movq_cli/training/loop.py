@@ -86,6 +86,10 @@ def train(stage: Stage, run: Run, manifest: Manifest, console: Console) -> dict[
     log = _Log(run, console, settings)
     figures: dict[str, float] = {}
     batches = stage.batches(step)
+    if step == steps:
+        # Killed between its last checkpoint and its end.
+        figures = stage.validate()
+        _publish(stage, run, manifest, step)
     with _stop_signals() as stop, console.progress(steps, "training", "steps", done=step) as progress:
         while step < steps:
             # Each step draws from a generator state of its own: a resumed run draws what it would have.
@@ -95,11 +99,15 @@ def train(stage: Stage, run: Run, manifest: Manifest, console: Console) -> dict[
             log.add(step, metrics)
             progress.advance(1, log.note)
             last = step == steps
-            if last or step % settings.validate_every == 0:
+            validate = last or step % settings.validate_every == 0
+            save = last or step % settings.checkpoint_every == 0 or stop.signal is not None
+            if validate or save:
+                log.flush(step)  # raises, so that no checkpoint of finite weights gives way to one that is not
+            if validate:
                 figures = stage.validate()
                 log.write(step, {"validation": figures})
                 stage.draw(run, step)
-            if last or step % settings.checkpoint_every == 0 or stop.signal is not None:
+            if save:
                 _save(stage, run, manifest, step)
             if stop.signal is not None and not last:
                 raise InterruptedRunError(
@@ -233,6 +241,11 @@ def _resume(stage: Stage, run: Run, console: Console) -> int:
 def _save(stage: Stage, run: Run, manifest: Manifest, step: int) -> None:
     state = {name: part.state_dict() for name, part in stage.parts().items()}
     checkpoints.save_state(run.checkpoint, {"step": step, "stage": state})
+    _publish(stage, run, manifest, step)
+
+
+def _publish(stage: Stage, run: Run, manifest: Manifest, step: int) -> None:
+    """The inference weights, and how far the run is."""
     stage.export(run)
     finished = step >= manifest.steps
     status = "finished" if finished else "running"
@@ -257,7 +270,7 @@ class _Log:
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
         self._count += 1
         if step % self.every == 0:
-            self._flush(step)
+            self.flush(step)
 
     def write(self, step: int, record: dict[str, Any]) -> None:
         self.run.folder.mkdir(parents=True, exist_ok=True)
@@ -267,7 +280,9 @@ class _Log:
             figures = ", ".join(f"{name} {value:.4g}" for name, value in record["validation"].items())
             self.console.log(f"step {step}: {figures}")
 
-    def _flush(self, step: int) -> None:
+    def flush(self, step: int) -> None:
+        if not self._count:
+            return
         # The one place where the host waits for the device.
         means = {name: value.item() / self._count for name, value in self._sums.items()}
         seconds = time.perf_counter() - self._since

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from movq_cli.console import Console
 from movq_cli.data import pixels
 from movq_cli.data.shards import PreparedSet
+from movq_cli.errors import FailureError
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.runs import Run, begin
@@ -158,8 +159,6 @@ def test_what_is_exported_is_the_running_average(tiny: Preset, prepared: Prepare
 
 
 def test_a_loss_that_is_no_longer_finite_stops_the_run(tiny: Preset, prepared: PreparedSet, tmp_path: Path) -> None:
-    from movq_cli.errors import FailureError
-
     stage = TokenizerTraining(tiny, prepared, CPU)
     with torch.no_grad():
         stage.model.decoder.conv_out.bias.fill_(float("nan"))
@@ -209,3 +208,44 @@ def test_the_adversarial_term_rises_along_its_ramp(tiny: Preset, prepared: Prepa
     assert [stage._ramp(step) for step in range(5, 11)] == [0.25, 0.5, 0.75, 1, 1, 1]
     stage = TokenizerTraining(tiny, prepared, CPU)
     assert stage._ramp(stage.discriminator_start) == 1
+
+
+def test_a_run_killed_between_its_last_checkpoint_and_its_end_still_ends(
+    tiny: Preset, prepared: PreparedSet, tmp_path: Path
+) -> None:
+    run = Run(tmp_path / "run", "vq")
+    manifest = begin(run, preset="tiny", settings=tiny, steps=10, data=prepared.manifest.hash)
+    loop.train(TokenizerTraining(tiny, prepared, CPU), run, manifest, Console(quiet=True))
+    weights = run.weights.read_bytes()
+    run.weights.unlink()
+    run.write(manifest.model_copy(update={"step": 5}))
+    manifest = begin(run, preset="tiny", settings=tiny, steps=10, data=prepared.manifest.hash)
+    figures = loop.train(TokenizerTraining(tiny, prepared, CPU), run, manifest, Console(quiet=True))
+    assert "psnr" in figures
+    assert run.weights.read_bytes() == weights
+    assert (run.read().status, run.read().step) == ("finished", 10)
+
+
+def test_weights_that_are_no_longer_finite_replace_no_checkpoint(
+    tiny: Preset, prepared: PreparedSet, tmp_path: Path
+) -> None:
+    settings = tiny.train_vq.model_copy(update={"log_every": 100, "checkpoint_every": 3, "validate_every": 100})
+    preset = tiny.model_copy(update={"train_vq": settings})
+    run = Run(tmp_path / "run", "vq")
+    manifest = begin(run, preset="tiny", settings=preset, steps=10, data=prepared.manifest.hash)
+    stage = TokenizerTraining(preset, prepared, CPU)
+    with pytest.MonkeyPatch.context() as patch:
+        step = stage.step
+
+        def spoil(batch: Tensor, number: int) -> loop.Metrics:
+            if number == 4:
+                with torch.no_grad():
+                    stage.model.decoder.conv_out.weight.fill_(float("nan"))
+            return step(batch, number)
+
+        patch.setattr(stage, "step", spoil)
+        with pytest.raises(FailureError, match="step 6"):
+            loop.train(stage, run, manifest, Console(quiet=True))
+    state = torch.load(run.checkpoint, weights_only=True)
+    assert state["step"] == 3
+    assert state["stage"]["tokenizer"]["model"]["decoder.conv_out.weight"].isfinite().all()
