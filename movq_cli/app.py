@@ -56,7 +56,18 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON
 Quiet = Annotated[
     bool, typer.Option("--quiet", "-q", help="No progress and no log lines, only warnings and the result.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only print parameters, steps and rates; needs no data.")]
+Gpus = Annotated[
+    int | None,
+    typer.Option(
+        "--gpus",
+        min=1,
+        help="Start that many processes, one a GPU, as torchrun would. [default: one, or torchrun's]",
+        show_default=False,
+    ),
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Only print parameters, steps, rates and memory; needs no data.")
+]
 BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images at once.")]
 VQRun = Annotated[
     Path | None,
@@ -138,7 +149,7 @@ def prepare(
         labels=labels,
         orientation=orientation,
         workers=(os.cpu_count() or 1) if workers is None else workers,
-        console=Console(as_json=as_json, quiet=quiet),
+        console=_console(as_json, quiet),
     )
 
 
@@ -152,6 +163,7 @@ def train_vq(
     overrides: Overrides = None,
     weights: Weights = None,
     device: Device = None,
+    gpus: Gpus = None,
     dry_run: DryRun = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -164,9 +176,10 @@ def train_vq(
         overrides=_overrides(overrides, data),
         run=run,
         device=device,
+        gpus=gpus,
         weights=weights,
         dry_run=dry_run,
-        console=Console(as_json=as_json, quiet=quiet),
+        console=_console(as_json, quiet),
     )
 
 
@@ -188,6 +201,7 @@ def train_prior(
     ] = None,
     overrides: Overrides = None,
     device: Device = None,
+    gpus: Gpus = None,
     dry_run: DryRun = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -201,8 +215,9 @@ def train_prior(
         tokenizer=tokenizer,
         run=run,
         device=device,
+        gpus=gpus,
         dry_run=dry_run,
-        console=Console(as_json=as_json, quiet=quiet),
+        console=_console(as_json, quiet),
     )
 
 
@@ -225,10 +240,13 @@ def reconstruct(
         Path | None,
         typer.Option(help="Also make this picture: originals, evenly spaced, over their reconstructions."),
     ] = None,
-    metrics: Annotated[bool, typer.Option("--metrics", help="Also give mean PSNR (dB) and SSIM.")] = False,
+    metrics: Annotated[
+        bool, typer.Option("--metrics", help="Also give mean PSNR (dB) and SSIM, and LPIPS where its weights are.")
+    ] = False,
     codes: Annotated[
         Path | None, typer.Option("--codes", help="Also write the code maps here: .npy, uint16 [h, w, c].")
     ] = None,
+    weights: Weights = None,
     device: Device = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -245,8 +263,9 @@ def reconstruct(
         grid=grid,
         metrics=metrics,
         codes=codes,
+        weights=weights,
         device=device,
-        console=Console(as_json=as_json, quiet=quiet),
+        console=_console(as_json, quiet),
     )
 
 
@@ -319,7 +338,7 @@ def sample(
         batch_size=batch_size,
         grid=grid,
         device=device,
-        console=Console(as_json=as_json, quiet=quiet),
+        console=_console(as_json, quiet),
     )
 
 
@@ -366,7 +385,7 @@ def evaluate(
         weights=weights,
         device=device,
         out=out,
-        console=Console(as_json=as_json, quiet=quiet),
+        console=_console(as_json, quiet),
     )
 
 
@@ -426,6 +445,11 @@ def _unforeseen(error: Exception) -> int:
         f"unexpected {type(error).__name__}: {text}. Set MOVQ_TRACEBACK=1 to see where.",
         FailureError.exit_code,
     )
+
+
+def _console(as_json: bool, quiet: bool) -> Console:
+    # Of the processes that torchrun starts, the first one speaks.
+    return Console(as_json=as_json, quiet=quiet, mute=os.environ.get("RANK", "0") != "0")
 
 
 def _overrides(overrides: list[str] | None, data: Path | None) -> list[str]:

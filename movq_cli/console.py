@@ -12,11 +12,14 @@ SECONDS_BETWEEN_LINES = 30.0
 """Off a terminal a progress line is written this often, so that a job's log stays readable."""
 
 
+_NOTHING: Mapping[str, str] = {}
+
+
 class Progress(Protocol):
     """A running count towards a total."""
 
-    def advance(self, count: int = 1, note: str = "") -> None:
-        """Add to the count; `note` (a loss, say) is shown beside it."""
+    def advance(self, count: int = 1, figures: Mapping[str, str] = _NOTHING) -> None:
+        """Add to the count; figures (a loss, say) are shown with it, by name, until there are others."""
 
 
 class Console:
@@ -25,11 +28,13 @@ class Console:
     Args:
         as_json: Results are one JSON object on stdout and nothing else.
         quiet: No log lines and no progress; warnings and results still appear.
+        mute: Nothing at all: of several processes that do one command's work, one speaks.
     """
 
-    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+    def __init__(self, *, as_json: bool = False, quiet: bool = False, mute: bool = False) -> None:
         self.as_json = as_json
-        self.quiet = quiet
+        self.quiet = quiet or mute
+        self.mute = mute
 
     def log(self, message: str) -> None:
         """One line about what is being done, on stderr."""
@@ -47,12 +52,14 @@ class Console:
             data: The result as a JSON object, printed with `--json`.
             text: The same for people and pipes: a path, usually.
         """
+        if self.mute:
+            return
         sys.stdout.write((json.dumps(data, allow_nan=False) if self.as_json else text) + "\n")
         sys.stdout.flush()
 
     def table(self, data: Mapping[str, Any], columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A result that is a table: Rich on a terminal, tab-separated in a pipe, JSON with `--json`."""
-        if self.as_json or not sys.stdout.isatty():
+        if self.mute or self.as_json or not sys.stdout.isatty():
             self.result(data, "\n".join("\t".join(row) for row in [columns, *rows]))
             return
         from rich.console import Console as RichConsole
@@ -83,18 +90,22 @@ class Console:
                 yield running
 
     def _line(self, message: str) -> None:
+        if self.mute:
+            return
         sys.stderr.write(message + "\n")
         sys.stderr.flush()
 
 
 class _Silent:
-    def advance(self, count: int = 1, note: str = "") -> None:
+    def advance(self, count: int = 1, figures: Mapping[str, str] = _NOTHING) -> None:
         """Nothing to show."""
 
 
 @contextmanager
 def _rich(total: int, what: str, unit: str, done: int) -> Iterator[Progress]:
+    from rich.columns import Columns
     from rich.console import Console as RichConsole
+    from rich.console import RenderableType
     from rich.progress import (
         BarColumn,
         MofNCompleteColumn,
@@ -104,7 +115,17 @@ def _rich(total: int, what: str, unit: str, done: int) -> Iterator[Progress]:
     )
     from rich.progress import Progress as RichProgress
 
-    bar = RichProgress(
+    class _Live(RichProgress):
+        """The bar, and below it the figures in as many columns as fit."""
+
+        figures: Mapping[str, str] = _NOTHING
+
+        def get_renderables(self) -> Iterator[RenderableType]:
+            yield from super().get_renderables()
+            if self.figures:
+                yield Columns([f"[dim]{name}[/dim] {value}" for name, value in self.figures.items()], padding=(0, 3))
+
+    bar = _Live(
         TextColumn("{task.description}"),
         BarColumn(),
         MofNCompleteColumn(),
@@ -112,16 +133,14 @@ def _rich(total: int, what: str, unit: str, done: int) -> Iterator[Progress]:
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
         console=RichConsole(stderr=True),
     )
-    task = bar.add_task(what, total=total, completed=done, note="")
+    task = bar.add_task(what, total=total, completed=done)
 
     class _Running:
-        def advance(self, count: int = 1, note: str = "") -> None:
+        def advance(self, count: int = 1, figures: Mapping[str, str] = _NOTHING) -> None:
+            bar.figures = figures or bar.figures
             bar.advance(task, count)
-            if note:
-                bar.update(task, note=note)
 
     with bar:
         yield _Running()
@@ -146,9 +165,9 @@ def _plain(total: int, what: str, unit: str, done: int) -> Iterator[Progress]:
     )
 
     class _Running:
-        def advance(self, count: int = 1, note: str = "") -> None:
-            if note:
-                bar.set_postfix_str(note, refresh=False)
+        def advance(self, count: int = 1, figures: Mapping[str, str] = _NOTHING) -> None:
+            if figures:
+                bar.set_postfix_str(", ".join(f"{name} {value}" for name, value in figures.items()), refresh=False)
             bar.update(count)
 
     with bar:

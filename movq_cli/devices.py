@@ -40,6 +40,11 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
 
 
+def on_cuda_unless(setting: bool | None, device: torch.device) -> bool:
+    """A setting that is null where we choose: on for CUDA, off elsewhere."""
+    return device.type == "cuda" if setting is None else setting
+
+
 def attention(device: torch.device, tokens: int) -> AbstractContextManager[None]:
     """The attention kernels for training on sequences of a length.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import weakref
@@ -10,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from movq_cli.errors import FailureError
+from movq_cli.errors import BadRequestError, FailureError
 
 _SPACE = "Free some space, or choose another folder, and run the command again."
 _PERMISSION = "Choose a folder that you may write to."
@@ -72,6 +73,46 @@ def atomic_write(path: Path, data: bytes) -> None:
     """
     with atomic_path(path) as partial:
         partial.write_bytes(data)
+
+
+@contextmanager
+def claimed(folder: Path, command: str) -> Iterator[None]:
+    """A folder, made where it is missing, for this process alone.
+
+    Args:
+        folder: The folder.
+        command: Who claims it, for the message to whoever comes second.
+
+    Raises:
+        BadRequestError: It is a file, or another process is at work in it.
+        FailureError: It cannot be made.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise BadRequestError(f"{folder} is a file", "Name a folder.")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise FailureError(f"cannot make {folder}: {error.strerror}", _PERMISSION) from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise BadRequestError(f"another {command} is at work in {folder}", "Wait until it has ended.") from None
+    except OSError:
+        pass  # some network file systems have no locks
+    # A worker that outlives a killed parent for a moment must not hold its claim.
+    held = [descriptor]
+    os.register_at_fork(after_in_child=lambda: _let_go(held))
+    try:
+        yield
+    finally:
+        _let_go(held)
+
+
+def _let_go(descriptors: list[int]) -> None:
+    while descriptors:
+        os.close(descriptors.pop())
 
 
 def sha256(path: Path) -> str:

@@ -26,9 +26,14 @@ COMMAND: dict[Kind, str] = {"vq": "train-vq", "prior": "train-prior"}
 _FREE_TO_CHANGE = frozenset(
     f"{section}.{name}"
     for section in ("train_vq", "train_prior")
-    for name in ("steps", "epochs", "log_every", "validate_every", "checkpoint_every")
+    for name in (
+        *("steps", "epochs", "log_every", "validate_every", "checkpoint_every", "tensorboard"),
+        *("accumulate", "compile", "activation_checkpointing", "channels_last"),
+        *("precision", "base_learning_rate", "clip_norm"),
+    )
 ) | {"data.workers", "data.path", "description"}
-"""Settings that a run may be continued with another value of: they do not change what a step does."""
+"""Settings that a run may be continued with another value of: how long it is, how it is computed and watched, and what
+one changes where it has become unstable."""
 
 
 class Manifest(Settings):
@@ -39,6 +44,10 @@ class Manifest(Settings):
     status: Literal["running", "finished"] = "running"
     step: int = 0
     steps: int
+    best_step: int | None = None
+    """Of the validation whose weights are kept as the best."""
+    best_score: float | None = None
+    """What it was chosen by, higher is better."""
     started: str
     finished: str | None = None
     version: str = __version__
@@ -80,6 +89,16 @@ class Run:
     def log(self) -> Path:
         """One JSON object a line: losses, validations."""
         return self.folder / "log.jsonl"
+
+    @property
+    def best(self) -> Path:
+        """As `weights`, from the best validation so far."""
+        return self.weights.with_stem(f"{self.weights.stem}-best")
+
+    @property
+    def events(self) -> Path:
+        """TensorBoard's files."""
+        return self.folder / "tensorboard"
 
     @property
     def tokens(self) -> Path:

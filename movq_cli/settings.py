@@ -165,15 +165,23 @@ class TrainSettings(Settings):
     precision: Literal["auto", "float32", "bf16"] = Field(
         "auto", description="matrix arithmetic; auto = bf16 where the device is built for it"
     )
+    accumulate: Positive = Field(1, description="parts a rank's share of a batch is worked through in, to save memory")
+    compile: bool | None = Field(None, description="torch.compile; null = on CUDA")
+    activation_checkpointing: bool = Field(
+        False, description="compute blocks again in the backward pass: much less memory, a third more time"
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="of initialisation, data order and every draw")
     log_every: Positive = Field(50, description="steps between log lines")
     validate_every: Positive = Field(1000, description="steps between validations")
     checkpoint_every: Positive = Field(1000, description="steps between checkpoints to resume from")
+    tensorboard: bool | None = Field(None, description="TensorBoard events in the run folder; null = where installed")
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give exactly one of epochs and steps (set the other to null)")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} does not divide into {self.accumulate} parts (accumulate)")
         return self
 
     @property
@@ -210,6 +218,7 @@ class TrainVQSettings(TrainSettings):
     revive_every: int = Field(
         0, ge=0, description="steps after which codebook entries unused since are moved to encoder outputs; 0 = never"
     )
+    channels_last: bool | None = Field(None, description="memory format of the convolutions; null = on CUDA")
     adversarial_weight: Weight = Field(0.8, description="times the adaptive weight; 0 = no discriminator")
     discriminator_start: Start = Field(
         0, description="when the adversarial term sets in: a step (30001), '3 epochs', or '50%' of the run"

@@ -69,7 +69,7 @@ def test_the_papers_prior_learns_in_bf16() -> None:
     generator = torch.Generator(CUDA).manual_seed(0)
     seen = []
     for _ in range(30):
-        mask = masked_prior.training_mask(codes, generator)
+        mask = masked_prior.training_mask(codes.shape, generator)
         with devices.autocast(CUDA, "bf16"):
             logits = model(codes.masked_fill(mask, model.unknown))
         loss = masked_prior.masked_loss(logits, codes, mask, 0.1)

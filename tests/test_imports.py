@@ -13,6 +13,7 @@ LAYERS = [
     {"api"},
     {"training"},
     {"data", "metrics"},
+    {"ranks"},
     {"presets", "checkpoints", "devices", "runs"},
     {"models"},
     {"console", "files"},

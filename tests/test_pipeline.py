@@ -33,7 +33,8 @@ def test_six_commands_work_one_into_the_next(movq: Movq, shapes: Path, tiny_yaml
     assert {path.name for path in run.iterdir()} >= {"run.json", "settings.yaml", "log.jsonl", "tokenizer.safetensors"}
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if "training" in record] == list(range(1, 11))
-    assert {"psnr", "ssim", "usage", "perplexity"} == records[-1]["validation"].keys()
+    health = {"usage", "usage_of_chunks", "perplexity", "perplexity_of_chunks"}
+    assert {"psnr", "ssim", *health} == records[-1]["validation"].keys()
     assert Image.open(run / "pictures" / "00000010.png").size[0] > 100
 
     done = movq("train-prior", "--preset", tiny_yaml, "--json")

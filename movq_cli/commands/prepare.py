@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -42,7 +41,7 @@ from movq_cli.data.shards import (
 from movq_cli.data.sources import Source, open_source
 from movq_cli.data.splits import split_images
 from movq_cli.errors import BadRequestError, FailureError, InterruptedRunError
-from movq_cli.files import atomic_write
+from movq_cli.files import atomic_write, claimed
 
 LARGEST_OWN_SIDE = 256
 """Without a size, images keep their own, but a short side above this is reduced to it."""
@@ -184,7 +183,7 @@ def prepare(
     splits = split_images(images, val, val_list, lambda index: policy.accepts(images, index))
     plan = Plan(images, out, policy, tuple(_cut(splits)))
     _announce(plan, console)
-    with _claimed(out):
+    with claimed(out, "movq prepare"):
         _check_plan(plan)
         if (out / MANIFEST).exists():
             console.log(f"{out} is prepared already, with these settings; remove it to prepare it again")
@@ -214,32 +213,6 @@ def _announce(plan: Plan, console: Console) -> None:
 
 
 # The folder
-
-
-@contextmanager
-def _claimed(out: Path) -> Iterator[None]:
-    """The set's folder, made where it is missing, for this process and its workers alone."""
-    if out.exists() and not out.is_dir():
-        raise BadRequestError(f"{out} is a file", "Name a folder for the prepared set.")
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(out, os.O_RDONLY)
-    except OSError as error:
-        raise FailureError(f"cannot make {out}: {error.strerror}", "Choose a folder that you may write to.") from None
-    try:
-        _lock(descriptor, out)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, out: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise BadRequestError(f"another movq prepare is at work in {out}", "Wait until it has ended.") from None
-    except OSError:
-        pass  # some network file systems have no locks
 
 
 def _check_plan(plan: Plan) -> None:

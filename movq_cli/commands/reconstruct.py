@@ -22,7 +22,7 @@ from movq_cli.data.shards import SplitName
 from movq_cli.data.sources import Source, open_source
 from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_write
-from movq_cli.metrics import paired
+from movq_cli.metrics import extractors, paired
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.settings import TokenizerSettings
 
@@ -40,6 +40,7 @@ def reconstruct(
     grid: Path | None,
     metrics: bool,
     codes: Path | None,
+    weights: Path | None,
     device: str | None,
     console: Console,
 ) -> None:
@@ -52,36 +53,38 @@ def reconstruct(
         split: Of a source with splits; None = everything.
         batch_size: Images at once.
         grid: Picture of some originals, evenly spaced, over their reconstructions.
-        metrics: Also give mean PSNR and SSIM.
+        metrics: Also give mean PSNR and SSIM, and LPIPS where its weights are.
         codes: Folder for each image's code map, `.npy`, uint16 [h, w, c].
+        weights: Folder with LPIPS's weights; None = torch hub's.
         device: Name; None = CUDA where there is one.
         console: Where to speak.
     """
     maps = sorted(Path(source).rglob("*.npy")) if Path(source).is_dir() else []
     images = None if maps else open_source(source, split)
-    weights = runs.weights(run, "vq")
-    console.log(f"tokenizer: {weights}")
+    tokenizer = runs.weights(run, "vq")
+    console.log(f"tokenizer: {tokenizer}")
     where = devices.pick(device)
-    model = checkpoints.load_tokenizer(weights).to(where)
+    model = checkpoints.load_tokenizer(tokenizer).to(where)
     if images is None:
         decode_maps(model, Path(source), maps, out, console)
         return
     names = output_names(images.names)
-    figures: list[Tensor] = []
+    judges = _judges(weights, where, console) if metrics else []
+    scores: dict[str, list[float]] = {judge.key: [] for judge in judges}
     shown: dict[int, Tensor] = dict.fromkeys(pixels.spread(len(images), _GRID_COLUMNS), torch.empty(0))
     bad: list[str] = []
     with console.progress(len(images), "reconstructing", "images") as progress:
         for places, originals in stream.same_size_batches(_readable(images, bad, progress), batch_size):
-            found = encode_batch(model, originals.to(where))
-            reconstructed = decode_batch(model, found, originals.shape[-2:]).cpu()
+            there = originals.to(where)
+            found = encode_batch(model, there)
+            made = decode_batch(model, found, originals.shape[-2:])
+            for key, values in paired.score_pairs(judges, [(places, torch.stack([there, made], 1))], where).items():
+                scores[key] += values
+            reconstructed = made.cpu()
             for place, image, code_map in zip(places.tolist(), reconstructed, found.cpu(), strict=True):
                 atomic_write(out / names[place], encode_png(pixels.to_image(image)))
                 if codes is not None:
                     atomic_write((codes / names[place]).with_suffix(".npy"), _npy(code_map))
-            if metrics and min(originals.shape[-2:]) >= paired.SSIM_WINDOW:
-                figures.append(
-                    torch.stack([paired.psnr(reconstructed, originals), paired.ssim(reconstructed, originals)])
-                )
             for place, *pair in zip(places.tolist(), originals, reconstructed, strict=True):
                 if place in shown:
                     shown[place] = torch.stack(pair)
@@ -97,11 +100,20 @@ def reconstruct(
     if grid is not None:
         _save_pairs(grid, [pair for pair in shown.values() if len(pair)])
         result["grid"] = str(grid)
-    if figures:
-        psnr, ssim = (paired.finite_mean(scores) for scores in torch.cat(figures, dim=1))
-        result |= {"psnr": psnr, "ssim": ssim}
-        console.log(f"PSNR {psnr} dB ({paired.PSNR_VARIANT}), SSIM {ssim} ({paired.SSIM_VARIANT})")
+    for judge in judges:
+        result[judge.key] = paired.finite_mean(torch.tensor(scores[judge.key], dtype=torch.float64))
+        console.log(f"{judge.key}: {result[judge.key]} ({judge.variant}; {len(scores[judge.key])} images)")
     console.result(result, str(out))
+
+
+def _judges(weights: Path | None, device: torch.device, console: Console) -> list[paired.PairedMetric]:
+    """PSNR, SSIM, and LPIPS where its weights are on this machine: nothing is downloaded for a figure on the side."""
+    keys = {"psnr", "ssim"}
+    if extractors.trunks_here(weights):
+        keys.add("lpips")
+    else:
+        console.log("lpips: left out, its weights are not here (movq evaluate --lpips fetches them)")
+    return paired.load_metrics(keys, weights, device)
 
 
 def encode_batch(model: Tokenizer, originals: Tensor) -> Tensor:

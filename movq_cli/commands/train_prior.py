@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from movq_cli import checkpoints, devices, presets, runs
+from movq_cli import checkpoints, devices, presets, ranks, runs
 from movq_cli.commands import training
 from movq_cli.console import Console
 from movq_cli.data import loader, tokens
@@ -19,7 +20,9 @@ from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_path, sha256
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.models.transformer import CodeTransformer
+from movq_cli.ranks import Ranks
 from movq_cli.settings import Preset
+from movq_cli.training import memory
 from movq_cli.training.prior import PriorTraining
 
 
@@ -30,6 +33,7 @@ def train_prior(
     tokenizer: Path | None,
     run: Path | None,
     device: str | None,
+    gpus: int | None,
     dry_run: bool,
     console: Console,
 ) -> None:
@@ -41,55 +45,96 @@ def train_prior(
         tokenizer: Run folder of `train-vq`; None = the newest finished one of the preset's tokenizer.
         run: Run folder; None = `runs/PRESET-prior`.
         device: Name; None = CUDA where there is one.
+        gpus: Processes to start, one a GPU; None = this one alone, or those that torchrun has started.
         dry_run: Only print the plan; needs no data.
         console: Where to speak.
     """
     settings = presets.load(preset, overrides)
     if dry_run:
-        training.show_plan(plan(settings), console)
+        found = training.find_images(settings)
+        training.show_plan(plan(settings, found, devices.pick(device), gpus or 1), console)
         return
     images = training.open_images(settings, preset, console)
     _check_classes(settings, images)
     codes_from = runs.resolve(tokenizer, "vq", fits=settings.vq)
-    console.log(f"tokenizer: {codes_from.folder}")
-    where = devices.pick(device)
-    model = checkpoints.load_tokenizer(codes_from.weights).to(where)
+    if gpus is not None and not ranks.launched():
+        ranks.launch(sys.argv[1:], gpus, device)
+        return
+    with ranks.joined(device) as (mine, where):
+        place = training.run_folder(run, preset, "prior")
+        with training.claimed(place, mine):
+            console.log(f"tokenizer: {codes_from.folder}")
+            training.announce(plan(settings, images, where, mine.world), console)
+            stage = _stage(settings, images, codes_from, mine, where, console)
+            manifest = mine.from_first(lambda: _begin(stage, place, preset, images, codes_from))
+            console.log(
+                f"train-prior {preset} on {where}, to {place.folder}; an epoch is {len(stage.training):,} views"
+            )
+            training.train(stage, place, manifest, console)
+
+
+def plan(settings: Preset, images: PreparedSet | None, device: torch.device, processes: int) -> dict[str, Any]:
+    """What training these settings would do.
+
+    Args:
+        settings: The preset.
+        images: The prepared set; None = it is not there, and what depends on it is null.
+        device: Where.
+        processes: That share each batch.
+
+    Returns:
+        Parameters by part, the length of the run (its images are image views), and the memory of a step in GiB.
+    """
+    train, shape = settings.train_prior, settings.vq.code_shape
+    with torch.device("meta"):
+        model = CodeTransformer(settings.prior, shape)
+    return {
+        "parameters": training.parameters(model),
+        **training.length(train, None if images is None else images.manifest.counts["train"], processes),
+        "memory_gib": memory.of_prior(settings.prior, shape, train, device, processes),
+    }
+
+
+def _stage(
+    settings: Preset, images: PreparedSet, codes_from: runs.Run, mine: Ranks, device: torch.device, console: Console
+) -> PriorTraining:
+    """Encode what is not encoded yet, and put the training together."""
+    model = checkpoints.load_tokenizer(codes_from.weights).to(device)
     _check_tokenizer(settings, model, codes_from)
     loader.check_side(images.manifest.min_side, settings.vq.resolution, settings.data.path)
     digest = sha256(codes_from.weights)
-    caches = {
-        split: _codes(codes_from, model, images, split, digest, where, console) for split in images.manifest.counts
-    }
-    stage = PriorTraining(settings, caches["train"], caches["val"], model, digest, where)
-    place = training.run_folder(run, preset, "prior")
+
+    def codes(split: SplitName) -> tokens.TokenCache:
+        return tokens.cached(
+            codes_from.tokens,
+            model,
+            images.split(split),
+            loading=settings.data,
+            name=split,
+            data=images.manifest.hash,
+            tokenizer=digest,
+            batch_size=64,
+            device=device,
+            console=console,
+        )
+
+    mine.from_first(lambda: [len(codes(split)) for split in images.manifest.counts])  # the others find them made
+    return PriorTraining(settings, codes("train"), codes("val"), model, digest, device, mine)
+
+
+def _begin(
+    stage: PriorTraining, place: runs.Run, preset: str, images: PreparedSet, codes_from: runs.Run
+) -> runs.Manifest:
     manifest = runs.begin(
         place,
         preset=preset,
-        settings=settings,
+        settings=stage.preset,
         steps=stage.steps,
         data=images.manifest.hash,
-        tokenizer=digest,
+        tokenizer=stage.tokenizer_hash,
     )
     _keep_tokenizer(codes_from.weights, place.tokenizer)
-    console.log(
-        f"train-prior {preset}: {training.parameters(stage.model)['total']:,} parameters on {where}, "
-        f"{len(caches['train']):,} image views, {stage.steps:,} steps of {settings.train_prior.batch_size}, "
-        f"to {place.folder}"
-    )
-    training.train(stage, place, manifest, console)
-
-
-def plan(settings: Preset) -> dict[str, Any]:
-    """What training these settings would do: parameters by part, steps (null where they depend on the data)."""
-    with torch.device("meta"):
-        model = CodeTransformer(settings.prior, settings.vq.code_shape)
-    return {
-        "parameters": training.parameters(model),
-        "steps": settings.train_prior.steps,
-        "epochs": settings.train_prior.epochs,
-        "batch_size": settings.train_prior.batch_size,
-        "learning_rate": settings.train_prior.learning_rate,
-    }
+    return manifest
 
 
 def _check_classes(settings: Preset, images: PreparedSet) -> None:
@@ -109,28 +154,6 @@ def _check_tokenizer(settings: Preset, model: Tokenizer, codes_from: runs.Run) -
                 f"the tokenizer in {codes_from.folder} has vq.{name} = {found}, not the preset's {value}",
                 "Name a tokenizer of this preset with --tokenizer, or the settings that it was trained with.",
             )
-
-
-def _codes(
-    codes_from: runs.Run,
-    model: Tokenizer,
-    images: PreparedSet,
-    split: SplitName,
-    digest: str,
-    device: torch.device,
-    console: Console,
-) -> tokens.TokenCache:
-    return tokens.cached(
-        codes_from.tokens,
-        model,
-        images.split(split),
-        name=split,
-        data=images.manifest.hash,
-        tokenizer=digest,
-        batch_size=64,
-        device=device,
-        console=console,
-    )
 
 
 def _keep_tokenizer(weights: Path, beside: Path) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from movq_cli import devices, presets, runs
+from movq_cli import devices, presets, ranks, runs
 from movq_cli.commands import training
 from movq_cli.console import Console
+from movq_cli.data.shards import PreparedSet
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.settings import Preset
+from movq_cli.training import memory
 from movq_cli.training.vq import TokenizerTraining
 
 
@@ -23,6 +26,7 @@ def train_vq(
     overrides: Sequence[str],
     run: Path | None,
     device: str | None,
+    gpus: int | None,
     weights: Path | None,
     dry_run: bool,
     console: Console,
@@ -34,43 +38,65 @@ def train_vq(
         overrides: Dotted settings.
         run: Run folder; None = `runs/PRESET-vq`.
         device: Name; None = CUDA where there is one.
-        weights: Folder with VGG's weights, for the perceptual loss; None = torch hub's.
+        gpus: Processes to start, one a GPU; None = this one alone, or those that torchrun has started.
+        weights: Folder with VGG's and AlexNet's weights, for LPIPS; None = torch hub's.
         dry_run: Only print the plan; needs no data.
         console: Where to speak.
     """
     settings = presets.load(preset, overrides)
     if dry_run:
-        training.show_plan(plan(settings), console)
+        found = training.find_images(settings)
+        training.show_plan(plan(settings, found, devices.pick(device), gpus or 1), console)
         return
     images = training.open_images(settings, preset, console)
-    stage = TokenizerTraining(settings, images, devices.pick(device), weights)
-    place = training.run_folder(run, preset, "vq")
-    manifest = runs.begin(place, preset=preset, settings=settings, steps=stage.steps, data=images.manifest.hash)
-    console.log(
-        f"train-vq {preset}: {training.parameters(stage.model)['total']:,} parameters on {stage.device}, "
-        f"{len(stage.training_split):,} images, {stage.steps:,} steps of {settings.train_vq.batch_size}, "
-        f"to {place.folder}"
-    )
+    if gpus is not None and not ranks.launched():
+        ranks.launch(sys.argv[1:], gpus, device)
+        return
+    with ranks.joined(device) as (mine, where):
+        place = training.run_folder(run, preset, "vq")
+        with training.claimed(place, mine):
+            training.announce(plan(settings, images, where, mine.world), console)
+            stage = TokenizerTraining(settings, images, where, weights, mine)
+            manifest = mine.from_first(
+                lambda: runs.begin(
+                    place, preset=preset, settings=settings, steps=stage.steps, data=images.manifest.hash
+                )
+            )
+            console.log(f"train-vq {preset} on {where}, to {place.folder}")
+            _warn_of_late_discriminator(stage, console)
+            training.train(stage, place, manifest, console)
+
+
+def plan(settings: Preset, images: PreparedSet | None, device: torch.device, processes: int) -> dict[str, Any]:
+    """What training these settings would do.
+
+    Args:
+        settings: The preset.
+        images: The prepared set; None = it is not there, and what depends on it is null.
+        device: Where.
+        processes: That share each batch.
+
+    Returns:
+        Parameters by part, the judges', the length of the run, and the memory of a step in GiB.
+    """
+    train = settings.train_vq
+    with torch.device("meta"):
+        model = Tokenizer(settings.vq)
+        discriminator = PatchDiscriminator(train.discriminator_channels, train.discriminator_layers)
+    length = training.length(train, None if images is None else images.manifest.counts["train"], processes)
+    known = length["steps"] is not None and length["steps_per_epoch"] is not None
+    return {
+        "parameters": training.parameters(model),
+        "discriminator": training.parameters(discriminator)["total"] if train.adversarial_weight > 0 else 0,
+        **length,
+        "discriminator_start": train.discriminator_step(length["steps"], length["steps_per_epoch"]) if known else None,
+        "memory_gib": memory.of_tokenizer(settings.vq, train, device, processes),
+    }
+
+
+def _warn_of_late_discriminator(stage: TokenizerTraining, console: Console) -> None:
     if stage.discriminator is not None and stage.discriminator_start >= stage.steps:
         console.warn(
             f"the discriminator starts at step {stage.discriminator_start:,}, but the run ends at {stage.steps:,}: "
             "it will never train. Set train_vq.discriminator_start, to 50% say."
         )
-    training.train(stage, place, manifest, console)
-
-
-def plan(settings: Preset) -> dict[str, Any]:
-    """What training these settings would do: parameters by part, steps (null where they depend on the data)."""
-    with torch.device("meta"):
-        model = Tokenizer(settings.vq)
-        discriminator = PatchDiscriminator(
-            settings.train_vq.discriminator_channels, settings.train_vq.discriminator_layers
-        )
-    return {
-        "parameters": training.parameters(model),
-        "discriminator": training.parameters(discriminator)["total"],
-        "steps": settings.train_vq.steps,
-        "epochs": settings.train_vq.epochs,
-        "batch_size": settings.train_vq.batch_size,
-        "learning_rate": settings.train_vq.learning_rate,
-    }

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from movq_cli import files
 from movq_cli.console import Console
 from movq_cli.data.shards import MANIFEST, PreparedSet
 from movq_cli.errors import BadRequestError
-from movq_cli.runs import ROOT, Kind, Manifest, Run
-from movq_cli.settings import Preset
+from movq_cli.ranks import Ranks
+from movq_cli.runs import COMMAND, ROOT, Kind, Manifest, Run
+from movq_cli.settings import Preset, TrainSettings
 from movq_cli.training import loop
+from movq_cli.training.log import Figures
 
 _SPOKEN = {"quantize": "quantizer"}
 """Parts that are called otherwise than the parameters in published weights are."""
@@ -33,12 +38,12 @@ def open_images(settings: Preset, preset: str, console: Console) -> PreparedSet:
         BadRequestError: It is not there: says what to prepare.
     """
     path = settings.data.path
-    if not (path / MANIFEST).is_file():
+    images = find_images(settings)
+    if images is None:
         raise BadRequestError(
             f"preset {preset!r} trains on the prepared set {path}, which is not there",
             f"Prepare it (movq prepare IMAGES {path} --size {settings.vq.resolution}) or name another with --data.",
         )
-    images = PreparedSet.open(path)
     if not images.manifest.counts["val"]:
         raise BadRequestError(f"the prepared set {path} has no held-out images", "Prepare it from at least two images.")
     side = settings.vq.resolution
@@ -50,6 +55,11 @@ def open_images(settings: Preset, preset: str, console: Console) -> PreparedSet:
     return images
 
 
+def find_images(settings: Preset) -> PreparedSet | None:
+    """The prepared set that the settings name; None where there is none yet."""
+    return PreparedSet.open(settings.data.path) if (settings.data.path / MANIFEST).is_file() else None
+
+
 def parameters(model: nn.Module) -> dict[str, int]:
     """Parameters of each part of a model and in total."""
     parts = {_SPOKEN.get(name, name): _count(part) for name, part in model.named_children()}
@@ -58,25 +68,73 @@ def parameters(model: nn.Module) -> dict[str, int]:
 
 def show_plan(plan: dict[str, Any], console: Console) -> None:
     """Print what a training command is about to do, as its result (`--dry-run`)."""
-    rows = [
-        (
-            f"{name}.{part}" if isinstance(value, dict) else name,
-            f"{number:,}" if isinstance(number, int) else str(number),
-        )
-        for name, value in plan.items()
-        for part, number in (value.items() if isinstance(value, dict) else [("", value)])
-    ]
+    rows = [(name, _spoken(value)) for name, value in _flat(plan)]
     console.table(plan, ["setting", "value"], rows)
+
+
+def announce(plan: dict[str, Any], console: Console) -> None:
+    """Say what a training command is about to do, a line a group."""
+    for name, value in plan.items():
+        text = ", ".join(f"{key} {_spoken(part)}" for key, part in value.items()) if isinstance(value, dict) else None
+        console.log(f"{name.replace('_', ' ')}: {text or _spoken(value)}")
+
+
+def length(train: TrainSettings, images: int | None, ranks: int) -> dict[str, Any]:
+    """How long a run is and in which portions; null where that depends on images that are not there.
+
+    Args:
+        train: The settings.
+        images: In an epoch; None = not known.
+        ranks: That share each batch.
+    """
+    return {
+        "images": images,
+        "steps": train.steps if images is None else train.total_steps(images),
+        "steps_per_epoch": None if images is None else images // train.batch_size,
+        "epochs": train.epochs,
+        "batch_size": train.batch_size,
+        "batch_size_at_once": train.batch_size // ranks // train.accumulate,
+        "ranks": ranks,
+        "learning_rate": train.learning_rate,
+    }
+
+
+@contextmanager
+def claimed(run: Run, ranks: Ranks) -> Iterator[None]:
+    """A run's folder, for this command alone: two that train in it would write over each other.
+
+    Raises:
+        BadRequestError: Another one is at work in it.
+    """
+    if not ranks.first:
+        yield
+        return
+    with files.claimed(run.folder, f"movq {COMMAND[run.kind]}"):
+        yield
 
 
 def train(stage: loop.Stage, run: Run, manifest: Manifest, console: Console) -> None:
     """Train to the end, unless the run has been there already, and give its folder as the result."""
-    figures: dict[str, float] = {}
+    figures: Figures = {}
     if manifest.status == "finished":
         console.log(f"{run.folder} is finished already (step {manifest.step}); nothing to do")
     else:
         figures = loop.train(stage, run, manifest, console)
     console.result({"run": str(run.folder), "step": manifest.steps, **figures}, str(run.folder))
+
+
+def _flat(plan: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in plan.items():
+        if isinstance(value, dict):
+            yield from ((f"{name}.{part}", number) for part, number in value.items())
+        else:
+            yield name, value
+
+
+def _spoken(value: object) -> str:
+    if value is None:
+        return "depends on the images"
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _count(module: nn.Module) -> int:

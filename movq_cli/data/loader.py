@@ -14,6 +14,7 @@ from movq_cli.data import pixels
 from movq_cli.data.sampler import EpochOrder
 from movq_cli.data.shards import Split
 from movq_cli.errors import BadRequestError
+from movq_cli.ranks import ALONE, Ranks
 from movq_cli.settings import DataSettings
 
 Place = tuple[int, int]
@@ -59,8 +60,9 @@ def training_batches(
     seed: int,
     start: int,
     device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> Iterator[Tensor]:
-    """Batches [B, 3, side, side] uint8 on the device, without end, from a step on.
+    """A rank's share of the batches, [B, 3, side, side] uint8 on the device, without end, from a step on.
 
     Args:
         split: The training split.
@@ -70,19 +72,41 @@ def training_batches(
         seed: Of the random crops.
         start: The first step's number, for a run that goes on.
         device: Where the batches are wanted.
+        ranks: Which share.
     """
     crops = Crops(split, side, random=data.crop == "random", seed=seed)
-    workers = worker_count(data.workers, device)
-    pin = device.type == "cuda"
-    loader = DataLoader(crops, batch_sampler=_Steps(order, start), num_workers=workers, pin_memory=pin)
+    return _batches(crops, _Steps(order, start, ranks), worker_count(data.workers, device, ranks), device)
+
+
+def validation_batches(
+    split: Split,
+    data: DataSettings,
+    *,
+    side: int,
+    batch_size: int,
+    device: torch.device,
+    ranks: Ranks = ALONE,
+) -> Iterator[Tensor]:
+    """A rank's share of a split, once, in order, centre crops, [B, 3, side, side] uint8 on the device.
+
+    Args:
+        split: The split.
+        data: Workers.
+        side: Pixels.
+        batch_size: Images at once.
+        device: Where the batches are wanted.
+        ranks: Which share.
+    """
+    wanted = [(0, index) for index in range(len(split))[ranks.share(len(split))]]
+    batches = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
+    crops = Crops(split, side, random=False, seed=0)
+    return _batches(crops, batches, worker_count(data.workers, device, ranks), device)
+
+
+def _batches(crops: Crops, batches: Iterable[list[Place]], workers: int, device: torch.device) -> Iterator[Tensor]:
+    loader = DataLoader(crops, batch_sampler=batches, num_workers=workers, pin_memory=device.type == "cuda")
     for batch in loader:
         yield batch.to(device, non_blocking=True)
-
-
-def validation_batches(split: Split, *, side: int, batch_size: int, device: torch.device) -> Iterator[Tensor]:
-    """The whole split once, in order, centre crops, [B, 3, side, side] uint8 on the device."""
-    for start in range(0, len(split), batch_size):
-        yield center_crops(split, range(start, min(start + batch_size, len(split))), side=side, device=device)
 
 
 def center_crops(split: Split, indices: Iterable[int], *, side: int, device: torch.device) -> Tensor:
@@ -91,12 +115,12 @@ def center_crops(split: Split, indices: Iterable[int], *, side: int, device: tor
     return torch.stack([crops[0, index] for index in indices]).to(device)
 
 
-def worker_count(workers: int, device: torch.device) -> int:
-    """Decoding processes for a setting in which -1 leaves the choice to us."""
+def worker_count(workers: int, device: torch.device, ranks: Ranks) -> int:
+    """Decoding processes of a rank for a setting in which -1 leaves the choice to us."""
     if workers >= 0:
         return workers
     # On the CPU the cores are busy with the model, and small images decode faster than they cross processes.
-    return max(1, (os.cpu_count() or 2) - 1) if device.type == "cuda" else 0
+    return max(1, (os.cpu_count() or 2) // ranks.neighbours - 1) if device.type == "cuda" else 0
 
 
 def check_side(min_side: int, side: int, path: object) -> None:
@@ -115,13 +139,14 @@ def check_side(min_side: int, side: int, path: object) -> None:
 class _Steps:
     """A batch sampler that goes on for ever from a step."""
 
-    def __init__(self, order: EpochOrder, start: int) -> None:
+    def __init__(self, order: EpochOrder, start: int, ranks: Ranks) -> None:
         self.order = order
         self.start = start
+        self.ranks = ranks
 
     def __iter__(self) -> Iterator[list[Place]]:
         step = self.start
         while True:
             epoch, indices = self.order.batch(step)
-            yield [(epoch, int(index)) for index in indices]
+            yield [(epoch, int(index)) for index in indices[self.ranks.share(len(indices))]]
             step += 1

@@ -15,7 +15,7 @@ from movq_cli.data.shards import Split
 from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_path, atomic_write
 from movq_cli.models.tokenizer import Tokenizer
-from movq_cli.settings import Settings
+from movq_cli.settings import DataSettings, Settings
 
 
 class TokenHeader(Settings):
@@ -68,6 +68,7 @@ def cached(
     model: Tokenizer,
     split: Split,
     *,
+    loading: DataSettings,
     name: str,
     data: str,
     tokenizer: str,
@@ -81,6 +82,7 @@ def cached(
         folder: Where caches of this tokenizer are kept; each split of each prepared set has its own below.
         model: The tokenizer, on the device, in eval mode.
         split: The images.
+        loading: Workers.
         name: Of the split.
         data: Hash of the prepared set.
         tokenizer: SHA-256 of the tokenizer's weight file.
@@ -94,7 +96,7 @@ def cached(
     place = folder / f"{data[:12]}-{name}"
     if not (place / "header.json").is_file():
         header = TokenHeader(tokenizer=tokenizer, data=data, split=name, views=len(split), classes=tuple(split.classes))
-        _encode(place, model, split, header, batch_size, device, console)
+        _encode(place, model, split, loading, header, batch_size, device, console)
     return open_cache(place, tokenizer=tokenizer)
 
 
@@ -103,6 +105,7 @@ def _encode(
     folder: Path,
     model: Tokenizer,
     split: Split,
+    loading: DataSettings,
     header: TokenHeader,
     batch_size: int,
     device: torch.device,
@@ -116,7 +119,8 @@ def _encode(
     ):
         codes = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint16, shape=shape)
         done = 0
-        for batch in loader.validation_batches(split, side=settings.resolution, batch_size=batch_size, device=device):
+        side = settings.resolution
+        for batch in loader.validation_batches(split, loading, side=side, batch_size=batch_size, device=device):
             codes[done : done + len(batch)] = model.encode(pixels.to_signed(batch)).cpu().numpy()
             done += len(batch)
             progress.advance(len(batch))

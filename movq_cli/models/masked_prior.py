@@ -26,21 +26,35 @@ def mask_ratio(progress: Tensor) -> Tensor:
     return torch.cos(progress * (math.pi / 2))
 
 
-def training_mask(codes: Tensor, generator: torch.Generator) -> Tensor:
+def training_mask(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """Which codes a training step hides: a ratio of its own for each image, each code on its own.
 
     Args:
-        codes: [B, h, w, c].
-        generator: On the device of the codes.
+        shape: [B, h, w, c].
+        generator: On the device that the mask is wanted on.
 
     Returns:
         [B, h, w, c] bool, True = masked.
     """
-    ratio = mask_ratio(torch.rand(codes.shape[0], 1, 1, 1, generator=generator, device=codes.device))
-    return torch.rand(codes.shape, generator=generator, device=codes.device) < ratio
+    ratio = mask_ratio(torch.rand(shape[0], 1, 1, 1, generator=generator, device=generator.device))
+    return torch.rand(*shape, generator=generator, device=generator.device) < ratio
 
 
-def masked_loss(logits: Tensor, codes: Tensor, mask: Tensor, label_smoothing: float) -> Tensor:
+def code_losses(logits: Tensor, codes: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Cross-entropy of every code, masked or not, in nats, float32 [B, h, w, c].
+
+    Args:
+        logits: [B, h, w, c, K].
+        codes: [B, h, w, c] int64.
+        label_smoothing: Share of the target spread evenly over all K codes.
+    """
+    flat = logits.flatten(0, -2).float()
+    return F.cross_entropy(flat, codes.flatten(), reduction="none", label_smoothing=label_smoothing).view(codes.shape)
+
+
+def masked_loss(
+    logits: Tensor, codes: Tensor, mask: Tensor, label_smoothing: float, count: Tensor | None = None
+) -> Tensor:
     """Cross-entropy of the masked codes only, in nats a code, float32.
 
     Args:
@@ -48,16 +62,15 @@ def masked_loss(logits: Tensor, codes: Tensor, mask: Tensor, label_smoothing: fl
         codes: [B, h, w, c] int64.
         mask: [B, h, w, c] bool, True = counted.
         label_smoothing: Share of the target spread evenly over all K codes.
+        count: Scalar, what the sum is divided by; None = the masked codes.
 
     Returns:
         Scalar; 0 where nothing is masked.
     """
-    loss = F.cross_entropy(
-        logits.flatten(0, -2).float(), codes.flatten(), reduction="none", label_smoothing=label_smoothing
-    )
     # A weighted sum, not a selection: the shapes stay static and the device is not waited for.
-    weight = mask.flatten().to(loss.dtype)
-    return (loss * weight).sum() / weight.sum().clamp(min=1)
+    weight = mask.float()
+    loss = code_losses(logits, codes, label_smoothing) * weight
+    return loss.sum() / (weight.sum() if count is None else count).clamp(min=1)
 
 
 def masked_after(step: int, steps: int, start: Tensor, now: Tensor) -> Tensor:

@@ -63,17 +63,19 @@ class VectorQuantizer(nn.Module):
         return self._join(self.embedding(codes)).contiguous()
 
     @torch.no_grad()
-    def revive(self, dead: Tensor, z: Tensor) -> None:
-        """Move entries that no vector chooses to where vectors are: each to one drawn from a batch.
+    def revive(self, dead: Tensor, replacements: Tensor) -> None:
+        """Move entries that no vector chooses to where vectors are.
 
         Args:
             dead: [K, 1] bool, the entries to move.
-            z: [B, D, h, w], the encoder's output for the batch.
+            replacements: [K, d], where each would go.
         """
         entries = self.embedding.weight
-        vectors = self._split(z.float()).reshape(-1, entries.shape[1])
-        drawn = vectors[torch.randint(len(vectors), (len(entries),), device=z.device)]
-        entries.copy_(torch.where(dead, drawn, entries))
+        entries.copy_(torch.where(dead, replacements, entries))
+
+    def vectors(self, z: Tensor) -> Tensor:
+        """The vectors [N, d] float32 that [B, D, h, w] is cut into, image by image."""
+        return self._split(z.float()).reshape(-1, self.embedding.embedding_dim)
 
     def _split(self, z: Tensor) -> Tensor:
         """[B, D, h, w] to [B, h, w, c, d]."""
@@ -110,9 +112,14 @@ class CodebookHealth(nn.Module):
 
     def update(self, codes: Tensor) -> None:
         """Count codes [..., c]."""
+        self.counts += self.count(codes)
+
+    def count(self, codes: Tensor) -> Tensor:
+        """How often each chunk of codes [..., c] chooses each entry, [c, K] int64."""
         chunks, size = self.counts.shape
-        offset = torch.arange(chunks, device=codes.device) * size
-        self.counts += torch.bincount((codes + offset).flatten(), minlength=chunks * size).view(chunks, size)
+        place = (codes + torch.arange(chunks, device=codes.device) * size).flatten()
+        # Not bincount, for which the host waits on CUDA.
+        return torch.zeros_like(self.counts).view(-1).scatter_add_(0, place, torch.ones_like(place)).view(chunks, size)
 
     def usage(self) -> tuple[float, list[float]]:
         """Share of the entries seen at least once, in [0, 1]: over all chunks together, and for each."""

@@ -44,6 +44,9 @@ class Tokenizer(nn.Module):
         self.quantize = VectorQuantizer(settings.codebook_size, settings.code_dim)
         self.quant_conv = nn.Conv2d(settings.z_channels, settings.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(settings.embed_dim, settings.z_channels, 1)
+        if self.decoder.conv_in is None:
+            # Nothing reads it; it is there for its name and its count.
+            self.post_quant_conv.requires_grad_(False)
 
     def forward(self, images: Tensor) -> Reconstruction:
         """Encode, quantize and decode images [B, 3, H, W] in [-1, 1], with what training needs."""

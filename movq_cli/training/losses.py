@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
+from movq_cli.ranks import ALONE, Ranks
 from movq_cli.settings import TrainVQSettings
 
 _LARGEST_WEIGHT = 1e4
@@ -53,7 +54,13 @@ def generator_hinge(fake: Tensor) -> Tensor:
     return -fake.mean()
 
 
-def adaptive_weight(features: Tensor, last: nn.Conv2d, image_gradient: Tensor, adversarial_gradient: Tensor) -> Tensor:
+def adaptive_weight(
+    features: Tensor,
+    last: nn.Conv2d,
+    image_gradient: Tensor,
+    adversarial_gradient: Tensor,
+    ranks: Ranks = ALONE,
+) -> Tensor:
     """VQGAN's weight of the adversarial term: the ratio of the two losses' gradients at the last layer.
 
     Both gradients are derived from the ones at the images, so that neither the decoder nor the losses are passed
@@ -64,14 +71,16 @@ def adaptive_weight(features: Tensor, last: nn.Conv2d, image_gradient: Tensor, a
         last: The decoder's last convolution.
         image_gradient: [B, 3, H, W], of the reconstruction loss with respect to the images.
         adversarial_gradient: The same of the adversarial loss.
+        ranks: Whose gradients are averaged first, as those of the last layer will be.
 
     Returns:
         Scalar float32 in [0, 1e4], detached.
     """
     with torch.autocast(features.device.type, enabled=False), torch.no_grad():
         inputs = features.detach().float()
-        image, adversarial = (
-            conv2d_weight(inputs, last.weight.shape, gradient, padding=last.padding).norm()
+        gradients = [
+            conv2d_weight(inputs, last.weight.shape, gradient, padding=last.padding)
             for gradient in (image_gradient, adversarial_gradient)
-        )
+        ]
+        image, adversarial = ranks.mean(torch.stack(gradients)).flatten(1).norm(dim=1)
         return (image / (adversarial + _SMALLEST_NORM)).clamp(0, _LARGEST_WEIGHT)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,13 +17,18 @@ from movq_cli.data.sampler import EpochOrder
 from movq_cli.data.tokens import TokenCache
 from movq_cli.models import masked_prior
 from movq_cli.models.tokenizer import Tokenizer
-from movq_cli.models.transformer import CodeTransformer
+from movq_cli.models.transformer import Block, CodeTransformer
+from movq_cli.ranks import ALONE, Ranks
 from movq_cli.runs import Run
 from movq_cli.settings import Preset, TrainPriorSettings
-from movq_cli.training.loop import Metrics, Stateful, Trainable, step_seed
+from movq_cli.training.log import Figures, Metrics
+from movq_cli.training.loop import Guard, Stateful, Trainable, check_shares, recompute, step_seed
 
 _PICTURES = 16
 """Samples in a run's pictures."""
+
+_RATIO_BINS = 5
+"""Parts into which the validation loss is divided by the share of masked codes."""
 
 Batch = tuple[Tensor, Tensor | None]
 """Codes [B, h, w, c] int64, and classes [B] int64 where the prior is class-conditional."""
@@ -38,6 +44,10 @@ class PriorTraining:
         tokenizer: Decodes the run's pictures.
         tokenizer_hash: SHA-256 of its weight file.
         device: Where.
+        ranks: Which part of each batch is this process's.
+
+    Raises:
+        BadRequestError: There are too few views, or the batch does not divide.
     """
 
     settings: TrainPriorSettings
@@ -50,14 +60,18 @@ class PriorTraining:
         tokenizer: Tokenizer,
         tokenizer_hash: str,
         device: torch.device,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.preset = preset
         self.settings = settings = preset.train_prior
         self.training, self.validation = training, validation
         self.tokenizer, self.tokenizer_hash = tokenizer, tokenizer_hash
         self.device = device
+        self.ranks = ranks
         self.order = EpochOrder(len(training), settings.batch_size, settings.seed)
         self.steps = settings.total_steps(len(training))
+        check_shares(settings, ranks)
+        self.guard = Guard(device, ranks)
         torch.manual_seed(settings.seed)
         self.model = CodeTransformer(preset.prior, tokenizer.settings.code_shape).to(device)
         optimizer = torch.optim.AdamW(
@@ -66,41 +80,67 @@ class PriorTraining:
             betas=settings.betas,
             fused=True,
         )
-        self.prior = Trainable(self.model, optimizer, settings, self.steps)
+        self.prior = Trainable(self.model, optimizer, settings, self.steps, ranks)
+        if settings.activation_checkpointing:
+            recompute(self.model, (Block,))
         self.generator = torch.Generator(device)
 
     def batches(self, start: int) -> Iterator[Batch]:
-        """Codes and classes from a step on."""
+        """This rank's codes and classes from a step on."""
         step = start
         while True:
             _, indices = self.order.batch(step)
-            yield self._read(self.training, indices)
+            yield self._read(self.training, indices[self.ranks.share(len(indices))])
             step += 1
 
-    def step(self, batch: Batch, step: int) -> Metrics:
-        """Hide codes, predict them, update."""
-        self.model.train()
-        self.generator.manual_seed(step_seed(self.settings.seed, step))
-        codes, classes = batch
-        if classes is not None:
-            classes = self._drop(classes)
-        loss = self._loss(self.model, codes, classes, self.settings.label_smoothing)
-        self.prior.update(loss.backward)
-        return {"loss": loss.detach()}
+    def batch_names(self, step: int) -> list[str]:
+        """The image views of a step's whole batch, as places in the code cache."""
+        _, indices = self.order.batch(step)
+        return [f"view {index}" for index in indices]
 
-    def _loss(self, model: CodeTransformer, codes: Tensor, classes: Tensor | None, label_smoothing: float) -> Tensor:
-        mask = masked_prior.training_mask(codes, self.generator)
+    def step(self, batch: Batch, step: int) -> Metrics:
+        """Hide codes, predict them, update.
+
+        Args:
+            batch: Codes [B, h, w, c] and classes [B], this rank's share.
+            step: From 0.
+        """
+        self.model.train()
+        codes, classes = batch
+        size, parts = self.settings.batch_size, self.settings.accumulate
+        # Drawn for the whole batch on every rank, so that what is hidden depends neither on how many there are nor on
+        # the parts.
+        self.generator.manual_seed(step_seed(self.settings.seed, step))
+        mine = self.ranks.share(size)
+        if classes is not None:
+            classes = classes.masked_fill(self._dropped(size)[mine], self.model.unknown)
+        mask = masked_prior.training_mask((size, *codes.shape[1:]), self.generator)
+        # The mean over all ranks and parts is then that over all masked codes.
+        count = mask.sum() / (self.ranks.world * parts)
+        self.prior.clear()
+        losses = []
+        for part, (some, hidden) in enumerate(zip(codes.chunk(parts), mask[mine].chunk(parts), strict=True)):
+            given = None if classes is None else classes.chunk(parts)[part]
+            with self.prior.backward_of(part):
+                logits = self._logits(self.prior.forward, some, hidden, given)
+                loss = masked_prior.masked_loss(logits, some, hidden, self.settings.label_smoothing, count)
+                (loss / parts).backward()
+            losses.append(loss.detach())
+        metrics = {"loss": torch.stack(losses).mean(), "gradient_norm": self.prior.clip()}
+        self.prior.update(step, self.guard.good(step, metrics))
+        return metrics
+
+    def _logits(self, model: nn.Module, codes: Tensor, mask: Tensor, classes: Tensor | None) -> Tensor:
+        """The model's view [B, h, w, c, K] of codes of which some are hidden."""
         with (
             devices.autocast(self.device, self.settings.precision),
-            devices.attention(self.device, model.shape.positions),
+            devices.attention(self.device, self.model.shape.positions),
         ):
-            logits = model(codes.masked_fill(mask, model.unknown), classes)
-        return masked_prior.masked_loss(logits, codes, mask, label_smoothing)
+            return model(codes.masked_fill(mask, self.model.unknown), classes)
 
-    def _drop(self, classes: Tensor) -> Tensor:
-        """Hide some images' classes, so that the unconditional distribution, which guidance needs, is learned too."""
-        draw = torch.rand(classes.shape, generator=self.generator, device=self.device)
-        return classes.masked_fill(draw < self.settings.label_dropout, self.model.unknown)
+    def _dropped(self, size: int) -> Tensor:
+        """Images [size] bool whose class is hidden: guidance needs the unconditional distribution too."""
+        return torch.rand(size, generator=self.generator, device=self.device) < self.settings.label_dropout
 
     def _read(self, cache: TokenCache, indices: np.ndarray) -> Batch:
         codes = torch.from_numpy(cache.codes[indices].astype(np.int64)).to(self.device, non_blocking=True)
@@ -110,19 +150,41 @@ class PriorTraining:
         return codes, torch.from_numpy(cache.labels[indices]).to(self.device, non_blocking=True)
 
     @torch.inference_mode()
-    def validate(self) -> dict[str, float]:
+    def validate(self) -> Figures:
         """Nats a masked code on the validation split, plain, beside the codes' unigram entropy.
 
-        The masks are the same at every validation; a loss near the entropy means that nothing has been learned yet.
+        Overall, by channel, and by the share of codes that is masked, in fifths from the fewest to all. The masks are
+        the same at every validation; a loss near the entropy means that nothing has been learned yet.
         """
         self.generator.manual_seed(self.settings.seed)
-        size = self.settings.batch_size
-        total = 0.0
-        for start in range(0, len(self.validation), size):
-            indices = np.arange(start, min(start + size, len(self.validation)))
-            codes, classes = self._read(self.validation, indices)
-            total += self._loss(self.prior.exported, codes, classes, 0.0).item() * len(indices)
-        return {"loss": total / len(self.validation), "unigram_entropy": self._unigram_entropy()}
+        model, shape = self.prior.exported, self.model.shape
+        # Sums of nats and of masked codes, by fifth and channel.
+        totals = torch.zeros(2, _RATIO_BINS, shape.chunks, dtype=torch.float64, device=self.device)
+        for start in range(0, len(self.validation), self.settings.batch_size):
+            places = np.arange(start, min(start + self.settings.batch_size, len(self.validation)))
+            mine = self.ranks.share(len(places))
+            size = (len(places), shape.height, shape.width, shape.chunks)
+            mask = masked_prior.training_mask(size, self.generator)[mine]
+            if not len(mask):  # the last batch has fewer images than there are ranks
+                continue
+            codes, classes = self._read(self.validation, places[mine])
+            nats = masked_prior.code_losses(self._logits(model, codes, mask, classes), codes) * mask
+            masked = mask.double().flatten(1).mean(1)
+            fifth = (masked * _RATIO_BINS).long().clamp(max=_RATIO_BINS - 1)
+            totals[0].index_add_(0, fifth, nats.double().sum((1, 2)))
+            totals[1].index_add_(0, fifth, mask.double().sum((1, 2)))
+        return {
+            "loss": _ratio(self.ranks.sum(totals).sum((1, 2))),
+            "loss_of_channels": [_ratio(channel) for channel in totals.sum(1).T],
+            "loss_by_masked_share": [_ratio(fifth) for fifth in totals.sum(2).T],
+            "unigram_entropy": self._unigram_entropy(),
+        }
+
+    def score(self, figures: Figures) -> float:
+        """The loss, lower being better."""
+        loss = figures["loss"]
+        assert not isinstance(loss, list)
+        return -loss
 
     def _unigram_entropy(self) -> float:
         counts = np.bincount(np.asarray(self.validation.codes).ravel())
@@ -146,7 +208,7 @@ class PriorTraining:
         """The model with its optimiser and average."""
         return {"prior": self.prior}
 
-    def export(self, run: Run) -> None:
+    def export(self, path: Path) -> None:
         """The prior's weights with what sampling from them needs."""
         header = checkpoints.PriorHeader(
             prior=self.preset.prior,
@@ -155,7 +217,13 @@ class PriorTraining:
             classes=self.training.header.classes if self.preset.prior.classes else (),
             tokenizer=self.tokenizer_hash,
         )
-        checkpoints.save_weights(run.weights, self.prior.exported, header)
+        checkpoints.save_weights(path, self.prior.exported, header)
+
+
+def _ratio(pair: Tensor) -> float:
+    """Nats [2] over codes; 0 where there are none."""
+    nats, codes = pair.tolist()
+    return float(nats / max(codes, 1.0))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,13 +15,16 @@ from movq_cli.data import loader, pixels
 from movq_cli.data.sampler import EpochOrder
 from movq_cli.data.shards import PreparedSet
 from movq_cli.metrics import extractors, paired
+from movq_cli.models.autoencoder import AttentionBlock, ResidualBlock
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.quantizer import CodebookHealth
-from movq_cli.models.tokenizer import Reconstruction, Tokenizer
+from movq_cli.models.tokenizer import Tokenizer
+from movq_cli.ranks import ALONE, Ranks
 from movq_cli.runs import Run
 from movq_cli.settings import Preset, TrainVQSettings
 from movq_cli.training import losses
-from movq_cli.training.loop import Metrics, ModelT, Stateful, Trainable
+from movq_cli.training.log import Figures, Metrics
+from movq_cli.training.loop import Guard, ModelT, Stateful, Trainable, check_shares, recompute
 
 _PICTURES = 8
 """Validation images in a run's pictures."""
@@ -32,15 +37,27 @@ class TokenizerTraining:
         preset: The settings.
         images: The prepared set.
         device: Where.
-        weights: Folder with VGG's weights, for the perceptual loss; None = torch hub's.
+        weights: Folder with VGG's and AlexNet's weights, for LPIPS as a loss and as a figure; None = torch hub's.
+        ranks: Which part of each batch is this process's.
+
+    Raises:
+        BadRequestError: The images are too small or too few, weights are missing, or the batch does not divide.
     """
 
     settings: TrainVQSettings
 
-    def __init__(self, preset: Preset, images: PreparedSet, device: torch.device, weights: Path | None = None) -> None:
+    def __init__(
+        self,
+        preset: Preset,
+        images: PreparedSet,
+        device: torch.device,
+        weights: Path | None = None,
+        ranks: Ranks = ALONE,
+    ) -> None:
         self.preset = preset
         self.settings = settings = preset.train_vq
         self.device = device
+        self.ranks = ranks
         self.side = preset.vq.resolution
         self.training_split = images.split("train")
         self.validation_split = images.split("val")
@@ -49,6 +66,9 @@ class TokenizerTraining:
         self.steps = settings.total_steps(len(self.training_split))
         self.discriminator_start = settings.discriminator_step(self.steps, self.order.steps_per_epoch)
         self.perceptual = extractors.load_lpips("vgg", weights, device) if settings.perceptual_weight > 0 else None
+        self.metrics = _validation_metrics(self.side, weights, device)
+        check_shares(settings, ranks)
+        self.guard = Guard(device, ranks)
         torch.manual_seed(settings.seed)
         self.tokenizer = self._trainable(Tokenizer(preset.vq))
         self.model = self.tokenizer.model
@@ -56,16 +76,24 @@ class TokenizerTraining:
         if settings.adversarial_weight > 0:
             judge = PatchDiscriminator(settings.discriminator_channels, settings.discriminator_layers)
             self.discriminator = self._trainable(judge, average=False)
+        if settings.activation_checkpointing:
+            recompute(self.model, (ResidualBlock, AttentionBlock))
         self.uses = CodebookHealth(1, preset.vq.codebook_size).to(device)
 
     def _trainable(self, model: ModelT, *, average: bool = True) -> Trainable[ModelT]:
-        model = model.to(self.device).to(memory_format=_memory_format(self.device))
+        model = model.to(self.device).to(memory_format=self._memory_format)
         settings = self.settings
         optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, betas=settings.betas, fused=True)
-        return Trainable(model, optimizer, settings, self.steps, average=average)
+        return Trainable(model, optimizer, settings, self.steps, self.ranks, average=average)
+
+    @property
+    def _memory_format(self) -> torch.memory_format:
+        # Convolutions on CUDA want channels last; on the CPU, at our widths, it took twice as long.
+        chosen = devices.on_cuda_unless(self.settings.channels_last, self.device)
+        return torch.channels_last if chosen else torch.contiguous_format
 
     def batches(self, start: int) -> Iterator[Tensor]:
-        """uint8 images [B, 3, H, W] from a step on."""
+        """This rank's uint8 images [B, 3, H, W] from a step on."""
         return loader.training_batches(
             self.training_split,
             self.order,
@@ -74,34 +102,67 @@ class TokenizerTraining:
             seed=self.settings.seed,
             start=start,
             device=self.device,
+            ranks=self.ranks,
         )
 
+    def batch_names(self, step: int) -> list[str]:
+        """The images of a step's whole batch, as their shards call them."""
+        _, indices = self.order.batch(step)
+        return [self.training_split.name(int(index)) for index in indices]
+
     def step(self, batch: Tensor, step: int) -> Metrics:
-        """Update the tokenizer, then the discriminator, from one forward pass of the tokenizer."""
-        originals = pixels.to_signed(batch).contiguous(memory_format=_memory_format(self.device))
+        """Update the tokenizer and the discriminator from one forward pass of the tokenizer.
+
+        Args:
+            batch: uint8 [B, 3, H, W], this rank's share.
+            step: From 0.
+        """
         self.model.train()
-        with devices.autocast(self.device, self.settings.precision):
-            out = self.model(originals)
-        # The losses see a leaf: their gradients at the images are summed first and passed back through the decoder
-        # once, where the adaptive weight as first written needs three passes.
-        images = out.images.detach().requires_grad_()
-        loss = losses.reconstruction(images, originals, self.settings, self.perceptual)
-        (gradient,) = torch.autograd.grad(loss.total, images)
-        metrics = {"l1": loss.l1, "l2": loss.l2, "perceptual": loss.perceptual}
         judge = self.discriminator if step >= self.discriminator_start else None
+        moving: list[Trainable[Any]] = [self.tokenizer] if judge is None else [self.tokenizer, judge]
+        for trainable in moving:
+            trainable.clear()
+        parts = [
+            self._backward(part, number, step, judge)
+            for number, part in enumerate(batch.chunk(self.settings.accumulate))
+        ]
+        metrics = {name: torch.stack([part.metrics[name] for part in parts]).mean() for name in parts[0].metrics}
+        metrics["gradient_norm"] = self.tokenizer.clip()
         if judge is not None:
-            pull, more = self._adversarial_gradient(judge.model, images, out.features, gradient)
-            gradient = gradient + self._ramp(step) * pull
-            metrics |= more
-        codes_loss = (
-            self.settings.codebook_weight * out.codebook_loss + self.settings.commitment_weight * out.commitment_loss
-        )
-        self.tokenizer.update(lambda: torch.autograd.backward([out.images, codes_loss], [gradient, None]))
-        self._revive(out, step)
+            metrics["discriminator_gradient_norm"] = judge.clip()
+        good = self.guard.good(step, metrics)
+        for trainable in moving:
+            trainable.update(step, good)
+        self._revive(parts, step, good)
+        return metrics
+
+    def _backward(self, batch: Tensor, number: int, step: int, judge: Trainable[PatchDiscriminator] | None) -> _Part:
+        """Leave the gradients of one part of a batch, of `accumulate` such, in the models."""
+        originals = pixels.to_signed(batch).contiguous(memory_format=self._memory_format)
+        share = 1 / self.settings.accumulate
+        with self.tokenizer.backward_of(number):
+            with devices.autocast(self.device, self.settings.precision):
+                out = self.tokenizer.forward(originals)
+            # The losses see a leaf: their gradients at the images are summed first and passed back through the decoder
+            # once, where the adaptive weight as first written needs three passes.
+            images = out.images.detach().requires_grad_()
+            loss = losses.reconstruction(images, originals, self.settings, self.perceptual)
+            (gradient,) = torch.autograd.grad(loss.total, images)
+            metrics = {"l1": loss.l1, "l2": loss.l2, "perceptual": loss.perceptual}
+            if judge is not None:
+                pull, more = self._adversarial_gradient(judge.model, images, out.features, gradient)
+                gradient = gradient + self._ramp(step) * pull
+                metrics |= more
+            codes_loss = (
+                self.settings.codebook_weight * out.codebook_loss
+                + self.settings.commitment_weight * out.commitment_loss
+            )
+            torch.autograd.backward([out.images, share * codes_loss], [share * gradient, None])
         if judge is not None:
-            metrics |= self._discriminator_step(judge, originals, images.detach())
+            with judge.backward_of(number):
+                metrics |= self._judge(judge, originals, images.detach(), share)
         metrics |= {"codebook": out.codebook_loss, "loss": loss.total + codes_loss}
-        return {name: value.detach() for name, value in metrics.items()}
+        return _Part({name: value.detach() for name, value in metrics.items()}, out.encoded.detach(), out.codes)
 
     def _adversarial_gradient(
         self, judge: PatchDiscriminator, images: Tensor, features: Tensor, gradient: Tensor
@@ -113,7 +174,7 @@ class TokenizerTraining:
         judge.requires_grad_(True)
         generator = losses.generator_hinge(logits.float())
         (pull,) = torch.autograd.grad(generator, images)
-        weight = losses.adaptive_weight(features, self.model.decoder.conv_out, gradient, pull)
+        weight = losses.adaptive_weight(features, self.model.decoder.conv_out, gradient, pull, self.ranks)
         metrics = {"generator": generator, "adaptive_weight": weight}
         return self.settings.adversarial_weight * weight * pull, metrics
 
@@ -121,51 +182,74 @@ class TokenizerTraining:
         """The share of its weight that the adversarial term has at a step, in (0, 1]."""
         return min(1.0, (step - self.discriminator_start + 1) / max(1, self.settings.discriminator_ramp))
 
-    def _discriminator_step(self, judge: Trainable[PatchDiscriminator], originals: Tensor, images: Tensor) -> Metrics:
-        """Update the discriminator on originals and on the reconstructions that this step made."""
+    def _judge(self, judge: Trainable[PatchDiscriminator], originals: Tensor, images: Tensor, share: float) -> Metrics:
+        """Leave the discriminator's gradients on originals and on the reconstructions that this step made."""
         with devices.autocast(self.device, self.settings.precision):
-            real, fake = judge.model(originals), judge.model(images)
+            real, fake = judge.forward(originals), judge.forward(images)
         loss = losses.discriminator_hinge(real.float(), fake.float())
-        judge.update(loss.backward)
+        (share * loss).backward()
         return {"discriminator": loss, "logits_real": real.float().mean(), "logits_fake": fake.float().mean()}
 
-    def _revive(self, out: Reconstruction, step: int) -> None:
+    def _revive(self, parts: list[_Part], step: int, good: Tensor) -> None:
         """Count the entries' uses; at intervals bring the unused ones back and forget their averages."""
         every = self.settings.revive_every
         if every == 0:
             return
-        self.uses.update(out.codes.flatten()[:, None])
+        codes = torch.cat([part.codes for part in parts])
+        moved = good.bool()
+        self.uses.counts += self.ranks.sum(self.uses.count(codes.flatten()[:, None])) * moved
         if (step + 1) % every:
             return
-        dead = (self.uses.counts == 0).T
-        self.model.quantize.revive(dead, out.encoded.detach())
+        dead = (self.uses.counts == 0).T & moved
+        vectors = self.model.quantize.vectors(torch.cat([part.encoded for part in parts]))
+        places = torch.randint(len(vectors) * self.ranks.world, (len(dead),), device=self.device)
+        self.model.quantize.revive(dead, self.ranks.rows(vectors, places))
         entries = self.model.quantize.embedding.weight
         for name in ("exp_avg", "exp_avg_sq"):
             self.tokenizer.optimizer.state[entries][name].masked_fill_(dead, 0.0)
         average = self.tokenizer.exported.quantize.embedding.weight.data
         average.copy_(torch.where(dead, entries.data, average))
-        self.uses.counts.zero_()
+        self.uses.counts.masked_fill_(moved, 0)
 
     @torch.inference_mode()
-    def validate(self) -> dict[str, float]:
-        """PSNR (dB), SSIM, codebook usage (share of entries) and perplexity over the validation split."""
+    def validate(self) -> Figures:
+        """PSNR (dB), SSIM, LPIPS where its weights are here, codebook usage (share of entries) and perplexity.
+
+        Over the whole validation split, of which each rank does its share; usage and perplexity also a chunk.
+        """
         health = CodebookHealth(self.preset.vq.chunks, self.preset.vq.codebook_size).to(self.device)
-        psnr: list[Tensor] = []
-        ssim: list[Tensor] = []
-        size = self.settings.batch_size
+        # For each metric the sum of the finite scores, and their number.
+        totals = torch.zeros(len(self.metrics), 2, dtype=torch.float64, device=self.device)
         for batch in loader.validation_batches(
-            self.validation_split, side=self.side, batch_size=size, device=self.device
+            self.validation_split,
+            self.preset.data,
+            side=self.side,
+            batch_size=self.settings.batch_size // self.ranks.world // self.settings.accumulate,
+            device=self.device,
+            ranks=self.ranks,
         ):
             codes, reconstructed = self._reconstruct(batch)
             health.update(codes)
-            psnr.append(paired.psnr(reconstructed, batch))
-            if self.side >= paired.SSIM_WINDOW:
-                ssim.append(paired.ssim(reconstructed, batch))
-        means = {
-            name: paired.finite_mean(torch.cat(scores)) for name, scores in (("psnr", psnr), ("ssim", ssim)) if scores
+            for row, metric in enumerate(self.metrics):
+                scores = metric.score(reconstructed, batch).double()
+                finite = scores.isfinite()
+                totals[row] += torch.stack([torch.where(finite, scores, 0).sum(), finite.sum()])
+        self.ranks.sum(totals)
+        self.ranks.sum(health.counts)
+        figures: Figures = {
+            metric.key: total / count
+            for metric, (total, count) in zip(self.metrics, totals.tolist(), strict=True)
+            if count
         }
-        figures = {name: mean for name, mean in means.items() if mean is not None}
-        return figures | {"usage": health.usage()[0], "perplexity": health.perplexity()[0]}
+        for name, (overall, of_chunks) in (("usage", health.usage()), ("perplexity", health.perplexity())):
+            figures |= {name: overall, f"{name}_of_chunks": of_chunks}
+        return figures
+
+    def score(self, figures: Figures) -> float:
+        """LPIPS, which the discriminator does not spoil as it does PSNR; PSNR where there is no LPIPS."""
+        if "lpips" in figures:
+            return -_number(figures["lpips"])
+        return _number(figures.get("psnr", -math.inf))
 
     @torch.inference_mode()
     def draw(self, run: Run, step: int) -> None:
@@ -188,11 +272,25 @@ class TokenizerTraining:
         parts: dict[str, Stateful] = {"tokenizer": self.tokenizer, "uses": self.uses}
         return parts if self.discriminator is None else {**parts, "discriminator": self.discriminator}
 
-    def export(self, run: Run) -> None:
+    def export(self, path: Path) -> None:
         """The tokenizer's weights with its settings."""
-        checkpoints.save_weights(run.weights, self.tokenizer.exported, checkpoints.TokenizerHeader(vq=self.preset.vq))
+        checkpoints.save_weights(path, self.tokenizer.exported, checkpoints.TokenizerHeader(vq=self.preset.vq))
 
 
-def _memory_format(device: torch.device) -> torch.memory_format:
-    # Convolutions on CUDA want channels last; on the CPU, at our widths, it took twice as long.
-    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+class _Part(NamedTuple):
+    """What a part of a batch leaves beside its gradients."""
+
+    metrics: Metrics
+    encoded: Tensor  # [B, D, h, w], the quantizer's input
+    codes: Tensor  # [B, h, w, c]
+
+
+def _validation_metrics(side: int, weights: Path | None, device: torch.device) -> list[paired.PairedMetric]:
+    """PSNR, SSIM and, where its weights are here, LPIPS, as far as images of that side are large enough for each."""
+    keys = {"psnr", "ssim"} | ({"lpips"} if extractors.trunks_here(weights) else set())
+    return [metric for metric in paired.load_metrics(keys, weights, device) if side >= metric.smallest_side]
+
+
+def _number(figure: float | list[float]) -> float:
+    assert not isinstance(figure, list)
+    return figure

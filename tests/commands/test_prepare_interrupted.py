@@ -127,7 +127,8 @@ def test_ctrl_c_ends_at_once_without_the_workers_tracebacks(tmp_path, large):
     folder, _ = large
     out = tmp_path / "out"
     process = start(folder, out, 2)
-    wait_until(lambda: len(list(out.glob("train/*.zip"))) >= 1)
+    # As soon as there are workers: on a loaded machine the work would be over before a later signal came.
+    wait_until(lambda: (out / "plan.json").exists() and len(children(process.pid)) >= 2)
     workers = children(process.pid)
     os.killpg(process.pid, signal.SIGINT)
     begun = time.monotonic()

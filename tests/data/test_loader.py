@@ -64,7 +64,7 @@ def test_worker_processes_and_a_later_start_give_the_same_batches(split: Split) 
 
 
 def test_validation_sees_every_image_once_in_order(split: Split) -> None:
-    stream = loader.validation_batches(split, side=16, batch_size=7, device=CPU)
+    stream = loader.validation_batches(split, DataSettings(), side=16, batch_size=7, device=CPU)
     images = torch.cat(list(stream))
     assert len(images) == len(split)
     assert np.array_equal(images[10].permute(1, 2, 0), split.pixels(10)[:, 2:18])

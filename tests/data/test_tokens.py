@@ -13,7 +13,7 @@ from movq_cli.data import pixels, tokens
 from movq_cli.data.shards import PreparedSet, Split
 from movq_cli.errors import BadRequestError
 from movq_cli.models.tokenizer import Tokenizer
-from movq_cli.settings import Preset
+from movq_cli.settings import DataSettings, Preset
 
 CPU = torch.device("cpu")
 
@@ -34,6 +34,7 @@ def make(folder: Path, model: Tokenizer, split: Split, tokenizer: str = "t" * 64
         folder,
         model,
         split,
+        loading=DataSettings(),
         name="val",
         data="d" * 64,
         tokenizer=tokenizer,

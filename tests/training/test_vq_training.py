@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partialmethod
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.runs import Run, begin
 from movq_cli.settings import Preset, TrainVQSettings
 from movq_cli.training import loop, losses
+from movq_cli.training.log import Figures
 from movq_cli.training.vq import TokenizerTraining
 
 GOLDEN = Path(__file__).parent / "golden.json"
@@ -148,7 +150,7 @@ def assert_equal(a: object, b: object) -> None:
 def test_what_is_exported_is_the_running_average(tiny: Preset, prepared: PreparedSet, tmp_path: Path) -> None:
     stage = TokenizerTraining(tiny, prepared, CPU)
     run_steps(stage, 6)
-    stage.export(Run(tmp_path, "vq"))
+    stage.export(tmp_path / "tokenizer.safetensors")
     from movq_cli import checkpoints
 
     loaded = checkpoints.load_tokenizer(tmp_path / "tokenizer.safetensors")
@@ -156,16 +158,6 @@ def test_what_is_exported_is_the_running_average(tiny: Preset, prepared: Prepare
     for name, value in loaded.state_dict().items():
         assert torch.equal(value, stage.tokenizer.average.module.state_dict()[name])
         assert not torch.equal(value, stage.model.state_dict()[name])
-
-
-def test_a_loss_that_is_no_longer_finite_stops_the_run(tiny: Preset, prepared: PreparedSet, tmp_path: Path) -> None:
-    stage = TokenizerTraining(tiny, prepared, CPU)
-    with torch.no_grad():
-        stage.model.decoder.conv_out.bias.fill_(float("nan"))
-    run = Run(tmp_path / "run", "vq")
-    manifest = begin(run, preset="tiny", settings=tiny, steps=10, data=prepared.manifest.hash)
-    with pytest.raises(FailureError, match="step 1"):
-        loop.train(stage, run, manifest, Console(quiet=True))
 
 
 def test_unused_codebook_entries_come_back_with_their_averages(tiny: Preset, prepared: PreparedSet) -> None:
@@ -226,26 +218,204 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_end_still_ends(
     assert (run.read().status, run.read().step) == ("finished", 10)
 
 
+def rare(tiny: Preset, **changes: object) -> Preset:
+    """The tiny preset, which looks at its losses only at the end of ten steps, with other settings."""
+    rest = {"log_every": 100, "checkpoint_every": 3, "validate_every": 100, "discriminator_start": 0}
+    return tiny.model_copy(update={"train_vq": tiny.train_vq.model_copy(update=rest | changes)})
+
+
+def train(
+    preset: Preset, prepared: PreparedSet, folder: Path, steps: int, kind: type[TokenizerTraining] = TokenizerTraining
+) -> TokenizerTraining:
+    stage = kind(preset, prepared, CPU)
+    run = Run(folder, "vq")
+    manifest = begin(run, preset="tiny", settings=preset, steps=steps, data=prepared.manifest.hash)
+    loop.train(stage, run, manifest, Console(quiet=True))
+    return stage
+
+
+class Overflowing(TokenizerTraining):
+    """Its gradients overflow at step index 4."""
+
+    def step(self, batch: Tensor, step: int) -> loop.Metrics:
+        last = self.model.decoder.conv_out
+        hook = last.bias.register_hook(lambda gradient: gradient * float("inf")) if step == 4 else None
+        metrics = super().step(batch, step)
+        if hook is not None:
+            hook.remove()
+        return metrics
+
+
+def test_a_step_that_is_not_finite_is_named_with_its_batch_and_the_state_before_it_kept(
+    tiny: Preset, prepared: PreparedSet, tmp_path: Path
+) -> None:
+    preset = rare(tiny, revive_every=2)
+    with pytest.raises(FailureError, match=r"step 5 is not finite .*gradient_norm") as raised:
+        train(preset, prepared, tmp_path / "bad", 10, Overflowing)
+    report = json.loads((tmp_path / "bad" / "nonfinite.json").read_text())
+    stage = TokenizerTraining(preset, prepared, CPU)
+    assert report["step"] == 5
+    assert report["batch"] == stage.batch_names(4)
+    assert report["batch"][0] in str(raised.value)
+    assert len(report["batch"]) == preset.train_vq.batch_size
+    train(preset, prepared, tmp_path / "good", 4)
+    bad, good = (torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("bad", "good"))
+    assert bad["step"] == 4
+    for state in (bad, good):
+        state["stage"]["tokenizer"]["average"].pop("n_averaged")  # matters only while it is 0
+        for part in ("tokenizer", "discriminator"):
+            for group in state["stage"][part]["optimizer"]["param_groups"]:
+                group.pop("lr")  # set anew at each step
+    assert_equal(bad["stage"], good["stage"])
+
+
+def test_the_run_goes_on_from_there_with_another_rate(tiny: Preset, prepared: PreparedSet, tmp_path: Path) -> None:
+    with pytest.raises(FailureError):
+        train(rare(tiny), prepared, tmp_path, 10, Overflowing)
+    stage = train(rare(tiny, base_learning_rate=1e-6, clip_norm=1.0), prepared, tmp_path, 10)
+    assert stage.tokenizer.optimizer.param_groups[0]["lr"] == pytest.approx(8e-6)
+    assert Run(tmp_path, "vq").read().status == "finished"
+
+
 def test_weights_that_are_no_longer_finite_replace_no_checkpoint(
     tiny: Preset, prepared: PreparedSet, tmp_path: Path
 ) -> None:
-    settings = tiny.train_vq.model_copy(update={"log_every": 100, "checkpoint_every": 3, "validate_every": 100})
-    preset = tiny.model_copy(update={"train_vq": settings})
-    run = Run(tmp_path / "run", "vq")
-    manifest = begin(run, preset="tiny", settings=preset, steps=10, data=prepared.manifest.hash)
-    stage = TokenizerTraining(preset, prepared, CPU)
-    with pytest.MonkeyPatch.context() as patch:
-        step = stage.step
-
-        def spoil(batch: Tensor, number: int) -> loop.Metrics:
-            if number == 4:
+    class Spoiled(TokenizerTraining):
+        def step(self, batch: Tensor, step: int) -> loop.Metrics:
+            if step == 4:
                 with torch.no_grad():
-                    stage.model.decoder.conv_out.weight.fill_(float("nan"))
-            return step(batch, number)
+                    self.model.decoder.conv_out.weight.fill_(float("nan"))
+            return super().step(batch, step)
 
-        patch.setattr(stage, "step", spoil)
-        with pytest.raises(FailureError, match="step 6"):
-            loop.train(stage, run, manifest, Console(quiet=True))
-    state = torch.load(run.checkpoint, weights_only=True)
+    with pytest.raises(FailureError, match="the last checkpoint stays"):
+        train(rare(tiny), prepared, tmp_path, 10, Spoiled)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert state["step"] == 3
     assert state["stage"]["tokenizer"]["model"]["decoder.conv_out.weight"].isfinite().all()
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_a_batch_in_parts_gives_the_gradients_of_the_whole(
+    tiny: Preset, prepared: PreparedSet, accumulate: int
+) -> None:
+    (whole, metrics), (parts, others) = (
+        first_step(TokenizerTraining(rare(tiny, accumulate=parts, adversarial_weight=0.0), prepared, CPU))
+        for parts in (1, accumulate)
+    )
+    assert whole
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, rtol=1e-3, atol=1e-6)
+    assert others == pytest.approx(metrics, rel=1e-4)
+
+
+def first_step(stage: TokenizerTraining) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """The gradients and the metrics of step 0."""
+    kept: dict[str, Tensor] = {}
+
+    def keep(*_: object) -> None:
+        kept.update({name: p.grad.clone() for name, p in stage.model.named_parameters() if p.grad is not None})
+
+    stage.tokenizer.optimizer.register_step_pre_hook(keep)
+    metrics = stage.step(next(stage.batches(0)), 0)
+    return kept, {name: value.item() for name, value in metrics.items()}
+
+
+def test_a_batch_in_parts_trains_the_discriminator_and_revives_from_all_parts(
+    tiny: Preset, prepared: PreparedSet
+) -> None:
+    whole, parts = (
+        TokenizerTraining(rare(tiny, accumulate=n, adversarial_weight=0.0, revive_every=1), prepared, CPU)
+        for n in (1, 4)
+    )
+    for stage in (whole, parts):
+        run_steps(stage, 2)
+    torch.testing.assert_close(
+        whole.model.quantize.embedding.weight, parts.model.quantize.embedding.weight, rtol=1e-3, atol=1e-4
+    )
+    judged = TokenizerTraining(rare(tiny, accumulate=4), prepared, CPU)
+    assert judged.discriminator is not None
+    before = [parameter.clone() for parameter in judged.discriminator.model.parameters()]
+    run_steps(judged, 1)
+    assert not all(torch.equal(a, b) for a, b in zip(before, judged.discriminator.model.parameters(), strict=True))
+
+
+def test_activation_checkpointing_changes_the_memory_and_not_the_numbers(tiny: Preset, prepared: PreparedSet) -> None:
+    plain, sparing = (TokenizerTraining(rare(tiny, activation_checkpointing=on), prepared, CPU) for on in (False, True))
+    assert run_steps(plain, 3) == run_steps(sparing, 3)
+    assert plain.model.state_dict().keys() == sparing.model.state_dict().keys()
+    images = torch.randn(8, 3, 16, 16)
+    assert saved_bytes(sparing.model, images) < 0.7 * saved_bytes(plain.model, images)
+
+
+def saved_bytes(model: nn.Module, images: Tensor) -> int:
+    seen: dict[int, Tensor] = {}
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: seen.setdefault(t.data_ptr(), t), lambda t: t):
+        model(images)
+    return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
+
+
+def test_a_captured_step_gives_the_losses_of_the_plain_one(
+    tiny: Preset, prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # What is captured is what CUDA compiles; generating code for the CPU would take minutes.
+    captured = partialmethod(nn.Module.compile, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(nn.Module, "compile", captured)
+    plain, compiled = (TokenizerTraining(rare(tiny, compile=on), prepared, CPU) for on in (False, True))
+    assert run_steps(compiled, 3) == pytest.approx(run_steps(plain, 3), rel=1e-4)
+    assert plain.model.state_dict().keys() == compiled.model.state_dict().keys()
+
+
+def test_the_best_validations_weights_are_kept_beside_the_last(
+    tiny: Preset, prepared: PreparedSet, tmp_path: Path
+) -> None:
+    class BestAtFour(TokenizerTraining):
+        done = 0
+
+        def score(self, figures: Figures) -> float:
+            return -abs(self.done - 4)
+
+        def step(self, batch: Tensor, step: int) -> loop.Metrics:
+            self.done = step + 1
+            return super().step(batch, step)
+
+    preset = rare(tiny, validate_every=2)
+    train(preset, prepared, tmp_path / "whole", 8, BestAtFour)
+    train(preset, prepared, tmp_path / "four", 4, BestAtFour)
+    whole, four = Run(tmp_path / "whole", "vq"), Run(tmp_path / "four", "vq")
+    assert whole.best.read_bytes() == four.weights.read_bytes() != whole.weights.read_bytes()
+    assert (whole.read().best_step, whole.read().best_score) == (4, 0)
+    # A resumed run knows what was best before.
+    train(preset, prepared, tmp_path / "four", 8, BestAtFour)
+    assert four.best.read_bytes() == whole.best.read_bytes()
+    assert four.read().best_step == 4
+
+
+def test_validation_gives_the_health_of_each_chunk(tiny: Preset, prepared: PreparedSet) -> None:
+    figures = TokenizerTraining(tiny, prepared, CPU).validate()
+    for name, least in (("usage", 1 / tiny.vq.codebook_size), ("perplexity", 1)):
+        of_chunks = figures[f"{name}_of_chunks"]
+        assert isinstance(of_chunks, list)
+        assert len(of_chunks) == tiny.vq.chunks
+        assert min(of_chunks) >= least
+    assert figures["usage"] >= max(figures["usage_of_chunks"])
+
+
+def test_the_log_is_written_for_machines_and_for_tensorboard(
+    tiny: Preset, prepared: PreparedSet, tmp_path: Path
+) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    train(rare(tiny, log_every=2, validate_every=10, checkpoint_every=10), prepared, tmp_path, 10)
+    lines = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    written = [line for line in lines if "training" in line]
+    assert [line["step"] for line in written] == [2, 4, 6, 8, 10]
+    assert all(line["images_per_second"] > 0 and 0 <= line["waiting_for_data"] <= 1 for line in written)
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [event.step for event in events.Scalars("loss")] == [2, 4, 6, 8, 10]
+    assert [event.value for event in events.Scalars("loss")] == pytest.approx(
+        [line["training"]["loss"] for line in written], rel=1e-5
+    )
+    assert {"validation/psnr", "validation/usage_of_chunks/0"} <= set(events.Tags()["scalars"])
+    train(rare(tiny, tensorboard=False), prepared, tmp_path / "without", 1)
+    assert not (tmp_path / "without" / "tensorboard").exists()

@@ -1,0 +1,200 @@
+"""The processes of one run: joined by torch.distributed under torchrun, each with its share of every batch.
+
+A batch, a validation split, a draw belong to the run as a whole: each rank works on its share in the order of the
+ranks, and what is summed over the ranks is what one process alone would have had.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.distributed_c10d import Store
+from torch.distributed.rendezvous import rendezvous
+
+from movq_cli import devices
+from movq_cli.errors import BadRequestError, FailureError, MovqError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which process this is of how many; a run of one process is the default."""
+
+    number: int = 0
+    """From 0; rank 0 alone speaks and writes files."""
+    world: int = 1
+    """How many."""
+    neighbours: int = 1
+    """How many of them on this machine, this one included."""
+
+    @property
+    def first(self) -> bool:
+        """Whether this is rank 0."""
+        return self.number == 0
+
+    def share(self, count: int) -> slice:
+        """This rank's part of `count` items: contiguous, in the order of the ranks, as even as can be."""
+        return slice(count * self.number // self.world, count * (self.number + 1) // self.world)
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, in place."""
+        if self.world > 1:
+            dist.all_reduce(tensor)
+        return tensor
+
+    def mean(self, tensor: Tensor) -> Tensor:
+        """The mean over all ranks, in place."""
+        return self.sum(tensor).div_(self.world) if self.world > 1 else tensor
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so on any rank; over the host's network, so that no GPU is waited for."""
+        return bool(self.sum(torch.tensor(int(flag))))
+
+    def rows(self, share: Tensor, places: Tensor) -> Tensor:
+        """Rows of a table of which each rank holds an equal share.
+
+        Args:
+            share: [n, d], this rank's rows; the table is the shares of all ranks one after the other.
+            places: [m] int64 in [0, n x world), the same on every rank.
+
+        Returns:
+            [m, d], the same on every rank.
+        """
+        inside = places - self.number * len(share)
+        here = (inside >= 0) & (inside < len(share))
+        return self.sum(torch.where(here[:, None], share[inside.clamp(0, len(share) - 1)], 0))
+
+    def from_first(self, make: Callable[[], T]) -> T:
+        """What rank 0 makes, on every rank."""
+        box = [make() if self.first else None]
+        if self.world > 1:
+            dist.broadcast_object_list(box)
+        return cast(T, box[0])
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The module through which training calls a model: its gradients are then the mean over all ranks."""
+        return model if self.world == 1 else nn.parallel.DistributedDataParallel(model)
+
+
+ALONE = Ranks()
+"""A run of one process."""
+
+
+def launched() -> bool:
+    """Whether torchrun, or a scheduler that speaks like it, started this process as one of several."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+@contextmanager
+def joined(device: str | None) -> Iterator[tuple[Ranks, torch.device]]:
+    """The ranks of this run and this rank's device; a process started alone is a run of one.
+
+    When a rank fails, all end. The first to fail raises its error; the others, which fail alike or lose their peer, end
+    without a word: of a rank that was killed, whoever started them tells.
+
+    Args:
+        device: A name as for `devices.pick`. Of several ranks on CUDA each gets its own GPU.
+
+    Raises:
+        BadRequestError: There is no such device.
+    """
+    if not launched():
+        yield ALONE, devices.pick(device)
+        return
+    world = int(os.environ["WORLD_SIZE"])
+    ranks = Ranks(int(os.environ["RANK"]), world, int(os.environ.get("LOCAL_WORLD_SIZE", world)))
+    where = devices.pick(device)
+    if where.type == "cuda":
+        where = devices.pick(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+        torch.cuda.set_device(where)
+    store, _, _ = next(rendezvous("env://"))
+    backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(backend, store=store, rank=ranks.number, world_size=ranks.world)
+        yield ranks, where
+        dist.barrier()  # a rank that leaves early would close the connections of one that still works
+        dist.destroy_process_group()
+    except Exception as error:
+        lost = any(words in str(error) for words in _LOST_PEER)
+        code = error.exit_code if isinstance(error, MovqError) else 1
+        first = code if lost else _first_to_fail(store, ranks, code)
+        if first is not None:
+            raise SystemExit(first) from None
+        raise
+
+
+_LOST_PEER = ("Connection closed by peer", "Connection reset by peer")
+"""What gloo says when another rank has ended."""
+
+
+def _first_to_fail(store: Store, ranks: Ranks, code: int) -> int | None:
+    """None for the first rank to fail; for a later one the first one's exit code."""
+    claim = f"{ranks.number} {code}"
+    try:
+        winner = store.compare_set("movq/failure", "", claim).decode()
+    except RuntimeError:  # the launcher, which held the store, is gone
+        return None if ranks.first else code
+    return None if winner == claim else int(winner.split()[1])
+
+
+def launch(arguments: Sequence[str], processes: int, device: str | None) -> None:
+    """Run `movq` with these arguments as several ranks on this machine, as torchrun would, and wait for them.
+
+    Args:
+        arguments: Of the command line; each process gets them, and finds in its environment which rank it is.
+        processes: How many, one a GPU.
+        device: As asked for: on the CPU there may be any number.
+
+    Raises:
+        BadRequestError: There are not as many GPUs.
+        FailureError: A rank was killed.
+        SystemExit: A rank failed; it has said why.
+    """
+    here = torch.cuda.device_count()
+    if devices.pick(device).type == "cuda" and processes > here:
+        raise BadRequestError(f"{processes} GPUs asked for, but this machine has {here}", f"Set --gpus {here}.")
+    if devices.pick(device).type != "cuda" and device is None:
+        raise BadRequestError("--gpus needs CUDA, which is not here", "For processes on the CPU add --device cpu.")
+    _run_elastic(arguments, processes)
+
+
+def _run_elastic(arguments: Sequence[str], processes: int) -> None:
+    import logging
+    import sys
+
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    # The ranks speak for themselves; torch's own account of a failure is a page long.
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=processes,
+        run_id="movq",
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+    )
+    try:
+        elastic_launch(config, sys.executable)("-m", "movq_cli", *arguments)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        if failure.exitcode > 0:
+            raise SystemExit(failure.exitcode) from None
+        raise FailureError(f"rank {rank} was ended by signal {-failure.exitcode}", _KILLED) from None
+    except SignalException:
+        raise SystemExit(130) from None
+
+
+_KILLED = "If the machine ran out of memory, set a smaller batch size. The same command goes on from the checkpoint."

@@ -1,0 +1,82 @@
+"""The memory estimate against what real passes keep."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from movq_cli.models.tokenizer import Tokenizer
+from movq_cli.models.transformer import CodeTransformer
+from movq_cli.settings import Preset
+from movq_cli.training import memory
+
+CPU = torch.device("cpu")
+
+
+def kept(model: nn.Module, *inputs: Tensor) -> float:
+    """GiB that a real pass keeps, weights left out."""
+    weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    storages: dict[int, Tensor] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storages[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        model(*inputs)
+    return sum(t.untyped_storage().nbytes() for place, t in storages.items() if place not in weights) / 2**30
+
+
+def larger(tiny: Preset, **changes: object) -> Preset:
+    """The tiny preset at a size whose memory is no rounding error, without judges."""
+    update = {"adversarial_weight": 0.0, "batch_size": 16, "revive_every": 0}
+    return tiny.model_copy(
+        update={
+            "vq": tiny.vq.model_copy(update={"resolution": 64}),
+            "train_vq": tiny.train_vq.model_copy(update=update | changes),
+            "train_prior": tiny.train_prior.model_copy(update={"batch_size": 64} | changes),
+        }
+    )
+
+
+def test_activations_of_a_tokenizer_are_those_that_a_pass_keeps(tiny: Preset) -> None:
+    preset = larger(tiny)
+    estimate = memory.of_tokenizer(preset.vq, preset.train_vq, CPU, 1)
+    images = torch.zeros(16, 3, 64, 64)
+    assert estimate["activations"] == pytest.approx(kept(Tokenizer(preset.vq), images), abs=0.011)
+    assert estimate["activations"] > 0.1
+
+
+def test_activations_of_a_prior_are_those_that_a_pass_and_its_loss_keep(tiny: Preset) -> None:
+    preset = larger(tiny)
+    shape = preset.vq.code_shape
+    model = CodeTransformer(preset.prior, shape)
+    codes, classes = torch.zeros(64, 32, 32, 4, dtype=torch.int64), torch.zeros(64, dtype=torch.int64)
+    estimate = memory.of_prior(preset.prior, shape, preset.train_prior, CPU, 1)
+    logits = 4 * 64 * 32 * 32 * 4 * 16 / 2**30
+    assert estimate["activations"] == pytest.approx(kept(model, codes, classes) + logits, rel=0.15)
+
+
+def test_what_saves_memory_is_seen_in_the_estimate(tiny: Preset) -> None:
+    def activations(ranks: int = 1, **changes: object) -> float:
+        preset = larger(tiny, **changes)
+        return memory.of_tokenizer(preset.vq, preset.train_vq, CPU, ranks)["activations"]
+
+    whole = activations()
+    assert activations(ranks=2) == pytest.approx(whole / 2, abs=0.02)
+    assert activations(accumulate=4) == pytest.approx(whole / 4, abs=0.02)
+    assert activations(activation_checkpointing=True) < 0.7 * whole
+    assert activations(precision="bf16") < 0.9 * whole
+    assert activations(perceptual_weight=1.0) > whole
+    assert activations(adversarial_weight=0.8, discriminator_channels=64) > whole
+
+
+def test_weights_gradients_moments_and_average_are_counted(tiny: Preset) -> None:
+    preset = larger(tiny)
+    wide = preset.vq.model_copy(update={"codebook_size": 65536})
+    estimate = memory.of_tokenizer(wide, preset.train_vq.model_copy(update={"ema_decay": 0.9}), CPU, 1)
+    weights = 4 * sum(parameter.numel() for parameter in Tokenizer(wide).parameters()) / 2**30
+    for part, times in (("weights", 1), ("gradients", 1), ("optimizer", 2), ("average", 1)):
+        assert estimate[part] == pytest.approx(times * weights, abs=0.006)
+    assert estimate["total"] == pytest.approx(sum(v for k, v in estimate.items() if k != "total"), abs=0.03)
