@@ -125,14 +125,16 @@ def test_a_killed_worker_is_a_failure_and_finished_shards_stay(tmp_path, large):
 
 def test_ctrl_c_ends_at_once_without_the_workers_tracebacks(tmp_path, large):
     folder, _ = large
-    out = tmp_path / "out"
-    process = start(folder, out, 2)
-    # As soon as there are workers: on a loaded machine the work would be over before a later signal came.
-    wait_until(lambda: (out / "plan.json").exists() and len(children(process.pid)) >= 2)
-    workers = children(process.pid)
-    os.killpg(process.pid, signal.SIGINT)
-    begun = time.monotonic()
-    error = process.communicate(timeout=20)[1]
+    for attempt in range(5):  # on a loaded machine the work may be over before the signal comes
+        out = tmp_path / f"out{attempt}"
+        process = start(folder, out, 2)
+        wait_until(lambda out=out: len(list(out.glob("train/*.zip"))) >= 1)
+        workers = children(process.pid)
+        os.killpg(process.pid, signal.SIGINT)
+        begun = time.monotonic()
+        error = process.communicate(timeout=20)[1]
+        if process.returncode != 0:
+            break
     assert time.monotonic() - begun < 3 and process.returncode == -signal.SIGINT
     assert error.count("Traceback") <= 1 and not any(map(alive, workers))
 
