@@ -21,8 +21,7 @@ from movq_cli import checkpoints, devices, models, presets, runs
 from movq_cli.checkpoints import PriorHeader
 from movq_cli.errors import BadRequestError, did_you_mean
 from movq_cli.files import sha256
-from movq_cli.models import masked_prior
-from movq_cli.models.transformer import CodeTransformer
+from movq_cli.models.priors import CodePrior
 from movq_cli.settings import SampleSettings
 
 
@@ -64,9 +63,7 @@ class Prior(nn.Module):
         header: What the prior's weight file says of it.
     """
 
-    def __init__(
-        self, transformer: CodeTransformer, tokenizer: models.tokenizer.Tokenizer, header: PriorHeader
-    ) -> None:
+    def __init__(self, transformer: CodePrior, tokenizer: models.tokenizer.Tokenizer, header: PriorHeader) -> None:
         super().__init__()
         self.transformer = transformer
         self.tokenizer = tokenizer
@@ -154,5 +151,5 @@ class Prior(nn.Module):
         ids = self.class_ids(classes or ())
         labels = torch.tensor([ids[i % len(ids)] for i in numbers], device=device) if ids else None
         with devices.autocast(device, "auto"):
-            codes = masked_prior.decode(self.transformer, [seed + i for i in numbers], labels, chosen)
+            codes = self.transformer.decode([seed + i for i in numbers], labels, chosen)
             return self.tokenizer.decode(codes)

@@ -19,8 +19,9 @@ from torch import Tensor, nn
 from movq_cli import __version__
 from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.files import atomic_path, atomic_write
+from movq_cli.models import priors
+from movq_cli.models.priors import CodePrior
 from movq_cli.models.tokenizer import Tokenizer
-from movq_cli.models.transformer import CodeTransformer
 from movq_cli.settings import CodeShape, PriorSettings, SampleSettings, Settings, TokenizerSettings
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -74,7 +75,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return _filled(path, Tokenizer(header.vq), tensors)
 
 
-def load_prior(path: Path) -> tuple[CodeTransformer, PriorHeader]:
+def load_prior(path: Path) -> tuple[CodePrior, PriorHeader]:
     """The prior in a weight file, in eval mode on the CPU, and what the file says of it.
 
     Raises:
@@ -82,7 +83,7 @@ def load_prior(path: Path) -> tuple[CodeTransformer, PriorHeader]:
     """
     tensors, text = _read_weights(path)
     header = _header(path, text, PriorHeader)
-    return _filled(path, CodeTransformer(header.prior, header.shape), tensors), header
+    return _filled(path, priors.build(header.prior, header.shape), tensors), header
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:

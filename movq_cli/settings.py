@@ -124,6 +124,11 @@ class CodeShape(Settings):
     codebook_size: int = Field(ge=2, le=65536)
 
     @property
+    def size(self) -> tuple[int, int, int]:
+        """(h, w, c)."""
+        return self.height, self.width, self.chunks
+
+    @property
     def positions(self) -> int:
         """Positions h w, the transformer's sequence length."""
         return self.height * self.width
@@ -137,7 +142,10 @@ class CodeShape(Settings):
 class PriorSettings(Settings):
     """Stage 2's transformer (section 4.3); its grid, chunks and codebook come from the tokenizer."""
 
-    layers: Positive = Field(24, description="transformer blocks")
+    mode: Literal["mask", "auto", "depth"] = Field(
+        "mask", description="how codes are predicted: in parallel steps, one by one, or one by one with fewer passes"
+    )
+    layers: Positive = Field(24, description="transformer blocks; with mode=depth 2 of them over the chunks")
     heads: Positive = Field(16, description="attention heads")
     width: Positive = Field(1024, description="embedding width")
     hidden: Positive = Field(4096, description="hidden width of a block's MLP")
@@ -147,6 +155,8 @@ class PriorSettings(Settings):
     def _consistent(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
+        if self.mode == "depth" and self.layers < 3:
+            raise ValueError(f"mode=depth needs at least 3 layers, 2 of them over the chunks, not {self.layers}")
         return self
 
 
@@ -261,7 +271,16 @@ class SampleSettings(Settings):
     steps: Positive = Field(8, description="decoding steps")
     temperature: float = Field(1.0, gt=0, description="of the codes' distribution; 1 = as learned")
     choice_temperature: Weight = Field(4.5, description="Gumbel noise on the confidences, falling to 0 over the steps")
+    top_k: Positive | None = Field(None, description="draw only among as many likeliest codes; null = all")
+    top_p: float = Field(1.0, gt=0, le=1, description="draw only among the likeliest codes that make up this share")
     guidance: Weight = Field(0.0, description="classifier-free guidance; 0 = off, plain class-conditional samples")
+    guidance_schedule: Literal["constant", "linear"] = Field(
+        "constant", description="guidance over the steps; linear = rising from none to the whole at the last step"
+    )
+
+    def guidance_at(self, step: int, steps: int) -> float:
+        """The strength of guidance at a step of so many, from 0."""
+        return self.guidance * (1.0 if self.guidance_schedule == "constant" else (step + 1) / steps)
 
 
 class Figures(Settings):

@@ -7,15 +7,15 @@ import pytest
 from movq_cli.api import Prior
 from movq_cli.checkpoints import PriorHeader
 from movq_cli.errors import BadRequestError
+from movq_cli.models.masked_prior import MaskedPrior
 from movq_cli.models.tokenizer import Tokenizer
-from movq_cli.models.transformer import CodeTransformer
 from movq_cli.settings import Preset
 
 
 def prior(tiny: Preset, *classes: str) -> Prior:
     shape = tiny.vq.code_shape
     header = PriorHeader(prior=tiny.prior, shape=shape, sample=tiny.sample, classes=classes, tokenizer="t")
-    return Prior(CodeTransformer(tiny.prior, shape), Tokenizer(tiny.vq), header)
+    return Prior(MaskedPrior(tiny.prior, shape), Tokenizer(tiny.vq), header)
 
 
 def test_numbers_are_ids_and_texts_are_names_first_also_where_names_are_numbers(tiny: Preset) -> None:

@@ -15,8 +15,8 @@ from movq_cli import checkpoints
 from movq_cli.checkpoints import PriorHeader, TokenizerHeader
 from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.files import sha256
+from movq_cli.models.masked_prior import MaskedPrior
 from movq_cli.models.tokenizer import Tokenizer
-from movq_cli.models.transformer import CodeTransformer
 from movq_cli.settings import Preset
 
 CPU = torch.device("cpu")
@@ -51,7 +51,7 @@ def test_equal_weights_have_equal_hashes(tmp_path: Path, tokenizer: Tokenizer) -
 
 
 def test_a_prior_is_rebuilt_with_all_that_sampling_needs(tmp_path: Path, tiny: Preset) -> None:
-    model = CodeTransformer(tiny.prior, tiny.vq.code_shape)
+    model = MaskedPrior(tiny.prior, tiny.vq.code_shape)
     header = PriorHeader(
         prior=tiny.prior, shape=tiny.vq.code_shape, sample=tiny.sample, classes=("a", "b", "ç"), tokenizer="f" * 64
     )

@@ -8,9 +8,9 @@ import torch
 from movq_cli import devices, presets
 from movq_cli.data.shards import PreparedSet
 from movq_cli.models import masked_prior
+from movq_cli.models.masked_prior import MaskedPrior
 from movq_cli.models.quantizer import VectorQuantizer
 from movq_cli.models.tokenizer import Tokenizer
-from movq_cli.models.transformer import CodeTransformer
 from movq_cli.settings import Preset, SampleSettings
 from movq_cli.training.vq import TokenizerTraining
 
@@ -43,10 +43,10 @@ def test_the_papers_tokenizer_gives_the_cpus_images() -> None:
 def test_samples_on_the_device_are_those_of_the_cpu() -> None:
     torch.manual_seed(0)
     preset = presets.load("digits")
-    model = CodeTransformer(preset.prior, preset.vq.code_shape).eval()
+    model = MaskedPrior(preset.prior, preset.vq.code_shape).eval()
     classes = torch.arange(10)
-    expected = masked_prior.decode(model, range(10), classes, SampleSettings())
-    found = masked_prior.decode(model.to(CUDA), range(10), classes.to(CUDA), SampleSettings()).cpu()
+    expected = model.decode(range(10), classes, SampleSettings())
+    found = model.to(CUDA).decode(range(10), classes.to(CUDA), SampleSettings()).cpu()
     assert (found == expected).float().mean() > 0.99
 
 
@@ -63,7 +63,7 @@ def test_a_training_step_on_the_device_gives_the_cpus_loss(tiny: Preset, prepare
 def test_the_papers_prior_learns_in_bf16() -> None:
     preset = presets.load("ffhq")
     torch.manual_seed(0)
-    model = CodeTransformer(preset.prior, preset.vq.code_shape).to(CUDA)
+    model = MaskedPrior(preset.prior, preset.vq.code_shape).to(CUDA)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-4)
     codes = torch.randint(0, 1024, (8, 16, 16, 4), device=CUDA)
     generator = torch.Generator(CUDA).manual_seed(0)

@@ -12,8 +12,8 @@ from torch import nn
 
 from movq_cli import presets
 from movq_cli.errors import BadRequestError
+from movq_cli.models.masked_prior import MaskedPrior
 from movq_cli.models.tokenizer import Tokenizer
-from movq_cli.models.transformer import CodeTransformer
 from movq_cli.settings import Preset
 
 PARAMETERS = {  # tokenizer, prior
@@ -49,7 +49,7 @@ def test_every_preset_is_counted() -> None:
 def test_a_preset_builds_with_the_parameters_it_claims(name: str) -> None:
     preset = presets.load(name)
     with torch.device("meta"):
-        found = count(Tokenizer(preset.vq)), count(CodeTransformer(preset.prior, preset.vq.code_shape))
+        found = count(Tokenizer(preset.vq)), count(MaskedPrior(preset.prior, preset.vq.code_shape))
     assert found == PARAMETERS[name]
 
 

@@ -18,8 +18,8 @@ from movq_cli.data import loader, tokens
 from movq_cli.data.shards import PreparedSet, SplitName
 from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_path, sha256
+from movq_cli.models import priors
 from movq_cli.models.tokenizer import Tokenizer
-from movq_cli.models.transformer import CodeTransformer
 from movq_cli.ranks import Ranks
 from movq_cli.settings import Preset
 from movq_cli.training import memory
@@ -87,7 +87,7 @@ def plan(settings: Preset, images: PreparedSet | None, device: torch.device, pro
     """
     train, shape = settings.train_prior, settings.vq.code_shape
     with torch.device("meta"):
-        model = CodeTransformer(settings.prior, shape)
+        model = priors.build(settings.prior, shape)
     return {
         "parameters": training.parameters(model),
         **training.length(train, None if images is None else images.manifest.counts["train"], processes),

@@ -21,6 +21,92 @@ from movq_cli.settings import SampleSettings
 _ROUNDING = 1e-9
 
 
+class MaskedPrior(CodeTransformer):
+    """Predicts the codes that are hidden from those that are not; every code sees every other."""
+
+    def forward(self, codes: Tensor, classes: Tensor | None = None) -> Tensor:
+        """The logits of every code given the visible ones.
+
+        Args:
+            codes: [B, h, w, c] int64 in [0, K]; K = unknown.
+            classes: [B] int64 in [0, classes) or K = not given; None for an unconditional prior.
+
+        Returns:
+            [B, h, w, c, K], in the precision that autocast gives.
+        """
+        x = self.tokens(codes.flatten(1, 2))
+        if classes is not None:
+            x = torch.cat([x, self.class_tokens(classes)], dim=1)
+        x = x + self.position
+        for block in self.blocks:
+            x = block(x)
+        return self.logits(x[:, : self.shape.positions]).view(*codes.shape, self.shape.codebook_size)
+
+    def targets(self, images: int, generator: torch.Generator) -> Tensor:
+        """Which codes a training step hides and predicts, [B, h, w, c] bool."""
+        return training_mask((images, *self.shape.size), generator)
+
+    def inputs(self, codes: Tensor, targets: Tensor) -> Tensor:
+        """What is shown of codes [B, h, w, c] that are to be predicted: the others."""
+        return codes.masked_fill(targets, self.unknown)
+
+    @torch.inference_mode()
+    def decode(
+        self,
+        seeds: Sequence[int],
+        classes: Tensor | None,
+        settings: SampleSettings,
+        known: Tensor | None = None,
+    ) -> Tensor:
+        """Draw images' codes by parallel decoding: every step draws all codes and keeps the most confident.
+
+        Args:
+            seeds: One an image; see draws.
+            classes: [B] int64, or None for an unconditional prior.
+            settings: Steps, temperatures, truncation, guidance.
+            known: [B, h, w, c] int64 in [0, K], K = to be drawn; None = draw everything. Given codes are kept.
+
+        Returns:
+            [B, h, w, c] int64 in [0, K).
+        """
+        device, steps = self.position.device, settings.steps
+        size = (len(seeds), *self.shape.size)
+        codes = torch.full(size, self.unknown, device=device) if known is None else known.to(device)
+        uniforms = draws.image_uniforms(seeds, (steps, 2, self.shape.codes)).to(device)
+        start = (codes == self.unknown).flatten(1).sum(1, keepdim=True)
+        for step in range(steps):
+            logits = (
+                self._first_logits(len(seeds), classes, settings)
+                if step == 0 and known is None
+                else (self._guided_logits(codes, classes, settings, step))
+            )
+            drawn, log_probability = draws.draw_codes(logits.flatten(1, 3), uniforms[:, step, 0], settings)
+            noise = settings.choice_temperature * (1 - (step + 1) / steps)
+            confidence = log_probability + noise * draws.gumbel(uniforms[:, step, 1])
+            masked = (codes == self.unknown).flatten(1)
+            confidence = confidence.masked_fill(~masked, math.inf)  # what is known stays known
+            rank = confidence.argsort(1).argsort(1)
+            hidden = rank < masked_after(step, steps, start, masked.sum(1, keepdim=True))
+            decided = torch.where(masked, drawn, codes.flatten(1))
+            codes = decided.masked_fill(hidden, self.unknown).view(size)
+        return codes
+
+    def _guided_logits(self, codes: Tensor, classes: Tensor | None, settings: SampleSettings, step: int) -> Tensor:
+        rows = draws.guided_rows(len(codes), classes, settings)
+        logits = self(draws.repeat_guided(codes, rows), draws.guided_classes(classes, self.unknown, settings))
+        return draws.guide(logits, len(codes), settings.guidance_at(step, settings.steps))
+
+    def _first_logits(self, images: int, classes: Tensor | None, settings: SampleSettings) -> Tensor:
+        """Of images of which nothing is known yet: the same for all of a class, so passed once for each class."""
+        if classes is None:
+            different, place = None, torch.zeros(images, dtype=torch.int64, device=self.position.device)
+        else:
+            different, place = classes.unique(return_inverse=True)
+        number = 1 if different is None else len(different)
+        nothing = torch.full((number, *self.shape.size), self.unknown, device=self.position.device)
+        return self._guided_logits(nothing, different, settings, 0)[place]
+
+
 def mask_ratio(progress: Tensor) -> Tensor:
     """The cosine schedule: the share of codes still masked at a progress in [0, 1]."""
     return torch.cos(progress * (math.pi / 2))
@@ -92,61 +178,3 @@ def masked_after(step: int, steps: int, start: Tensor, now: Tensor) -> Tensor:
     # Where the product is a whole number, rounding leaves it a little below: floor would take one more off.
     masked = (start.double() * share + _ROUNDING).floor().long()
     return masked.minimum(now - 1).clamp(min=1).minimum(now)
-
-
-@torch.inference_mode()
-def decode(
-    model: CodeTransformer,
-    seeds: Sequence[int],
-    classes: Tensor | None,
-    settings: SampleSettings,
-    known: Tensor | None = None,
-) -> Tensor:
-    """Draw images' codes by parallel decoding: every step draws all codes and keeps the most confident.
-
-    Args:
-        model: The masked prior, in eval mode.
-        seeds: One an image; see draws.
-        classes: [B] int64, or None for an unconditional prior.
-        settings: Steps, temperatures, guidance.
-        known: [B, h, w, c] int64 in [0, K], K = to be drawn; None = draw everything. Given codes are kept.
-
-    Returns:
-        [B, h, w, c] int64 in [0, K).
-    """
-    shape, device = model.shape, model.position.device
-    size = (len(seeds), shape.height, shape.width, shape.chunks)
-    codes = torch.full(size, model.unknown, device=device) if known is None else known.to(device)
-    uniforms = draws.image_uniforms(seeds, (settings.steps, 2, shape.codes)).to(device)
-    start = (codes == model.unknown).flatten(1).sum(1, keepdim=True)
-    for step in range(settings.steps):
-        logits = guided_logits(model, codes, classes, settings.guidance).flatten(1, 3)
-        drawn, log_probability = draws.draw_codes(logits, uniforms[:, step, 0], settings.temperature)
-        noise = settings.choice_temperature * (1 - (step + 1) / settings.steps)
-        confidence = log_probability + noise * draws.gumbel(uniforms[:, step, 1])
-        masked = (codes == model.unknown).flatten(1)
-        confidence = confidence.masked_fill(~masked, math.inf)  # what is known stays known
-        rank = confidence.argsort(1).argsort(1)
-        hidden = rank < masked_after(step, settings.steps, start, masked.sum(1, keepdim=True))
-        decided = torch.where(masked, drawn, codes.flatten(1))
-        codes = decided.masked_fill(hidden, model.unknown).view(size)
-    return codes
-
-
-def guided_logits(model: CodeTransformer, codes: Tensor, classes: Tensor | None, guidance: float) -> Tensor:
-    """Logits, moved away from the unconditional ones by classifier-free guidance (Ho & Salimans 2022).
-
-    Args:
-        model: The prior.
-        codes: [B, h, w, c].
-        classes: [B], or None.
-        guidance: g: logits = conditional + g (conditional - unconditional); 0 = off, one pass.
-
-    Returns:
-        [B, h, w, c, K].
-    """
-    if classes is None or guidance == 0:
-        return model(codes, classes)
-    both = torch.cat([classes, torch.full_like(classes, model.unknown)])
-    conditional, unconditional = model(codes.repeat(2, 1, 1, 1), both).float().chunk(2)
-    return conditional + guidance * (conditional - unconditional)

@@ -1,9 +1,12 @@
 """The transformer that every prior shares (section 4.3): code embeddings, pre-LN blocks, one head for all chunks.
 
-Shapes: B batch, N positions, c chunks, K codes, W width.
+Shapes: B batch, N tokens, c chunks, K codes, W width, L tokens that are looked back at.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +16,16 @@ from movq_cli.settings import CodeShape, PriorSettings
 
 INIT_STD = 0.02
 """GPT-2's, as in VQGAN's transformer."""
+
+LOOK_BACK = 128
+"""Tokens by which the part of a cache that is looked at grows."""
+
+
+class KeyValues(NamedTuple):
+    """One block's keys and values of the tokens so far, of a fixed size so that a decoding step has static shapes."""
+
+    keys: Tensor  # [B, heads, N, W / heads]
+    values: Tensor  # the same
 
 
 class Block(nn.Module):
@@ -28,22 +41,46 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, settings.hidden), nn.GELU(), nn.Linear(settings.hidden, width))
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map [B, N, W] to the same shape, every position seeing every other."""
-        x = x + self._attention(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
+    def forward(self, x: Tensor, *, causal: bool = False) -> Tensor:
+        """Map [B, N, W] to the same shape; causal: each token sees itself and those before it, else all see all."""
+        q, k, v = self._project(x)
+        return self._finish(x, F.scaled_dot_product_attention(q, k, v, is_causal=causal))
 
-    def _attention(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(-2))
+    def step(self, x: Tensor, past: KeyValues, place: Tensor, visible: Tensor) -> Tensor:
+        """Map the newest token alone, its keys and values being kept for those to come.
+
+        Args:
+            x: [B, 1, W].
+            past: Of the tokens before; the new one's are written into it.
+            place: [1] int64, the new token's.
+            visible: [L] bool, which of the first L tokens are there by now.
+
+        Returns:
+            [B, 1, W].
+        """
+        q, k, v = self._project(x)
+        past.keys.index_copy_(2, place, k.to(past.keys.dtype))
+        past.values.index_copy_(2, place, v.to(past.values.dtype))
+        looked_at = len(visible)
+        keys, values = past.keys[:, :, :looked_at], past.values[:, :, :looked_at]
+        return self._finish(x, F.scaled_dot_product_attention(q.to(keys.dtype), keys, values, attn_mask=visible[None]))
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, each [B, heads, N, W / heads]."""
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        return q, k, v
+
+    def _finish(self, x: Tensor, attention: Tensor) -> Tensor:
+        x = x + self.proj(attention.transpose(1, 2).flatten(-2))
+        return x + self.mlp(self.norm2(x))
 
 
 class CodeTransformer(nn.Module):
-    """Codes in, logits of every code out; what is visible and in which order is the prior's business.
+    """Codes in, logits of every code out; what is visible and in which order is each prior's own business.
 
-    One table of (K + 1) x (W / c) embeds all chunks; its last row is the code that is not known (masked). The c
-    embeddings of a position are concatenated to its token, the reverse of the tokenizer's cut. A class is one more
-    token, after the image's, whose id is looked up in the same table in all chunks.
+    One table of (K + 1) x (W / c) embeds all chunks; its last row is the code that is not known. The c embeddings of a
+    position are concatenated to its token, the reverse of the tokenizer's cut. A class is one more token, whose id is
+    looked up in the same table in all chunks.
 
     Args:
         settings: Layers, heads and widths, and how many classes.
@@ -68,25 +105,54 @@ class CodeTransformer(nn.Module):
         """K: the id of a code, or of a class, that is not given."""
         return self.shape.codebook_size
 
-    def forward(self, codes: Tensor, classes: Tensor | None = None) -> Tensor:
-        """The logits of every code given the visible ones.
+    @property
+    def length(self) -> int:
+        """Tokens of an image, its class left out."""
+        return self.shape.positions
 
-        Args:
-            codes: [B, h, w, c] int64 in [0, K]; K = unknown.
-            classes: [B] int64 in [0, classes) or K = not given; None for an unconditional prior.
+    def tokens(self, codes: Tensor) -> Tensor:
+        """The tokens [..., W], without their places, of c codes each: [..., c] int64 in [0, K]."""
+        return self.table(codes).flatten(-2)
 
-        Returns:
-            [B, h, w, c, K], in the precision that autocast gives.
-        """
-        tokens = self.table(codes.flatten(1, 2)).flatten(-2)
-        if classes is not None:
-            repeated = classes[:, None, None].expand(-1, 1, self.shape.chunks)
-            tokens = torch.cat([tokens, self.table(repeated).flatten(-2)], dim=1)
-        x = tokens + self.position
-        for block in self.blocks:
-            x = block(x)
-        logits = self.head(self.norm(x[:, : self.shape.positions]))
-        return logits.view(*codes.shape, self.shape.codebook_size)
+    def class_tokens(self, classes: Tensor) -> Tensor:
+        """The tokens [B, 1, W] of classes [B] int64 in [0, classes) or K = not given."""
+        return self.tokens(classes[:, None, None].expand(-1, 1, self.shape.chunks))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """The logits [..., c, K] of a position's codes, from its token [..., W] after the blocks."""
+        return self.head(self.norm(x)).unflatten(-1, (self.shape.chunks, self.shape.codebook_size))
+
+    def chunk_logits(self, x: Tensor) -> Tensor:
+        """The logits [..., c, K] of codes that have a token each, [..., c, W] after the blocks."""
+        weight = self.head.weight.unflatten(0, (self.shape.chunks, self.shape.codebook_size))
+        return torch.einsum("...cw,ckw->...ck", self.norm(x), weight.to(x.dtype))
+
+    def code_logits(self, x: Tensor, chunk: int) -> Tensor:
+        """The logits [B, K] of one chunk's code from its token [B, 1, W] after the blocks."""
+        size = self.shape.codebook_size
+        return F.linear(self.norm(x)[:, 0], self.head.weight[chunk * size : (chunk + 1) * size])
+
+
+def empty_past(blocks: Sequence[Block], batch: int, tokens: int, like: Tensor) -> list[KeyValues]:
+    """Room for the keys and values of as many tokens in each block, on the device of `like`, in autocast's type."""
+    kind = like.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
+    heads = blocks[0].heads
+    size = (batch, heads, tokens, like.shape[-1] // heads)
+    return [KeyValues(*(torch.zeros(size, dtype=dtype, device=like.device) for _ in "kv")) for _ in blocks]
+
+
+def advance(blocks: Sequence[Block], past: Sequence[KeyValues], x: Tensor, place: int) -> Tensor:
+    """Pass the token [B, 1, W] at a place through blocks that remember those before it.
+
+    What is looked at grows by LOOK_BACK tokens at a time: few shapes to compile, and few idle reads.
+    """
+    looked_at = min(past[0].keys.shape[2], (place // LOOK_BACK + 1) * LOOK_BACK)
+    visible = torch.arange(looked_at, device=x.device) <= place
+    where = torch.full((1,), place, device=x.device)
+    for block, of_block in zip(blocks, past, strict=True):
+        x = block.step(x, of_block, where, visible)
+    return x
 
 
 def _initialise(module: nn.Module) -> None:

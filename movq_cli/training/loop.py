@@ -225,7 +225,7 @@ class Trainable(Generic[ModelT]):
         self._may_move = torch.ones((), device=device)
         self.average: AveragedModel | None = None
         if average and settings.ema_decay > 0:
-            self.average = AveragedModel(model, multi_avg_fn=self._blend, use_buffers=True)
+            self.average = AveragedModel(model, multi_avg_fn=self._blend)
         if devices.on_cuda_unless(settings.compile, device):
             model.compile()
         self.forward = ranks.wrap(model)

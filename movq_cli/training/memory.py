@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 
 from movq_cli import devices
+from movq_cli.models import priors
 from movq_cli.models.autoencoder import AttentionBlock, ResidualBlock
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.tokenizer import Tokenizer
-from movq_cli.models.transformer import Block, CodeTransformer
+from movq_cli.models.transformer import Block
 from movq_cli.settings import CodeShape, PriorSettings, TokenizerSettings, TrainSettings, TrainVQSettings
 from movq_cli.training.loop import recompute
 
@@ -63,10 +64,10 @@ def of_prior(prior: PriorSettings, shape: CodeShape, train: TrainSettings, devic
         images = _images(train, ranks)
         codes = torch.zeros(images, shape.height, shape.width, shape.chunks, dtype=torch.int64)
         classes = torch.zeros(images, dtype=torch.int64) if prior.classes else None
-        model = CodeTransformer(prior, shape)
+        model = priors.build(prior, shape)
         if train.activation_checkpointing:
             recompute(model, (Block,))
-        with devices.autocast(device, train.precision), devices.attention(device, shape.positions):
+        with devices.autocast(device, train.precision), devices.attention(device, model.length):
             kept = _kept(
                 lambda: nn.functional.cross_entropy(
                     model(codes, classes).flatten(0, -2).float(), codes.flatten(), reduction="none"

@@ -15,9 +15,10 @@ from movq_cli import checkpoints, devices
 from movq_cli.data import pixels
 from movq_cli.data.sampler import EpochOrder
 from movq_cli.data.tokens import TokenCache
-from movq_cli.models import masked_prior
+from movq_cli.models import masked_prior, priors
+from movq_cli.models.priors import CodePrior
 from movq_cli.models.tokenizer import Tokenizer
-from movq_cli.models.transformer import Block, CodeTransformer
+from movq_cli.models.transformer import Block
 from movq_cli.ranks import ALONE, Ranks
 from movq_cli.runs import Run
 from movq_cli.settings import Preset, TrainPriorSettings
@@ -73,14 +74,14 @@ class PriorTraining:
         check_shares(settings, ranks)
         self.guard = Guard(device, ranks)
         torch.manual_seed(settings.seed)
-        self.model = CodeTransformer(preset.prior, tokenizer.settings.code_shape).to(device)
+        self.model = priors.build(preset.prior, tokenizer.settings.code_shape).to(device)
         optimizer = torch.optim.AdamW(
             parameter_groups(self.model, settings.weight_decay),
             lr=settings.learning_rate,
             betas=settings.betas,
             fused=True,
         )
-        self.prior = Trainable(self.model, optimizer, settings, self.steps, ranks)
+        self.prior: Trainable[CodePrior] = Trainable(self.model, optimizer, settings, self.steps, ranks)
         if settings.activation_checkpointing:
             recompute(self.model, (Block,))
         self.generator = torch.Generator(device)
@@ -114,12 +115,12 @@ class PriorTraining:
         mine = self.ranks.share(size)
         if classes is not None:
             classes = classes.masked_fill(self._dropped(size)[mine], self.model.unknown)
-        mask = masked_prior.training_mask((size, *codes.shape[1:]), self.generator)
-        # The mean over all ranks and parts is then that over all masked codes.
-        count = mask.sum() / (self.ranks.world * parts)
+        targets = self.model.targets(size, self.generator)
+        # The mean over all ranks and parts is then that over all codes that are predicted.
+        count = targets.sum() / (self.ranks.world * parts)
         self.prior.clear()
         losses = []
-        for part, (some, hidden) in enumerate(zip(codes.chunk(parts), mask[mine].chunk(parts), strict=True)):
+        for part, (some, hidden) in enumerate(zip(codes.chunk(parts), targets[mine].chunk(parts), strict=True)):
             given = None if classes is None else classes.chunk(parts)[part]
             with self.prior.backward_of(part):
                 logits = self._logits(self.prior.forward, some, hidden, given)
@@ -130,13 +131,13 @@ class PriorTraining:
         self.prior.update(step, self.guard.good(step, metrics))
         return metrics
 
-    def _logits(self, model: nn.Module, codes: Tensor, mask: Tensor, classes: Tensor | None) -> Tensor:
-        """The model's view [B, h, w, c, K] of codes of which some are hidden."""
+    def _logits(self, model: nn.Module, codes: Tensor, targets: Tensor, classes: Tensor | None) -> Tensor:
+        """A model's view [B, h, w, c, K] of codes of which some are to be predicted."""
         with (
             devices.autocast(self.device, self.settings.precision),
-            devices.attention(self.device, self.model.shape.positions),
+            devices.attention(self.device, self.model.length),
         ):
-            return model(codes.masked_fill(mask, self.model.unknown), classes)
+            return model(self.model.inputs(codes, targets), classes)
 
     def _dropped(self, size: int) -> Tensor:
         """Images [size] bool whose class is hidden: guidance needs the unconditional distribution too."""
@@ -151,10 +152,11 @@ class PriorTraining:
 
     @torch.inference_mode()
     def validate(self) -> Figures:
-        """Nats a masked code on the validation split, plain, beside the codes' unigram entropy.
+        """Nats a predicted code on the validation split, plain, beside the codes' unigram entropy.
 
-        Overall, by channel, and by the share of codes that is masked, in fifths from the fewest to all. The masks are
-        the same at every validation; a loss near the entropy means that nothing has been learned yet.
+        Overall and by channel; of a masked prior also by the share of codes that is masked, in fifths from the fewest
+        to all; of an autoregressive one also in bits. The masks are the same at every validation. A loss near the
+        entropy means that nothing has been learned yet.
         """
         self.generator.manual_seed(self.settings.seed)
         model, shape = self.prior.exported, self.model.shape
@@ -163,8 +165,7 @@ class PriorTraining:
         for start in range(0, len(self.validation), self.settings.batch_size):
             places = np.arange(start, min(start + self.settings.batch_size, len(self.validation)))
             mine = self.ranks.share(len(places))
-            size = (len(places), shape.height, shape.width, shape.chunks)
-            mask = masked_prior.training_mask(size, self.generator)[mine]
+            mask = self.model.targets(len(places), self.generator)[mine]
             if not len(mask):  # the last batch has fewer images than there are ranks
                 continue
             codes, classes = self._read(self.validation, places[mine])
@@ -173,12 +174,13 @@ class PriorTraining:
             fifth = (masked * _RATIO_BINS).long().clamp(max=_RATIO_BINS - 1)
             totals[0].index_add_(0, fifth, nats.double().sum((1, 2)))
             totals[1].index_add_(0, fifth, mask.double().sum((1, 2)))
-        return {
-            "loss": _ratio(self.ranks.sum(totals).sum((1, 2))),
-            "loss_of_channels": [_ratio(channel) for channel in totals.sum(1).T],
-            "loss_by_masked_share": [_ratio(fifth) for fifth in totals.sum(2).T],
-            "unigram_entropy": self._unigram_entropy(),
-        }
+        loss = _ratio(self.ranks.sum(totals).sum((1, 2)))
+        figures: Figures = {"loss": loss, "loss_of_channels": [_ratio(channel) for channel in totals.sum(1).T]}
+        if self.preset.prior.mode == "mask":
+            figures["loss_by_masked_share"] = [_ratio(fifth) for fifth in totals.sum(2).T]
+        else:
+            figures["bits_per_code"] = loss / math.log(2)
+        return figures | {"unigram_entropy": self._unigram_entropy()}
 
     def score(self, figures: Figures) -> float:
         """The loss, lower being better."""
@@ -199,7 +201,7 @@ class PriorTraining:
         if self.preset.prior.classes:
             classes = torch.arange(number, device=self.device) % self.preset.prior.classes
         with devices.autocast(self.device, self.settings.precision):
-            codes = masked_prior.decode(self.prior.exported, range(number), classes, self.preset.sample)
+            codes = self.prior.exported.decode(range(number), classes, self.preset.sample)
             images = pixels.to_bytes(self.tokenizer.decode(codes))
         columns = math.ceil(math.sqrt(number))
         pixels.save_grid(run.picture(step), images, columns, pixels.grid_scale(images.shape[-1]))

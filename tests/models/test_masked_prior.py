@@ -11,8 +11,13 @@ from hypothesis import strategies as st
 from scipy import special, stats
 from torch import nn
 
-from movq_cli.models.masked_prior import decode, guided_logits, mask_ratio, masked_after, masked_loss, training_mask
-from movq_cli.models.transformer import CodeTransformer
+from movq_cli.models.masked_prior import (
+    MaskedPrior,
+    mask_ratio,
+    masked_after,
+    masked_loss,
+    training_mask,
+)
 from movq_cli.settings import CodeShape, PriorSettings, SampleSettings
 
 SHAPE = CodeShape(height=3, width=4, chunks=2, codebook_size=11)
@@ -22,7 +27,7 @@ UNKNOWN = SHAPE.codebook_size
 def random_model(classes=0):
     """Its weights so large that codes depend on what is visible: some are near certain, others open."""
     torch.manual_seed(0)
-    model = CodeTransformer(PriorSettings(layers=2, heads=2, width=16, hidden=32, classes=classes), SHAPE).eval()
+    model = MaskedPrior(PriorSettings(layers=2, heads=2, width=16, hidden=32, classes=classes), SHAPE).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.8)
     nn.init.normal_(model.head.weight, std=0.4)
@@ -277,13 +282,30 @@ def test_decoding_is_what_loops_over_single_codes_give_at_every_step(sample, cla
     steps = []
     # What the model is shown; under guidance the same codes twice.
     model.register_forward_pre_hook(lambda _, inputs: steps.append(inputs[0][:4].flatten(1).tolist()))
-    codes = decode(model, seeds, labels, sample, known)
+    codes = model.decode(seeds, labels, sample, known)
     steps.append(codes.flatten(1).tolist())
     model = random_model(classes)
     for image, seed in enumerate(seeds):
         label = None if labels is None else labels[image].item()
         expected = decode_by_hand(model, seed, label, sample, None if known is None else known[image])
-        assert [step[image] for step in steps] == expected
+        # Where nothing is known, the first step is passed once for each class.
+        first = steps[0][image] if share else [UNKNOWN] * SHAPE.codes
+        assert [first, *(step[image] for step in steps[1:])] == expected
+
+
+@pytest.mark.parametrize(("classes", "guidance", "passed"), [(0, 0.0, 1), (3, 0.0, 3), (3, 1.0, 6)])
+def test_a_first_step_with_nothing_known_is_passed_once_for_each_class(classes, guidance, passed):
+    model, seen = random_model(classes), []
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    labels = torch.arange(8) % classes if classes else None
+    model.decode(range(8), labels, SampleSettings(steps=2, guidance=guidance))
+    assert seen == [passed, 16 if guidance else 8]
+
+
+def test_guidance_that_rises_over_the_steps_ends_whole():
+    settings = SampleSettings(guidance=3.0, guidance_schedule="linear")
+    assert [settings.guidance_at(step, 4) for step in range(4)] == [0.75, 1.5, 2.25, 3.0]
+    assert [SampleSettings(guidance=3.0).guidance_at(step, 2) for step in range(2)] == [3.0, 3.0]
 
 
 @settings(max_examples=20, deadline=None)
@@ -298,7 +320,7 @@ def test_known_codes_are_kept_and_every_other_is_drawn(images, seed, steps, shar
     known = partly_known(images, share, seed % 1000)
     given_codes = known.clone()
     sample = SampleSettings(steps=steps, choice_temperature=choice_temperature)
-    codes = decode(random_model(), range(seed, seed + images), None, sample, known)
+    codes = random_model().decode(range(seed, seed + images), None, sample, known)
     assert torch.equal(known, given_codes)
     assert codes.dtype == torch.int64
     assert torch.equal(codes[known != UNKNOWN], known[known != UNKNOWN])
@@ -307,14 +329,14 @@ def test_known_codes_are_kept_and_every_other_is_drawn(images, seed, steps, shar
 
 def test_an_image_that_is_all_known_comes_back():
     known = partly_known(3, 1.1)
-    assert torch.equal(decode(random_model(), [0, 1, 2], None, SampleSettings(), known), known)
+    assert torch.equal(random_model().decode([0, 1, 2], None, SampleSettings(), known), known)
 
 
 def test_a_single_unknown_code_is_drawn_given_all_others():
     known = partly_known(1, 1.1).repeat(400, 1, 1, 1)
     known[:, 1, 2, 1] = UNKNOWN
     model = random_model()
-    codes = decode(model, range(400), None, SampleSettings(), known)
+    codes = model.decode(range(400), None, SampleSettings(), known)
     with torch.no_grad():
         expected = model(known[:1])[0, 1, 2, 1].double().softmax(-1).numpy() * 400
     counts = np.bincount(codes[:, 1, 2, 1], minlength=SHAPE.codebook_size)
@@ -330,32 +352,36 @@ def test_an_image_is_the_same_in_any_batch_and_any_company(guidance, share):
     model, sample = random_model(classes=3), SampleSettings(guidance=guidance)
     seeds, labels = torch.arange(100, 116), torch.arange(16) % 3
     known = partly_known(16, share)
-    together = decode(model, seeds.tolist(), labels, sample, known)
+    together = model.decode(seeds.tolist(), labels, sample, known)
     for size in (1, 3):
         parts = [
-            decode(model, seeds[i : i + size].tolist(), labels[i : i + size], sample, known[i : i + size])
+            model.decode(seeds[i : i + size].tolist(), labels[i : i + size], sample, known[i : i + size])
             for i in range(0, 16, size)
         ]
         assert torch.equal(torch.cat(parts), together)
     order = torch.randperm(16, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(decode(model, seeds[order].tolist(), labels[order], sample, known[order]), together[order])
+    assert torch.equal(model.decode(seeds[order].tolist(), labels[order], sample, known[order]), together[order])
     assert len(together.flatten(1).unique(dim=0)) > 12
 
 
 def test_nothing_known_is_everything_to_be_drawn():
     model, nothing = random_model(), torch.full((2, 3, 4, 2), UNKNOWN)
     assert torch.equal(
-        decode(model, [3, 4], None, SampleSettings(), nothing), decode(model, [3, 4], None, SampleSettings())
+        model.decode([3, 4], None, SampleSettings(), nothing), model.decode([3, 4], None, SampleSettings())
     )
 
 
 def test_drawing_does_not_touch_the_global_generator_nor_read_it():
     model = random_model()
-    first = decode(model, [3], None, SampleSettings())
+    first = model.decode([3], None, SampleSettings())
     torch.manual_seed(123)
     before = torch.get_rng_state()
-    assert torch.equal(decode(model, [3], None, SampleSettings()), first)
+    assert torch.equal(model.decode([3], None, SampleSettings()), first)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def guided(model, codes, labels, guidance):
+    return model._guided_logits(codes, labels, SampleSettings(guidance=guidance), 0)
 
 
 def test_guided_logits_move_away_from_the_unconditional_ones():
@@ -363,10 +389,10 @@ def test_guided_logits_move_away_from_the_unconditional_ones():
     labels, nobody = torch.tensor([0, 1, 2, 1, UNKNOWN]), torch.full((5,), UNKNOWN)
     with torch.no_grad():
         conditional, unconditional = model(codes, labels), model(codes, nobody)
-        assert torch.equal(guided_logits(model, codes, labels, 0), conditional)
+        assert torch.equal(guided(model, codes, labels, 0), conditional)
         for guidance in (0.5, 1.0, 4.0):
             expected = (1 + guidance) * conditional - guidance * unconditional
-            torch.testing.assert_close(guided_logits(model, codes, labels, guidance), expected, atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(guided(model, codes, labels, guidance), expected, atol=1e-4, rtol=1e-4)
     assert (conditional[0] - unconditional[0]).abs().max() > 0.1
 
 
@@ -375,11 +401,11 @@ def test_without_guidance_the_model_sees_each_image_once():
     model.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
     labels = torch.tensor([0, 1, 2, 1, 0])
     for guidance in (0.0, 2.0):
-        guided_logits(model, codes, labels, guidance)
+        guided(model, codes, labels, guidance)
     assert seen == [5, 10]
 
 
 def test_an_unconditional_prior_has_nothing_to_guide():
     model, codes = random_model(), partly_known(2, 0.5)
     with torch.no_grad():
-        assert torch.equal(guided_logits(model, codes, None, 3.0), model(codes))
+        assert torch.equal(guided(model, codes, None, 3.0), model(codes))

@@ -6,7 +6,8 @@ import torch
 from scipy.special import erf
 from torch import nn
 
-from movq_cli.models.transformer import INIT_STD, Block, CodeTransformer
+from movq_cli.models.masked_prior import MaskedPrior
+from movq_cli.models.transformer import INIT_STD, Block
 from movq_cli.settings import CodeShape, PriorSettings
 
 SHAPE = CodeShape(height=2, width=3, chunks=2, codebook_size=7)
@@ -16,7 +17,7 @@ SETTINGS = PriorSettings(layers=2, heads=3, width=12, hidden=20)
 def random_model(classes=0, seed=0):
     """In float64, every parameter of a size at which it matters."""
     torch.manual_seed(seed)
-    model = CodeTransformer(SETTINGS.model_copy(update={"classes": classes}), SHAPE).double()
+    model = MaskedPrior(SETTINGS.model_copy(update={"classes": classes}), SHAPE).double()
     for parameter in model.parameters():
         nn.init.normal_(parameter, std=0.5)
     return model
@@ -78,7 +79,7 @@ def model_by_hand(model, codes, label):
 def test_the_papers_prior_has_its_parameters(classes, parameters):
     with torch.device("meta"):
         shape = CodeShape(height=16, width=16, chunks=4, codebook_size=1024)
-        model = CodeTransformer(PriorSettings(classes=classes), shape)
+        model = MaskedPrior(PriorSettings(classes=classes), shape)
     assert sum(parameter.numel() for parameter in model.parameters()) == parameters
     assert sum(parameter.numel() for parameter in model.blocks[0].parameters()) == 12_596_224
     assert model.table.weight.shape == (1025, 256)
@@ -177,7 +178,7 @@ def test_a_row_of_the_head_is_one_code_of_one_chunk():
 def test_it_starts_small_so_that_every_code_is_about_as_likely():
     torch.manual_seed(0)
     shape = CodeShape(height=4, width=4, chunks=4, codebook_size=64)
-    model = CodeTransformer(PriorSettings(layers=2, heads=4, width=128, hidden=256), shape)
+    model = MaskedPrior(PriorSettings(layers=2, heads=4, width=128, hidden=256), shape)
     for name, parameter in model.named_parameters():
         if "norm" in name:
             assert torch.equal(parameter, torch.full_like(parameter, name.endswith("weight")))

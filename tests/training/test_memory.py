@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from movq_cli.models.masked_prior import MaskedPrior
 from movq_cli.models.tokenizer import Tokenizer
-from movq_cli.models.transformer import CodeTransformer
 from movq_cli.settings import Preset
 from movq_cli.training import memory
 
@@ -51,7 +51,7 @@ def test_activations_of_a_tokenizer_are_those_that_a_pass_keeps(tiny: Preset) ->
 def test_activations_of_a_prior_are_those_that_a_pass_and_its_loss_keep(tiny: Preset) -> None:
     preset = larger(tiny)
     shape = preset.vq.code_shape
-    model = CodeTransformer(preset.prior, shape)
+    model = MaskedPrior(preset.prior, shape)
     codes, classes = torch.zeros(64, 32, 32, 4, dtype=torch.int64), torch.zeros(64, dtype=torch.int64)
     estimate = memory.of_prior(preset.prior, shape, preset.train_prior, CPU, 1)
     logits = 4 * 64 * 32 * 32 * 4 * 16 / 2**30

@@ -11,7 +11,6 @@ import torch
 
 from movq_cli.console import Console
 from movq_cli.data.tokens import TokenCache, TokenHeader
-from movq_cli.models import masked_prior
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.runs import Run, begin
 from movq_cli.settings import Preset, SampleSettings
@@ -39,6 +38,10 @@ def stage_of(tiny: Preset, folder: Path, number: int = 24) -> PriorTraining:
     return PriorTraining(tiny, cache(folder / "t", tiny, number), cache(folder / "v", tiny, 5, 1), tokenizer, "t", CPU)
 
 
+def in_mode(preset: Preset, mode: str) -> Preset:
+    return preset.model_copy(update={"prior": preset.prior.model_copy(update={"mode": mode, "layers": 3})})
+
+
 def test_ten_steps_give_the_committed_losses(tiny: Preset, tmp_path: Path) -> None:
     stage = stage_of(tiny, tmp_path)
     batches = stage.batches(0)
@@ -46,7 +49,10 @@ def test_ten_steps_give_the_committed_losses(tiny: Preset, tmp_path: Path) -> No
     assert losses == pytest.approx(json.loads(GOLDEN.read_text())["prior"], rel=2e-4)
 
 
-def test_it_overfits_a_handful_of_code_maps_and_draws_them_back_exactly(tiny: Preset, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["mask", "auto", "depth"])
+def test_it_overfits_a_handful_of_code_maps_and_draws_them_back_exactly(
+    tiny: Preset, tmp_path: Path, mode: str
+) -> None:
     settings = tiny.train_prior.model_copy(
         update={
             "base_learning_rate": 5e-4,
@@ -56,23 +62,30 @@ def test_it_overfits_a_handful_of_code_maps_and_draws_them_back_exactly(tiny: Pr
             "batch_size": 12,
         }
     )
-    preset = tiny.model_copy(update={"train_prior": settings})
+    preset = in_mode(tiny.model_copy(update={"train_prior": settings}), mode)
     stage = stage_of(preset, tmp_path)
     codes = torch.from_numpy(stage.training.codes[:3].astype(np.int64))
     classes = torch.arange(3)
     for step in range(500):
         stage.step((codes.repeat(4, 1, 1, 1), classes.repeat(4)), step)
     for steps in (1, 4, 8):
-        drawn = masked_prior.decode(
-            stage.prior.exported, range(9), classes.repeat(3), SampleSettings(steps=steps, temperature=0.1)
-        )
+        drawn = stage.prior.exported.decode(range(9), classes.repeat(3), SampleSettings(steps=steps, temperature=0.1))
         assert torch.equal(drawn, codes.repeat(3, 1, 1, 1))
 
 
-def test_the_first_loss_is_that_of_a_uniform_guess(tiny: Preset, tmp_path: Path) -> None:
-    stage = stage_of(tiny, tmp_path)
-    figures = stage.validate()
-    assert figures["loss"] == pytest.approx(np.log(tiny.vq.codebook_size), rel=0.01)
+@pytest.mark.parametrize("mode", ["mask", "auto", "depth"])
+def test_the_first_loss_is_that_of_a_uniform_guess_overall_and_in_every_part(
+    tiny: Preset, tmp_path: Path, mode: str
+) -> None:
+    figures = stage_of(in_mode(tiny, mode), tmp_path).validate()
+    guess = np.log(tiny.vq.codebook_size)
+    assert figures["loss"] == pytest.approx(guess, rel=0.01)
+    assert figures["loss_of_channels"] == pytest.approx([guess] * tiny.vq.chunks, rel=0.02)
+    if mode == "mask":
+        shares = [nats for nats in figures["loss_by_masked_share"] if nats]  # of 5 images not every fifth has one
+        assert shares == pytest.approx([guess] * len(shares), rel=0.05)
+    else:
+        assert figures["bits_per_code"] == pytest.approx(np.log2(tiny.vq.codebook_size), rel=0.01)
 
 
 def test_validation_is_the_same_each_time_and_draws_nothing_from_training(tiny: Preset, tmp_path: Path) -> None:
