@@ -13,13 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import re
 from collections.abc import Iterable
-from contextlib import suppress
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from sklearn.neighbors import KNeighborsClassifier
 
+from benchmarks.machine import machine
 from movq_cli import Tokenizer
 from movq_cli.data import pixels as tensors
 from movq_cli.data.shards import PreparedSet, Split
@@ -81,21 +76,6 @@ def report(demo: Path) -> dict[str, Any]:
         },
         "machine": machine(),
         "pictures": [str(demo / "reconstructions.png"), str(demo / "samples.png")],
-    }
-
-
-def machine() -> dict[str, str | int]:
-    """Where and when this is measured."""
-    processor = platform.processor() or platform.machine()
-    with suppress(OSError):
-        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-        processor = found[1] if found else processor
-    return {
-        "processor": processor,
-        "cores": os.cpu_count() or 1,
-        "python": platform.python_version(),
-        "torch": version("torch"),
-        "date": datetime.now(UTC).date().isoformat(),
     }
 
 

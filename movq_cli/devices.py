@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -11,21 +13,28 @@ from movq_cli.errors import BadRequestError
 
 _FEW_TOKENS = 64
 
+_TRIM_THRESHOLD, _MMAP_MAX = -1, -4
+"""glibc's malloc.h."""
+
 
 def pick(name: str | None = None) -> torch.device:
     """The device of a name such as `cuda`, `cuda:1` or `cpu`; without one, CUDA where there is one.
 
+    Where it is the CPU, the process keeps from now on the memory that it frees, for the tensors to come.
+
     Raises:
         BadRequestError: No such device here.
     """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if name is None and torch.cuda.is_available():
+        return torch.device("cuda")
     try:
-        device = torch.device(name)
+        device = torch.device("cpu" if name is None else name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise BadRequestError(f"device {name!r} cannot be used: {reason}", "Try --device cpu.") from None
+    if device.type == "cpu":
+        _keep_freed_memory()
     return device
 
 
@@ -63,3 +72,15 @@ def _has_bf16(device: torch.device) -> bool:
     # An older torch that cannot tell stays in float32, which is never wrong.
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc hand no freed memory back to the system; other C libraries are left as they are.
+
+    It would map every activation above 32 MB anew, and the system would clear its pages each time: a fifth of a
+    training step at 256 x 256.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_MMAP_MAX, 0)
+        mallopt(_TRIM_THRESHOLD, -1)

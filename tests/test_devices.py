@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform
+import resource
+
 import pytest
 import torch
 
@@ -24,3 +27,15 @@ def test_a_device_that_is_not_there_is_a_bad_request(name: str) -> None:
 def test_the_precision_named_is_that_of_matrix_products(precision: str, dtype: torch.dtype) -> None:
     with devices.autocast(torch.device("cpu"), precision):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == dtype
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_on_the_cpu_tensors_come_to_take_the_memory_of_those_before() -> None:
+    devices.pick("cpu")
+    pages = 2**26 // resource.getpagesize()
+    faults = []
+    for _ in range(10):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.zeros(2**26, dtype=torch.uint8).add_(1)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+    assert min(faults) < pages / 10

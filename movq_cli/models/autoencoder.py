@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -82,7 +83,14 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map [B, C, H, W] to [B, C, 2 H, 2 W]."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        if x.is_cuda:
+            return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        # The two in one, with 4/9 of the arithmetic: of the nine taps those that fall on copies of one pixel are added
+        # up first, which makes a transposed convolution of stride 2. Measured on CPUs alone, so CUDA goes without.
+        weight = self.conv.weight
+        added = weight.new_tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
+        taps = F.linear(weight.flatten(2), torch.kron(added, added)).unflatten(2, (4, 4))
+        return F.conv_transpose2d(x, taps.transpose(0, 1), self.conv.bias, stride=2, padding=1)
 
 
 class Level(nn.Module):

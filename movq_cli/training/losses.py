@@ -77,10 +77,9 @@ def adaptive_weight(
         Scalar float32 in [0, 1e4], detached.
     """
     with torch.autocast(features.device.type, enabled=False), torch.no_grad():
-        inputs = features.detach().float()
-        gradients = [
-            conv2d_weight(inputs, last.weight.shape, gradient, padding=last.padding)
-            for gradient in (image_gradient, adversarial_gradient)
-        ]
-        image, adversarial = ranks.mean(torch.stack(gradients)).flatten(1).norm(dim=1)
+        # As the gradient of one layer with the outputs of two: the features are gone through once.
+        both = torch.cat([image_gradient, adversarial_gradient], dim=1)
+        shape = (2 * last.out_channels, *last.weight.shape[1:])
+        gradients = ranks.mean(conv2d_weight(features.detach().float(), shape, both, padding=last.padding))
+        image, adversarial = gradients.unflatten(0, (2, -1)).flatten(1).norm(dim=1)
         return (image / (adversarial + _SMALLEST_NORM)).clamp(0, _LARGEST_WEIGHT)

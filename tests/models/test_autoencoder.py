@@ -367,6 +367,21 @@ REFERENCES = {
 }
 
 
+@settings(max_examples=10, deadline=None)
+@given(batch=st.integers(1, 2), height=st.integers(1, 4), width=st.integers(1, 4), seed=st.integers(0, 100))
+def test_the_shortcut_of_upsampling_has_the_gradients_of_its_two_steps(batch, height, width, seed):
+    torch.manual_seed(seed)
+    up = Upsample(6).double()
+    x = torch.randn(batch, 6, height, width, dtype=torch.float64, requires_grad=True)
+    downstream = torch.randn(batch, 6, 2 * height, 2 * width, dtype=torch.float64)
+    learned = (x, up.conv.weight, up.conv.bias)
+    plain = up.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+    for ours, theirs in zip(
+        torch.autograd.grad(up(x), learned, downstream), torch.autograd.grad(plain, learned, downstream), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("layout", REFERENCES)
 def test_encoder_and_decoder_are_their_formulas_layer_by_layer(layout):
     torch.manual_seed(0)

@@ -1,0 +1,420 @@
+"""One training step of stage 1 at the paper's size: ours beside that of taming-transformers, in the same run.
+
+    python -m benchmarks.training                     ours alone
+    python -m benchmarks.training --taming CLONE      beside the peer's, from a clone of CompVis/taming-transformers
+
+A step is all that a batch of 256 x 256 images costs once the adversarial term is on: tokenizer, LPIPS, discriminator,
+the adaptive weight, the backward passes, both optimisers. The peer's classes run as they are, driven as its training
+loop (PyTorch Lightning 1.0.8) drives them: each batch goes through `training_step` once for each optimiser, the
+parameters of the other one frozen. They need the packages `einops` and `requests`, and nothing is downloaded: both
+sides get the same LPIPS, its trunk drawn from a seed. The steps alternate, and medians are given. The floor beside
+them is the step's arithmetic at the rate of one large matrix product, measured in the same run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import importlib
+import json
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import chdir, contextmanager, redirect_stdout
+from dataclasses import dataclass, field
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import lpips
+import torch
+import torch.nn.functional as F
+import torchvision
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from benchmarks.machine import machine
+from movq_cli import console, devices, presets
+from movq_cli.commands.prepare import prepare
+from movq_cli.data import pixels
+from movq_cli.data.shards import PreparedSet
+from movq_cli.files import atomic_write
+from movq_cli.metrics import extractors
+from movq_cli.training.vq import TokenizerTraining
+
+SIDE = 256
+PEER = "taming"
+PARAMETERS = {"ffhq": 82_692_995, "vqgan-ffhq": 72_141_699, PEER: 72_141_699}
+"""Of the models, without LPIPS and the discriminator. The second is of the peer's architecture."""
+
+PEER_MODEL = {
+    "ddconfig": {
+        "double_z": False,
+        "z_channels": 256,
+        "resolution": SIDE,
+        "in_channels": 3,
+        "out_ch": 3,
+        "ch": 128,
+        "ch_mult": [1, 1, 2, 2, 4],
+        "num_res_blocks": 2,
+        "attn_resolutions": [16],
+        "dropout": 0.0,
+    },
+    "lossconfig": {
+        "target": "taming.modules.losses.vqperceptual.VQLPIPSWithDiscriminator",
+        "params": {"disc_start": 0, "disc_weight": 0.8, "codebook_weight": 1.0},
+    },
+    "n_embed": 1024,
+    "embed_dim": 256,
+}
+"""The peer's faces model as it publishes it, its discriminator on from the first step."""
+
+
+@dataclass
+class Contender:
+    """A training that takes steps, and what is measured of them."""
+
+    name: str
+    step: Callable[[], object]
+    parameters: int
+    flops: int = 0  # of a step
+    memory: int = 0  # bytes on the GPU that a step takes on top of weights and optimiser states
+    seconds: list[float] = field(default_factory=list)
+
+
+def report(device: torch.device, batch_size: int, repeats: int, clone: Path | None) -> dict[str, Any]:
+    """The benchmark's figures.
+
+    Args:
+        device: Where the steps run.
+        batch_size: Images a step.
+        repeats: Timed steps of each contender.
+        clone: The peer's source tree; None = the package `taming`, where it is installed.
+    """
+    skipped = why_no_peer(clone)
+    rows: list[dict[str, Any]] = []
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        draw_lpips(work)
+        batch = draw_images(work, batch_size).to(device)
+        for precision in ("float32", "bf16") if device.type == "cuda" else ("float32",):
+            contenders = contest(work, batch, precision, with_peer=skipped is None)
+            rate = matrix_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+            race(contenders, device, repeats)
+            rows += [row(contender, contenders, precision, batch_size, rate) for contender in contenders]
+            del contenders
+            gc.collect()
+    return {
+        "batch_size": batch_size,
+        "side": SIDE,
+        "peer": f"skipped: {skipped}" if skipped else "CompVis/taming-transformers",
+        "rows": rows,
+        "machine": machine(device),
+    }
+
+
+def why_no_peer(clone: Path | None) -> str | None:
+    """The reason why the peer cannot run here; None where it can."""
+    if clone is not None:
+        sys.path.append(str(clone))
+    missing = [package for package in ("taming", "einops", "requests") if find_spec(package) is None]
+    return f"no package {missing[0]}" if missing else None
+
+
+def draw_lpips(work: Path) -> None:
+    """Write LPIPS's weights where both sides look for them: VGG-16's trunk from a seed, the library's linear heads."""
+    with torch.device("meta"):
+        shapes = {name: tensor.shape for name, tensor in torchvision.models.vgg16(weights=None).state_dict().items()}
+    seeded = torch.Generator().manual_seed(0)
+    # No classifier is used: one number stands for all of each tensor, and the file stays small.
+    weights = {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}
+    for name, shape in shapes.items():
+        if name.startswith("features.") and name.endswith(".weight"):
+            weights[name] = nn.init.kaiming_normal_(torch.empty(shape), nonlinearity="relu", generator=seeded)
+    trunk = work / "hub" / "checkpoints" / extractors.WEIGHTS["vgg"].file
+    trunk.parent.mkdir(parents=True)
+    torch.save(weights, trunk)
+    heads = work / "taming" / "modules" / "autoencoder" / "lpips" / "vgg.pth"
+    heads.parent.mkdir(parents=True)
+    shutil.copyfile(Path(lpips.__file__).parent / "weights" / "v0.1" / "vgg.pth", heads)
+
+
+def draw_images(work: Path, count: int) -> Tensor:
+    """Write a prepared set of smooth random images; `count` of them as a batch [count, 3, 256, 256] uint8."""
+    seeded = torch.Generator().manual_seed(0)
+    coarse = torch.randint(0, 256, (count + 1, 3, 16, 16), generator=seeded).float()
+    images = F.interpolate(coarse, size=(SIDE, SIDE), mode="bilinear").to(torch.uint8)
+    (work / "pictures").mkdir()
+    for number, image in enumerate(images):
+        pixels.to_image(image).save(work / "pictures" / f"{number:05d}.png")
+    with redirect_stdout(sys.stderr):
+        prepare(
+            str(work / "pictures"),
+            work / "data",
+            size=SIDE,
+            square=False,
+            val="1",
+            val_list=None,
+            upscale=False,
+            background=(255, 255, 255),
+            labels=False,
+            orientation=True,
+            workers=1,
+            console=console.Console(quiet=True),
+        )
+    return images[:count]
+
+
+def contest(work: Path, batch: Tensor, precision: str, *, with_peer: bool) -> list[Contender]:
+    """The contenders, checked to do the same work."""
+    ours = {name: our_training(name, precision, batch, work) for name in ("ffhq", "vqgan-ffhq")}
+    contenders = [
+        Contender(name, partial(training.step, batch, 0), count(training.model)) for name, training in ours.items()
+    ]
+    if with_peer:
+        peer = peer_model(work).to(batch.device)
+        check_equal_work(ours["vqgan-ffhq"], peer, pixels.to_signed(batch))
+        optimizers, _ = peer.configure_optimizers()
+        images = pixels.to_signed(batch).permute(0, 2, 3, 1).contiguous()  # as its data sets give them
+        own = count(peer) - count(peer.loss)
+        contenders.append(Contender(PEER, partial(peer_step, peer, optimizers, images, precision), own))
+    assert all(PARAMETERS[contender.name] == contender.parameters for contender in contenders)
+    return contenders
+
+
+def our_training(preset: str, precision: str, batch: Tensor, work: Path) -> TokenizerTraining:
+    """Our training of a preset, its discriminator on from the first step."""
+    overrides = [
+        f"train_vq.batch_size={len(batch)}",
+        f"train_vq.precision={precision}",
+        "train_vq.discriminator_start=0",
+        "train_vq.epochs=null",
+        "train_vq.steps=1000",
+    ]
+    images = PreparedSet.open(work / "data")
+    return TokenizerTraining(presets.load(preset, overrides), images, batch.device, work / "hub" / "checkpoints")
+
+
+def peer_model(work: Path) -> Any:  # noqa: ANN401 - the peer is untyped
+    """The peer's model with its losses, in training."""
+    hub = torch.hub.get_dir()
+    torch.hub.set_dir(str(work / "hub"))
+    try:
+        # It looks for its linear heads below the current folder.
+        with stand_ins(), chdir(work), redirect_stdout(sys.stderr):
+            model = importlib.import_module("taming.models.vqgan").VQModel(**PEER_MODEL)
+    finally:
+        torch.hub.set_dir(hub)
+    model.learning_rate = presets.load("ffhq").train_vq.base_learning_rate
+    return model.train()
+
+
+@contextmanager
+def stand_ins() -> Iterator[None]:
+    """Two modules that the peer imports: Lightning, which brings its module the loop alone, and its own script."""
+
+    class LightningModule(nn.Module):
+        global_step = 0
+
+        def log(self, *_: object, **__: object) -> None:
+            """Drop a metric."""
+
+        log_dict = log
+
+    def instantiate_from_config(config: dict[str, Any]) -> Any:  # noqa: ANN401
+        module, _, name = config["target"].rpartition(".")
+        return getattr(importlib.import_module(module), name)(**config["params"])
+
+    lightning, script = ModuleType("pytorch_lightning"), ModuleType("main")
+    vars(lightning)["LightningModule"] = LightningModule
+    vars(script)["instantiate_from_config"] = instantiate_from_config
+    before = sys.modules.copy()
+    sys.modules |= {"pytorch_lightning": lightning, "main": script}
+    try:
+        yield
+    finally:
+        for name in ("pytorch_lightning", "main"):
+            del sys.modules[name]
+            sys.modules |= {name: before[name]} if name in before else {}
+
+
+def peer_step(model: Any, optimizers: list[torch.optim.Optimizer], images: Tensor, precision: str) -> None:  # noqa: ANN401
+    """What its training loop does with a batch [B, 256, 256, 3] in [-1, 1]."""
+    for index, optimizer in enumerate(optimizers):
+        for other in optimizers:
+            for group in other.param_groups:
+                for parameter in group["params"]:
+                    parameter.requires_grad_(other is optimizer)
+        with devices.autocast(images.device, precision):
+            loss = model.training_step({"image": images}, 0, index)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+@torch.no_grad()
+def check_equal_work(ours: TokenizerTraining, peer: Any, images: Tensor) -> None:  # noqa: ANN401
+    """Assert that with the same weights both sides compute the same, on images [B, 3, 256, 256] in [-1, 1]."""
+    weights = {name: tensor for name, tensor in peer.state_dict().items() if not name.startswith("loss.")}
+    ours.model.load_state_dict(weights)
+    assert ours.perceptual is not None and ours.discriminator is not None
+    z = ours.model.encoder(images)
+    peer.eval()  # its train() also turns on the dropout in its LPIPS
+    pairs = {
+        "encoder": (z, peer.encoder(images)),
+        "decoder": (ours.model.decoder(z, z), peer.decoder(z)),
+        "LPIPS": (ours.perceptual(images, images.flip(3)), peer.loss.perceptual_loss(images, images.flip(3))),
+    }
+    peer.train()
+    for part, (mine, its) in pairs.items():
+        difference = ((mine - its).norm() / its.norm()).item()
+        assert difference < 1e-2, f"{part}: the two sides differ by {difference:.1%}"
+    layouts = [
+        [tensor.shape for tensor in judge.parameters()] for judge in (ours.discriminator.model, peer.loss.discriminator)
+    ]
+    assert layouts[0] == layouts[1], "the discriminators differ"
+
+
+def count(module: nn.Module) -> int:
+    """Parameters of a module."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second in one large matrix product, the best of several."""
+    side = 8192 if device.type == "cuda" else 3072
+    # In float32, in the arithmetic of convolutions: TF32 on CUDA, unless that is turned off.
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
+    best = min(timed(lambda: a @ b, device) for _ in range(6))
+    torch.backends.cuda.matmul.allow_tf32 = before
+    return 2 * side**3 / best
+
+
+def timed(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds that it takes, until the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+class Arithmetic(TorchDispatchMode):
+    """Counts the operations of matrix products and convolutions, forward and backward, while it is entered.
+
+    By PyTorch's own formulas, but not by its FlopCounterMode, whose hooks allow no gradient at a leaf.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(
+        self,
+        operation: torch._ops.OpOverload[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - whatever the operation gives
+        """Run an operation and count it."""
+        result = operation(*args, **(kwargs or {}))
+        formula = flop_registry.get(operation.overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+def race(contenders: list[Contender], device: torch.device, repeats: int) -> None:
+    """Warm all contenders up with a step that counts their arithmetic; then let them step in turn."""
+    for contender in contenders:
+        with Arithmetic() as arithmetic:
+            contender.step()
+        contender.flops = arithmetic.flops
+    for _ in range(repeats):
+        for contender in contenders:
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            held = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+            contender.seconds.append(timed(contender.step, device))
+            if device.type == "cuda":
+                contender.memory = torch.cuda.max_memory_allocated(device) - held
+
+
+def row(
+    contender: Contender, contenders: list[Contender], precision: str, batch_size: int, rate: float
+) -> dict[str, Any]:
+    """A contender's figures."""
+    seconds = statistics.median(contender.seconds)
+    peers = [statistics.median(other.seconds) for other in contenders if other.name == PEER]
+    return {
+        "name": contender.name,
+        "precision": precision,
+        "parameters": contender.parameters,
+        "seconds": seconds,
+        "steps": contender.seconds,
+        "images_per_second": batch_size / seconds,
+        "peer_over_this": peers[0] / seconds if peers else None,
+        "flops": contender.flops,
+        "matrix_flops_per_second": rate,
+        "floor_seconds": contender.flops / rate,
+        "memory_bytes": contender.memory or None,
+    }
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Print a report as a table."""
+    table = Table(title=f"one training step, {figures['batch_size']} x {SIDE} x {SIDE}")
+    for heading in ("step of", "parameters"):
+        table.add_column(heading, no_wrap=True)
+    for heading in ("s", "img/s", "ratio", "TFLOP", "floor", "GiB"):
+        table.add_column(heading, justify="right")
+    for figure in figures["rows"]:
+        ratio, memory = figure["peer_over_this"], figure["memory_bytes"]
+        table.add_row(
+            f"{figure['name']} {figure['precision']}",
+            f"{figure['parameters']:,}",
+            f"{figure['seconds']:.3g}",
+            f"{figure['images_per_second']:.3g}",
+            "-" if ratio is None else f"{ratio:.2f}",
+            f"{figure['flops'] / 1e12:.2f}",
+            f"{figure['floor_seconds']:.3g}",
+            "-" if memory is None else f"{memory / 2**30:.1f}",
+        )
+    Console().print(table)
+    print(f"ratio: the time of {PEER}'s step over this one's; peer: {figures['peer']}")
+    print("floor: seconds that the arithmetic alone takes at the rate of one large matrix product")
+    print("GiB: what a step takes on a GPU on top of weights and optimiser states")
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description="Time a training step of stage 1.")
+    parser.add_argument("--batch-size", type=int, help="images a step; 16 on CUDA, else 1, where not given")
+    parser.add_argument("--taming", type=Path, help="a clone of CompVis/taming-transformers")
+    parser.add_argument("--device", help="CUDA where there is one, if not given")
+    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each contender")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of results")
+    arguments = parser.parse_args()
+    device = devices.pick(arguments.device)
+    batch_size = arguments.batch_size or (16 if device.type == "cuda" else 1)
+    figures = report(device, batch_size, arguments.repeats, arguments.taming)
+    show(figures)
+    path = arguments.out / f"training-{device.type}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, (json.dumps(figures, indent=2) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()
