@@ -21,7 +21,6 @@ import shutil
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import chdir, contextmanager, redirect_stdout
 from dataclasses import dataclass, field
@@ -107,7 +106,7 @@ def report(device: torch.device, batch_size: int, repeats: int, clone: Path | No
         batch = draw_images(work, batch_size).to(device)
         for precision in ("float32", "bf16") if device.type == "cuda" else ("float32",):
             contenders = contest(work, batch, precision, with_peer=skipped is None)
-            rate = matrix_rate(device, torch.bfloat16 if precision == "bf16" else torch.float32)
+            rate = devices.matrix_rate(device, precision)
             race(contenders, device, repeats)
             rows += [row(contender, contenders, precision, batch_size, rate) for contender in contenders]
             del contenders
@@ -288,29 +287,6 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Operations a second in one large matrix product, the best of several."""
-    side = 8192 if device.type == "cuda" else 3072
-    # In float32, in the arithmetic of convolutions: TF32 on CUDA, unless that is turned off.
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
-    a, b = torch.randn(2, side, side, device=device, dtype=dtype)
-    best = min(timed(lambda: a @ b, device) for _ in range(6))
-    torch.backends.cuda.matmul.allow_tf32 = before
-    return 2 * side**3 / best
-
-
-def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds that it takes, until the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
 class Arithmetic(TorchDispatchMode):
     """Counts the operations of matrix products and convolutions, forward and backward, while it is entered.
 
@@ -347,7 +323,7 @@ def race(contenders: list[Contender], device: torch.device, repeats: int) -> Non
             if device.type == "cuda":
                 torch.cuda.reset_peak_memory_stats(device)
             held = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-            contender.seconds.append(timed(contender.step, device))
+            contender.seconds.append(devices.seconds(contender.step, device))
             if device.type == "cuda":
                 contender.memory = torch.cuda.max_memory_allocated(device) - held
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import sys
+import time
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -63,6 +65,39 @@ def attention(device: torch.device, tokens: int) -> AbstractContextManager[None]
     if device.type == "cpu" and tokens <= _FEW_TOKENS:
         return sdpa_kernel([SDPBackend.MATH])
     return nullcontext()
+
+
+def matrix_rate(device: torch.device, precision: str) -> float:
+    """Operations a second of one large matrix product, the best of a few: what a step's arithmetic is held against.
+
+    Args:
+        device: Where; some tens of milliseconds are spent on it.
+        precision: As for `autocast`. Float32 is measured in the arithmetic of convolutions: TF32 on CUDA.
+    """
+    side = 8192 if device.type == "cuda" else 1536
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
+    with autocast(device, precision), torch.random.fork_rng():
+        a, b = torch.randn(2, side, side, device=device)
+        if torch.is_autocast_enabled(device.type):  # converted once, not with each product
+            a, b = a.to(torch.bfloat16), b.to(torch.bfloat16)
+        best = min(seconds(lambda: a @ b, device) for _ in range(5))
+    torch.backends.cuda.matmul.allow_tf32 = before
+    return 2.0 * side**3 / best
+
+
+def seconds(work: Callable[[], object], device: torch.device) -> float:
+    """How long something takes, until the device is done with it."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else _do_nothing
+    wait(device)
+    start = time.perf_counter()
+    work()
+    wait(device)
+    return time.perf_counter() - start
+
+
+def _do_nothing(device: torch.device) -> None:
+    """The CPU is done when it says so."""
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -61,7 +61,16 @@ def test_every_option_says_what_it_is_and_its_default(command: str) -> None:
         if parameter.name != "help":
             assert parameter.help, f"{command} {parameter.name}"
             shown = parameter.required or parameter.default is not None or "[default:" in parameter.help
-            optional = parameter.name in {"val_list", "codes", "grid", "out", "overrides"}
+            optional = parameter.name in {
+                "val_list",
+                "codes",
+                "grid",
+                "out",
+                "overrides",
+                "mask",
+                "mask_ratio",
+                "figure",
+            }
             assert shown or optional, f"{command} {parameter.name} has a default that its help does not tell"
 
 

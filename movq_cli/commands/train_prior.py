@@ -22,8 +22,11 @@ from movq_cli.models import priors
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.ranks import Ranks
 from movq_cli.settings import Preset
-from movq_cli.training import memory
+from movq_cli.training import cost
 from movq_cli.training.prior import PriorTraining
+
+_SUFFIX = {"mask": "prior", "auto": "auto", "depth": "depth"}
+"""Of a run folder's name, so that a preset's priors stand side by side."""
 
 
 def train_prior(
@@ -43,7 +46,7 @@ def train_prior(
         preset: Name or path.
         overrides: Dotted settings.
         tokenizer: Run folder of `train-vq`; None = the newest finished one of the preset's tokenizer.
-        run: Run folder; None = `runs/PRESET-prior`.
+        run: Run folder; None = `runs/PRESET-prior`, or -auto or -depth by the mode.
         device: Name; None = CUDA where there is one.
         gpus: Processes to start, one a GPU; None = this one alone, or those that torchrun has started.
         dry_run: Only print the plan; needs no data.
@@ -61,16 +64,17 @@ def train_prior(
         ranks.launch(sys.argv[1:], gpus, device)
         return
     with ranks.joined(device) as (mine, where):
-        place = training.run_folder(run, preset, "prior")
+        place = training.run_folder(run, preset, "prior", _SUFFIX[settings.prior.mode])
         with training.claimed(place, mine):
             console.log(f"tokenizer: {codes_from.folder}")
-            training.announce(plan(settings, images, where, mine.world), console)
+            planned = plan(settings, images, where, mine.world)
+            training.announce(planned, console)
             stage = _stage(settings, images, codes_from, mine, where, console)
             manifest = mine.from_first(lambda: _begin(stage, place, preset, images, codes_from))
             console.log(
                 f"train-prior {preset} on {where}, to {place.folder}; an epoch is {len(stage.training):,} views"
             )
-            training.train(stage, place, manifest, console)
+            training.train(stage, place, manifest, console, planned)
 
 
 def plan(settings: Preset, images: PreparedSet | None, device: torch.device, processes: int) -> dict[str, Any]:
@@ -83,7 +87,8 @@ def plan(settings: Preset, images: PreparedSet | None, device: torch.device, pro
         processes: That share each batch.
 
     Returns:
-        Parameters by part, the length of the run (its images are image views), and the memory of a step in GiB.
+        Parameters by part, the length of the run (its images are image views), and the memory (GiB) and arithmetic
+        (TFLOP) of a step.
     """
     train, shape = settings.train_prior, settings.vq.code_shape
     with torch.device("meta"):
@@ -91,7 +96,7 @@ def plan(settings: Preset, images: PreparedSet | None, device: torch.device, pro
     return {
         "parameters": training.parameters(model),
         **training.length(train, None if images is None else images.manifest.counts["train"], processes),
-        "memory_gib": memory.of_prior(settings.prior, shape, train, device, processes),
+        **training.costs(cost.of_prior(settings.prior, shape, train, device, processes)),
     }
 
 

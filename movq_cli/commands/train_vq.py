@@ -16,7 +16,7 @@ from movq_cli.data.shards import PreparedSet
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.settings import Preset
-from movq_cli.training import memory
+from movq_cli.training import cost
 from movq_cli.training.vq import TokenizerTraining
 
 
@@ -55,7 +55,8 @@ def train_vq(
     with ranks.joined(device) as (mine, where):
         place = training.run_folder(run, preset, "vq")
         with training.claimed(place, mine):
-            training.announce(plan(settings, images, where, mine.world), console)
+            planned = plan(settings, images, where, mine.world)
+            training.announce(planned, console)
             stage = TokenizerTraining(settings, images, where, weights, mine)
             manifest = mine.from_first(
                 lambda: runs.begin(
@@ -64,7 +65,7 @@ def train_vq(
             )
             console.log(f"train-vq {preset} on {where}, to {place.folder}")
             _warn_of_late_discriminator(stage, console)
-            training.train(stage, place, manifest, console)
+            training.train(stage, place, manifest, console, planned)
 
 
 def plan(settings: Preset, images: PreparedSet | None, device: torch.device, processes: int) -> dict[str, Any]:
@@ -77,7 +78,7 @@ def plan(settings: Preset, images: PreparedSet | None, device: torch.device, pro
         processes: That share each batch.
 
     Returns:
-        Parameters by part, the judges', the length of the run, and the memory of a step in GiB.
+        Parameters by part, the judges', the length of the run, and the memory (GiB) and arithmetic (TFLOP) of a step.
     """
     train = settings.train_vq
     with torch.device("meta"):
@@ -90,7 +91,7 @@ def plan(settings: Preset, images: PreparedSet | None, device: torch.device, pro
         "discriminator": training.parameters(discriminator)["total"] if train.adversarial_weight > 0 else 0,
         **length,
         "discriminator_start": train.discriminator_step(length["steps"], length["steps_per_epoch"]) if known else None,
-        "memory_gib": memory.of_tokenizer(settings.vq, train, device, processes),
+        **training.costs(cost.of_tokenizer(settings.vq, train, device, processes)),
     }
 
 

@@ -17,6 +17,7 @@ from movq_cli.ranks import Ranks
 from movq_cli.runs import COMMAND, ROOT, Kind, Manifest, Run
 from movq_cli.settings import Preset, TrainSettings
 from movq_cli.training import loop
+from movq_cli.training.cost import Cost
 from movq_cli.training.log import Figures
 
 _SPOKEN = {"quantize": "quantizer"}
@@ -26,9 +27,9 @@ _ROOMY = 1.25
 """Images larger than this times the crop are rather seen in parts than whole; the field's own crops are within it."""
 
 
-def run_folder(named: Path | None, preset: str, kind: Kind) -> Run:
-    """The run folder: the named one, or the preset's own below `runs/`."""
-    return Run(named or ROOT / f"{Path(preset).stem}-{kind}", kind)
+def run_folder(named: Path | None, preset: str, kind: Kind, suffix: str | None = None) -> Run:
+    """The run folder: the named one, or the preset's own below `runs/`, whose name ends in the suffix or the kind."""
+    return Run(named or ROOT / f"{Path(preset).stem}-{suffix or kind}", kind)
 
 
 def open_images(settings: Preset, preset: str, console: Console) -> PreparedSet:
@@ -99,6 +100,11 @@ def length(train: TrainSettings, images: int | None, ranks: int) -> dict[str, An
     }
 
 
+def costs(cost: Cost) -> dict[str, Any]:
+    """A step's cost on each rank, for a plan."""
+    return {"memory_gib": cost.memory, "tflop_per_step": round(cost.flops / 1e12, 3)}
+
+
 @contextmanager
 def claimed(run: Run, ranks: Ranks) -> Iterator[None]:
     """A run's folder, for this command alone: two that train in it would write over each other.
@@ -113,13 +119,13 @@ def claimed(run: Run, ranks: Ranks) -> Iterator[None]:
         yield
 
 
-def train(stage: loop.Stage, run: Run, manifest: Manifest, console: Console) -> None:
+def train(stage: loop.Stage, run: Run, manifest: Manifest, console: Console, plan: dict[str, Any]) -> None:
     """Train to the end, unless the run has been there already, and give its folder as the result."""
     figures: Figures = {}
     if manifest.status == "finished":
         console.log(f"{run.folder} is finished already (step {manifest.step}); nothing to do")
     else:
-        figures = loop.train(stage, run, manifest, console)
+        figures = loop.train(stage, run, manifest, console, tflop_per_step=plan["tflop_per_step"])
     console.result({"run": str(run.folder), "step": manifest.steps, **figures}, str(run.folder))
 
 

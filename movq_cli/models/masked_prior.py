@@ -16,7 +16,7 @@ from torch import Tensor
 
 from movq_cli.models import draws
 from movq_cli.models.transformer import CodeTransformer
-from movq_cli.settings import SampleSettings
+from movq_cli.settings import CodeShape, SampleSettings
 
 _ROUNDING = 1e-9
 
@@ -124,6 +124,22 @@ def training_mask(shape: Sequence[int], generator: torch.Generator) -> Tensor:
     """
     ratio = mask_ratio(torch.rand(shape[0], 1, 1, 1, generator=generator, device=generator.device))
     return torch.rand(*shape, generator=generator, device=generator.device) < ratio
+
+
+def ratio_mask(ratio: float, seeds: Sequence[int], shape: CodeShape) -> Tensor:
+    """Masks for reconstructing images from few of their codes (appendix A): the same number in every channel.
+
+    Args:
+        ratio: Share of the positions whose code is hidden in each channel, in [0, 1]; of 256, 0.95 leaves 12 visible.
+        seeds: One an image. Of the same seed, what a smaller ratio hides a larger one hides too.
+        shape: Of the codes.
+
+    Returns:
+        [B, h, w, c] bool on the CPU, True = hidden.
+    """
+    visible = math.floor(shape.positions * (1 - ratio) + _ROUNDING)
+    order = draws.image_uniforms(seeds, (shape.positions, shape.chunks)).argsort(1).argsort(1)
+    return (order >= visible).view(len(seeds), *shape.size)
 
 
 def code_losses(logits: Tensor, codes: Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Self
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Self
 import torch
 from torch import Tensor
 
+from movq_cli import devices
 from movq_cli.console import Console
 from movq_cli.errors import BadRequestError
 from movq_cli.ranks import Ranks
@@ -32,6 +34,18 @@ _RATE_KNOWN = 2
 """Log lines until throughput is told: the first one's has compilation and the filling of caches in it."""
 
 
+@dataclass(frozen=True)
+class Speed:
+    """What the device would do if steps were nothing but matrix products."""
+
+    steps_per_second: float
+
+    @classmethod
+    def measured(cls, tflop_per_step: float, device: torch.device, precision: str) -> Self:
+        """From a step's arithmetic on one rank and the rate of the device, measured now."""
+        return cls(devices.matrix_rate(device, precision) / max(tflop_per_step * 1e12, 1.0))
+
+
 class Log:
     """Means of the metrics between log lines, kept on the device until a line is due.
 
@@ -41,14 +55,18 @@ class Log:
         settings: Batch size, and whether TensorBoard is wanted.
         ranks: Whose means are taken together.
         steps: Of the whole run, for the time that is left.
+        reference: What a rank's steps are held against; None = nothing.
     """
 
-    def __init__(self, run: Run, console: Console, settings: TrainSettings, ranks: Ranks, steps: int) -> None:
+    def __init__(
+        self, run: Run, console: Console, settings: TrainSettings, ranks: Ranks, steps: int, reference: Speed | None
+    ) -> None:
         self.run = run
         self.console = console
         self.settings = settings
         self.ranks = ranks
         self.steps = steps
+        self.reference = reference
         self.shown: dict[str, str] = {}
         """The last line's figures, to be shown beside the progress."""
         self._sums: Metrics = {}
@@ -97,11 +115,15 @@ class Log:
         seconds = time.perf_counter() - self._since
         rate = self._steps * self.settings.batch_size / seconds
         speed = {"images_per_second": rate, "waiting_for_data": self._waited / seconds}
+        if self.reference is not None:
+            speed["share_of_matrix_rate"] = self._steps / seconds / self.reference.steps_per_second
         if torch.cuda.is_available():
             speed["peak_memory_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self._write(step, {"training": means, **speed}, {**means, **speed})
         self.shown = {name: f"{value:.4g}" for name, value in means.items()}
         self.shown |= {"images/s": f"{rate:.0f}", "waiting for data": f"{speed['waiting_for_data']:.0%}"}
+        if self.reference is not None:
+            self.shown["of the matrix rate"] = f"{speed['share_of_matrix_rate']:.0%}"
         self._lines += 1
         if self._lines == _RATE_KNOWN:
             self._tell_speed(step, rate, speed.get("peak_memory_gib"))

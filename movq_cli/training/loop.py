@@ -30,7 +30,7 @@ from movq_cli.files import atomic_write
 from movq_cli.ranks import Ranks
 from movq_cli.runs import Manifest, Run, now
 from movq_cli.settings import TrainSettings
-from movq_cli.training.log import Figures, Log, Metrics
+from movq_cli.training.log import Figures, Log, Metrics, Speed
 
 Tensors = tuple[Tensor, ...] | list[Tensor]
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -52,6 +52,10 @@ class Stage(Protocol):
     @property
     def settings(self) -> TrainSettings:
         """Rates, intervals and the seed."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the models are."""
 
     @property
     def ranks(self) -> Ranks:
@@ -86,7 +90,9 @@ class Stage(Protocol):
         """Make the run's picture of this step."""
 
 
-def train(stage: Stage, run: Run, manifest: Manifest, console: Console) -> Figures:
+def train(
+    stage: Stage, run: Run, manifest: Manifest, console: Console, *, tflop_per_step: float | None = None
+) -> Figures:
     """Train a stage to its last step, from its last checkpoint if there is one.
 
     Args:
@@ -94,6 +100,7 @@ def train(stage: Stage, run: Run, manifest: Manifest, console: Console) -> Figur
         run: Where rank 0 writes everything.
         manifest: As `runs.begin` gave it.
         console: For progress and log lines.
+        tflop_per_step: A rank's arithmetic, to be held against its device's rate; None = that is not told.
 
     Returns:
         The last validation's figures.
@@ -107,13 +114,14 @@ def train(stage: Stage, run: Run, manifest: Manifest, console: Console) -> Figur
     keeper = _Keeper(stage, run, manifest)
     step = keeper.resume(console)
     figures: Figures = {}
+    speed = None if tflop_per_step is None else Speed.measured(tflop_per_step, stage.device, settings.precision)
     batches = stage.batches(step)
     if step == steps:
         # Killed between its last checkpoint and its end.
         figures = stage.validate()
         keeper.publish(step)
     with (
-        Log(run, console, settings, ranks, manifest.steps) as log,
+        Log(run, console, settings, ranks, manifest.steps, speed) as log,
         _stop_signals(launched=ranks.world > 1) as stop,
         console.progress(steps, "training", "steps", done=step) as progress,
     ):

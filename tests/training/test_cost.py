@@ -1,15 +1,17 @@
-"""The memory estimate against what real passes keep."""
+"""The estimates of a step's cost against what real passes keep and compute."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
+from movq_cli import presets
 from movq_cli.models.masked_prior import MaskedPrior
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.settings import Preset
-from movq_cli.training import memory
+from movq_cli.training import cost
 
 CPU = torch.device("cpu")
 
@@ -42,7 +44,7 @@ def larger(tiny: Preset, **changes: object) -> Preset:
 
 def test_activations_of_a_tokenizer_are_those_that_a_pass_keeps(tiny: Preset) -> None:
     preset = larger(tiny)
-    estimate = memory.of_tokenizer(preset.vq, preset.train_vq, CPU, 1)
+    estimate = cost.of_tokenizer(preset.vq, preset.train_vq, CPU, 1).memory
     images = torch.zeros(16, 3, 64, 64)
     assert estimate["activations"] == pytest.approx(kept(Tokenizer(preset.vq), images), abs=0.011)
     assert estimate["activations"] > 0.1
@@ -53,7 +55,7 @@ def test_activations_of_a_prior_are_those_that_a_pass_and_its_loss_keep(tiny: Pr
     shape = preset.vq.code_shape
     model = MaskedPrior(preset.prior, shape)
     codes, classes = torch.zeros(64, 32, 32, 4, dtype=torch.int64), torch.zeros(64, dtype=torch.int64)
-    estimate = memory.of_prior(preset.prior, shape, preset.train_prior, CPU, 1)
+    estimate = cost.of_prior(preset.prior, shape, preset.train_prior, CPU, 1).memory
     logits = 4 * 64 * 32 * 32 * 4 * 16 / 2**30
     assert estimate["activations"] == pytest.approx(kept(model, codes, classes) + logits, rel=0.15)
 
@@ -61,7 +63,7 @@ def test_activations_of_a_prior_are_those_that_a_pass_and_its_loss_keep(tiny: Pr
 def test_what_saves_memory_is_seen_in_the_estimate(tiny: Preset) -> None:
     def activations(ranks: int = 1, **changes: object) -> float:
         preset = larger(tiny, **changes)
-        return memory.of_tokenizer(preset.vq, preset.train_vq, CPU, ranks)["activations"]
+        return cost.of_tokenizer(preset.vq, preset.train_vq, CPU, ranks).memory["activations"]
 
     whole = activations()
     assert activations(ranks=2) == pytest.approx(whole / 2, abs=0.02)
@@ -75,8 +77,31 @@ def test_what_saves_memory_is_seen_in_the_estimate(tiny: Preset) -> None:
 def test_weights_gradients_moments_and_average_are_counted(tiny: Preset) -> None:
     preset = larger(tiny)
     wide = preset.vq.model_copy(update={"codebook_size": 65536})
-    estimate = memory.of_tokenizer(wide, preset.train_vq.model_copy(update={"ema_decay": 0.9}), CPU, 1)
+    estimate = cost.of_tokenizer(wide, preset.train_vq.model_copy(update={"ema_decay": 0.9}), CPU, 1).memory
     weights = 4 * sum(parameter.numel() for parameter in Tokenizer(wide).parameters()) / 2**30
     for part, times in (("weights", 1), ("gradients", 1), ("optimizer", 2), ("average", 1)):
         assert estimate[part] == pytest.approx(times * weights, abs=0.006)
     assert estimate["total"] == pytest.approx(sum(v for k, v in estimate.items() if k != "total"), abs=0.03)
+
+
+def test_the_papers_passes_cost_what_is_known_of_them() -> None:
+    """A forward pass of the masked prior is 164 GFLOP an image: blocks, attention, head."""
+    preset = presets.load("ffhq")
+    one = preset.train_prior.model_copy(update={"batch_size": 1})
+    flops = cost.of_prior(preset.prior, preset.vq.code_shape, one, CPU, 1).flops
+    blocks = 24 * (2 * 256 * 12 * 1024**2 + 4 * 256**2 * 1024)
+    assert flops == 3 * (blocks + 2 * 256 * 1024 * 4096)
+    assert flops / 3 == pytest.approx(164e9, rel=0.01)
+
+
+def test_arithmetic_is_that_of_a_real_step(tiny: Preset) -> None:
+    preset = larger(tiny, precision="float32")
+    model, images = Tokenizer(preset.vq), torch.zeros(16, 3, 64, 64)
+    with FlopCounterMode(display=False) as counter:
+        model(images).images.sum().backward()
+    estimate = cost.of_tokenizer(preset.vq, preset.train_vq, CPU, 1).flops
+    assert estimate == pytest.approx(counter.get_total_flops(), rel=0.05)  # the images need no gradient
+    judged = larger(tiny, adversarial_weight=0.8, perceptual_weight=1.0)
+    assert cost.of_tokenizer(judged.vq, judged.train_vq, CPU, 1).flops > 1.1 * estimate
+    halves = larger(tiny, precision="float32", accumulate=2)
+    assert cost.of_tokenizer(halves.vq, halves.train_vq, CPU, 1).flops == pytest.approx(estimate, rel=1e-3)

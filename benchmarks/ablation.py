@@ -1,0 +1,312 @@
+"""Figure 6a of the paper at a size that two CPU cores train: what each part of MoVQ adds to VQGAN.
+
+    python -m benchmarks.ablation cifar10            download, train the five rows, write benchmarks/results/ablation.*
+    python -m benchmarks.ablation photos/ --side 64  the same on pictures of your own
+
+The rows are VQGAN, + 4 channels, + sinusoids, + constants, + Fourier. Each starts from benchmarks/ablation.yaml and
+differs from the others only in what the paper's presets (vqgan-ffhq ... ffhq) differ in: chunks, F0 and modulation. All
+have the same images, steps, seed, rate, losses and revival of unused codes. Revival hides how many codes a row would
+have lost without it.
+
+What is not as in the paper: images of 32 pixels, nets of a few million parameters, a few thousand steps, and L1 + L2 as
+the only loss of the images, without the perceptual and the adversarial term. Of each row the paper gives the FID, which
+needs these terms to mean something; here PSNR and SSIM of held-out images are compared. Nets of width 32 have one
+channel in a group of their norms, where the paper's have four and more: plain norms then let through little of an
+image's mean colour, which every row pays for.
+
+Every row is trained by `movq train-vq`: a benchmark that was stopped or killed goes on where it was when it is started
+again, and rows that are finished are only read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.machine import machine
+from movq_cli import devices, presets
+from movq_cli.data.shards import PreparedSet
+from movq_cli.errors import MovqError
+from movq_cli.files import atomic_path, atomic_write
+from movq_cli.metrics import paired
+from movq_cli.runs import Run
+from movq_cli.settings import Preset
+
+PRESET = Path(__file__).with_name("ablation.yaml")
+RESULTS = Path(__file__).with_name("results")
+HELD_OUT = 1000
+
+Figures = dict[str, Any]
+"""What is recorded, as it stands in the JSON."""
+
+
+class Row(NamedTuple):
+    """A row of Figure 6a."""
+
+    name: str
+    label: str
+    settings: tuple[str, ...]  # overrides of benchmarks/ablation.yaml
+    paper: str  # the preset of the same row at the paper's size
+
+    @property
+    def paper_rfid(self) -> float | None:
+        """The row's rFID in the paper, on FFHQ at 256 pixels."""
+        return presets.load(self.paper).target.rfid
+
+
+_PLAIN = ("vq.initial_feature=quantized", "vq.modulation=null")
+ROWS = (
+    Row("vqgan", "VQGAN", ("vq.chunks=1", *_PLAIN), "vqgan-ffhq"),
+    Row("multichannel", "+ 4 channels", _PLAIN, "multichannel-ffhq"),
+    Row("sinusoid", "+ sinusoids", ("vq.initial_feature=sinusoid",), "sinusoid-ffhq"),
+    Row("constant", "+ constants", ("vq.initial_feature=constant",), "constant-ffhq"),
+    Row("fourier", "+ Fourier", ("vq.initial_feature=fourier",), "ffhq"),
+)
+
+
+class Bench(NamedTuple):
+    """What all rows share."""
+
+    source: str
+    side: int  # pixels
+    overrides: tuple[str, ...]
+    device: str | None
+    work: Path
+
+    @property
+    def data(self) -> Path:
+        """The prepared set."""
+        return self.work / f"images-{self.side}"
+
+
+def overrides(row: Row, side: int, extra: Sequence[str] = ()) -> tuple[str, ...]:
+    """Everything in which a row's run differs from benchmarks/ablation.yaml; the row's own settings have the last word.
+
+    Args:
+        row: Which.
+        side: Of the images, pixels.
+        extra: Settings for every row.
+    """
+    grid = side // presets.load(str(PRESET)).vq.factor
+    size = (f"vq.resolution={side}", f"vq.attention_resolutions=[{grid}]")
+    return (*size, *extra, *row.settings)
+
+
+def resolve(row: Row, side: int, extra: Sequence[str] = ()) -> Preset:
+    """A row's settings; the arguments are those of `overrides`.
+
+    Raises:
+        BadRequestError: They do not fit together.
+    """
+    return presets.load(str(PRESET), overrides(row, side, extra))
+
+
+def measure(bench: Bench, row: Row) -> Figures:
+    """Train a row, or go on with it, and read its figures."""
+    changes = overrides(row, bench.side, bench.overrides)
+    settings = resolve(row, bench.side, bench.overrides)
+    options = ["--preset", str(PRESET), *(word for change in changes for word in ("-o", change))]
+    plan = movq("train-vq", *options, "--dry-run")
+    run = Run(bench.work / f"{row.name}-{digest(settings)}", "vq")
+    device = [] if bench.device is None else ["--device", bench.device]
+    movq("train-vq", *options, *device, "--data", bench.data, "--run", run.folder)
+    curve, seconds = read_log(run.log, settings.train_vq.batch_size)
+    return {
+        "row": row.name,
+        "label": row.label,
+        "settings": list(row.settings),
+        "parameters": plan["parameters"]["total"],
+        **{name: value for name, value in curve[-1].items() if name != "step"},
+        "seconds": round(seconds),
+        "paper_rfid": row.paper_rfid,
+        "validations": curve,
+    }
+
+
+def digest(settings: Preset) -> str:
+    """A run's settings in eight digits: other ones are another folder, lest a trial be taken for the real thing."""
+    text = settings.model_dump_json(include={"vq", "train_vq"})
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
+
+
+def read_log(log: Path, batch_size: int) -> tuple[list[Figures], float]:
+    """The validations of a run, and the seconds that its steps took.
+
+    A run that was killed repeats the steps since its last checkpoint: what it wrote last counts.
+    """
+    training: dict[int, float] = {}
+    validations: dict[int, Figures] = {}
+    for line in log.read_text().splitlines():
+        record = json.loads(line)
+        if "validation" in record:
+            validations[record["step"]] = {"step": record["step"], **record["validation"]}
+        else:
+            training[record["step"]] = record["images_per_second"]
+    steps = sorted(training)
+    seconds = sum(
+        (step - before) * batch_size / training[step] for before, step in zip([0, *steps], steps, strict=False)
+    )
+    return [validations[step] for step in sorted(validations)], seconds
+
+
+def movq(*arguments: str | Path) -> Any:  # noqa: ANN401 - each command has its own result
+    """Run a command as its own process; its result. Where it fails, this process ends with its exit code.
+
+    Ctrl-C and SIGTERM are handed on, once: the command writes a checkpoint and ends.
+    """
+    command = [sys.executable, "-m", "movq_cli", *map(str, arguments), "--json"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
+
+    def hand_on(number: int, _frame: FrameType | None) -> None:
+        process.send_signal(number)
+
+    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        result, _ = process.communicate()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if process.returncode:
+        sys.exit(process.returncode)
+    return json.loads(result)
+
+
+def report(bench: Bench) -> Figures:
+    """Every row's figures, with how and where they were made.
+
+    Raises:
+        BadRequestError: A setting or the device cannot be.
+    """
+    for row in ROWS:
+        resolve(row, bench.side, bench.overrides)  # what is wrong fails before any work
+    device = devices.pick(bench.device)
+    movq("prepare", bench.source, bench.data, "--size", str(bench.side), "--val", str(HELD_OUT))
+    return {
+        "rows": [measure(bench, row) for row in ROWS],
+        "protocol": protocol(bench),
+        "machine": machine(device),
+    }
+
+
+def protocol(bench: Bench) -> Figures:
+    """How the figures were made."""
+    settings = resolve(ROWS[-1], bench.side, bench.overrides)
+    train, counts = settings.train_vq, PreparedSet.open(bench.data).manifest.counts
+    return {
+        "source": Path(bench.source).name,
+        "images": {"train": counts["train"], "held_out": counts["val"]},
+        "side": bench.side,
+        "codes": {"grid": settings.vq.grid, "codebook_size": settings.vq.codebook_size},
+        "steps": train.total_steps(counts["train"]),
+        "batch_size": train.batch_size,
+        "seed": train.seed,
+        "learning_rate": train.learning_rate,
+        "losses": {name: value for name, value in train.model_dump().items() if name.endswith("_weight")},
+        "revive_every": train.revive_every,
+        "precision": train.precision,
+        "overrides": list(bench.overrides),
+        "variants": {"psnr": paired.PSNR.variant, "ssim": paired.SSIM.variant},
+    }
+
+
+def show(figures: Figures) -> None:
+    """Print the rows as a table."""
+    table = Table("row", "PSNR", "SSIM", "used", "perplexity", "parameters", "paper\nrFID")
+    for row in figures["rows"]:
+        table.add_row(
+            row["label"],
+            f"{row['psnr']:.2f}",
+            f"{row['ssim']:.4f}",
+            f"{row['usage']:.1%}",
+            f"{row['perplexity']:.0f}",
+            f"{row['parameters']:,}",
+            f"{row['paper_rfid']}",
+        )
+    Console().print(table)
+
+
+def draw(figures: Figures, path: Path) -> None:
+    """Make the picture: PSNR over the training, and the PSNR and SSIM that each row ends with."""
+    import matplotlib as mpl
+
+    mpl.use("agg")
+    from matplotlib import pyplot as plt
+
+    rows, made = figures["rows"], figures["protocol"]
+    figure, (course, psnr, ssim) = plt.subplots(
+        1, 3, figsize=(13, 4), width_ratios=(3, 2, 2), layout="constrained", dpi=120
+    )
+    colors = [f"C{number}" for number in range(len(rows))]
+    for row, color in zip(rows, colors, strict=True):
+        steps = [point["step"] for point in row["validations"]]
+        course.plot(steps, [point["psnr"] for point in row["validations"]], ".-", color=color, label=row["label"])
+    course.set(xlabel="step", ylabel="PSNR, dB", title="held-out PSNR while training")
+    course.legend()
+    labels = [f"{row['label']}\n(paper: rFID {row['paper_rfid']})" for row in rows]
+    for axes, name, form in ((psnr, "psnr", "{:.2f} dB"), (ssim, "ssim", "{:.4f}")):
+        values = [row[name] for row in rows]
+        room = max(values) - min(values)
+        for place, (value, color) in enumerate(zip(values, colors, strict=True)):
+            axes.plot(value, place, "o", color=color, markersize=9)
+            axes.annotate(form.format(value), (value, place), xytext=(0, 8), textcoords="offset points", ha="center")
+        axes.set(xlim=(min(values) - 0.3 * room, max(values) + 0.3 * room), ylim=(len(rows) - 0.5, -0.7))
+        axes.set_yticks(range(len(rows)), labels if axes is psnr else [""] * len(rows))
+        axes.locator_params(axis="x", nbins=5)
+        axes.grid(axis="x", alpha=0.3)
+    psnr.set(title="PSNR at the end, dB")
+    ssim.set(title="SSIM at the end")
+    images = made["images"]
+    figure.suptitle(
+        f"Figure 6a in small: {made['source']}, {made['side']} pixels, {made['steps']:,} steps of "
+        f"{made['batch_size']}, {images['held_out']:,} held-out images"
+    )
+    with atomic_path(path) as partial:
+        figure.savefig(partial, format="png")
+
+
+def main() -> None:
+    """Train what is not trained yet, then write and print the report."""
+    parser = argparse.ArgumentParser(description="Figure 6a of the paper in small: PSNR and SSIM of each row.")
+    parser.add_argument(
+        "source", help="what `movq prepare` takes: a folder, an archive, or a set's name such as cifar10"
+    )
+    parser.add_argument("--side", type=int, default=32, help="of the images, pixels [default: 32]")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the report [default: benchmarks/results]")
+    parser.add_argument(
+        "--work", type=Path, default=Path("runs/ablation"), help="folder of the runs [default: runs/ablation]"
+    )
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... [default: cuda where there is one]")
+    parser.add_argument(
+        "-o",
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another value for a setting of every row, e.g. train_vq.steps=5000; repeatable",
+    )
+    arguments = parser.parse_args()
+    try:
+        extra = tuple(arguments.overrides)
+        figures = report(Bench(arguments.source, arguments.side, extra, arguments.device, arguments.work))
+        atomic_write(arguments.out / "ablation.json", (json.dumps(figures, indent=2) + "\n").encode())
+        draw(figures, arguments.out / "ablation.png")
+    except MovqError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    show(figures)
+
+
+if __name__ == "__main__":
+    main()
