@@ -4,7 +4,8 @@
 #   make test       the tests
 #   make lint       formatting, lint, types
 #   make install    .venv with movq and what development needs
-#   make gpu-check  the CUDA tests, from the source tree, with the Python that is there (GPU_PYTHON)
+#   make gpu-check  the CUDA tests and benchmarks, from the source tree, with the Python that is there (GPU_PYTHON);
+#                   results to OUT; TAMING=CLONE adds taming-transformers as a peer
 #   make clean-demo remove what the demo made
 
 PYTHON ?= python3
@@ -42,8 +43,10 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+gpu-check: OUT ?= benchmarks/results
 gpu-check:
 	PYTHONPATH=. $(GPU_PYTHON) -m pytest -m cuda -n 0 tests
+	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.training --device cuda --out $(OUT) $(if $(TAMING),--taming $(TAMING))
 
 # --- the demo -------------------------------------------------------------------------------------------------------
 # Each target is the JSON result of one command, moved into place when the command has ended well: a second `make demo`

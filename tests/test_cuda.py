@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+
 import pytest
 import torch
 
 from movq_cli import devices, presets
 from movq_cli.data.shards import PreparedSet
-from movq_cli.models import masked_prior
+from movq_cli.models import masked_prior, priors
 from movq_cli.models.masked_prior import MaskedPrior
 from movq_cli.models.quantizer import VectorQuantizer
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.settings import Preset, SampleSettings
+from movq_cli.training import cost
 from movq_cli.training.vq import TokenizerTraining
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
@@ -58,6 +61,61 @@ def test_a_training_step_on_the_device_gives_the_cpus_loss(tiny: Preset, prepare
         batches = stage.batches(0)
         losses.append([stage.step(next(batches), step)["loss"].item() for step in range(3)])
     assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+
+
+def test_a_compiled_step_gives_the_losses_of_the_plain_one(tiny: Preset, prepared: PreparedSet) -> None:
+    losses = []
+    for compiled in (False, True):
+        settings = tiny.train_vq.model_copy(update={"compile": compiled})
+        stage = TokenizerTraining(tiny.model_copy(update={"train_vq": settings}), prepared, CUDA)
+        batches = stage.batches(0)
+        losses.append([stage.step(next(batches), step)["loss"].item() for step in range(3)])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+@pytest.fixture
+def strict() -> Iterator[Callable[[], None]]:
+    """From its call to the end of the test, waiting for the device is an error."""
+    yield lambda: torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("default")
+
+
+def test_a_training_step_never_waits_for_the_device(
+    tiny: Preset, prepared: PreparedSet, strict: Callable[[], None]
+) -> None:
+    settings = tiny.train_vq.model_copy(update={"compile": False, "accumulate": 2, "clip_norm": 1.0})
+    stage = TokenizerTraining(tiny.model_copy(update={"train_vq": settings}), prepared, CUDA)
+    batch = next(stage.batches(0))
+    for step in range(7):
+        if step == 1:  # the first one makes the optimisers' states
+            strict()
+        stage.step(batch, step)
+
+
+def test_the_memory_of_a_step_is_about_what_was_estimated() -> None:
+    preset = presets.load("ffhq", ["train_vq.batch_size=4", "train_vq.compile=false"])
+    settings = preset.train_vq.model_copy(update={"perceptual_weight": 0.0, "adversarial_weight": 0.0})
+    estimate = cost.of_tokenizer(preset.vq, settings, CUDA, 1).memory["activations"]
+    model = Tokenizer(preset.vq).to(CUDA).to(memory_format=torch.channels_last)
+    images = torch.randn(4, 3, 256, 256, device=CUDA).to(memory_format=torch.channels_last)
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    with devices.autocast(CUDA, "auto"):
+        out = model(images)
+    held = (torch.cuda.memory_allocated() - before) / 2**30
+    assert out.images.shape == images.shape
+    assert held == pytest.approx(estimate, rel=0.3)
+
+
+@pytest.mark.parametrize("mode", ["auto", "depth"])
+def test_autoregressive_samples_on_the_device_are_those_of_the_cpu(mode: str) -> None:
+    torch.manual_seed(0)
+    preset = presets.load("digits", [f"prior.mode={mode}"])
+    model = priors.build(preset.prior, preset.vq.code_shape).eval()
+    classes = torch.arange(10)
+    expected = model.decode(range(10), classes, SampleSettings())
+    found = model.to(CUDA).decode(range(10), classes.to(CUDA), SampleSettings()).cpu()
+    assert (found == expected).float().mean() > 0.95
 
 
 def test_the_papers_prior_learns_in_bf16() -> None:
