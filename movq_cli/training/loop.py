@@ -32,7 +32,6 @@ from movq_cli.runs import Manifest, Run, now
 from movq_cli.settings import TrainSettings
 from movq_cli.training.log import Figures, Log, Metrics, Speed
 
-Tensors = tuple[Tensor, ...] | list[Tensor]
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
@@ -230,10 +229,9 @@ class Trainable(Generic[ModelT]):
         self.settings = settings
         self.steps = steps
         device = next(model.parameters()).device
-        self._may_move = torch.ones((), device=device)
         self.average: AveragedModel | None = None
         if average and settings.ema_decay > 0:
-            self.average = AveragedModel(model, multi_avg_fn=self._blend)
+            self.average = AveragedModel(model)
         if devices.on_cuda_unless(settings.compile, device):
             model.compile()
         self.forward = ranks.wrap(model)
@@ -270,14 +268,21 @@ class Trainable(Generic[ModelT]):
         self.optimizer.found_inf = 1 - good  # type: ignore[attr-defined]
         self.optimizer.step()
         if self.average is not None:
-            self._may_move = good
-            self.average.update_parameters(self.model)
+            self._blend(self.average, good)
 
-    def _blend(self, averages: Tensors, weights: Tensors, _count: Tensor | int) -> None:
-        """An exponential moving average, which rests where the weights do."""
-        share = (1 - self.settings.ema_decay) * self._may_move
+    @torch.no_grad()
+    def _blend(self, average: AveragedModel, good: Tensor) -> None:
+        """An exponential moving average, which rests where the weights do.
+
+        Not AveragedModel's own update, which copies its count to the device at each step, and has the host wait for it.
+        """
+        first = average.n_averaged == 0  # on the CPU
+        share = (1.0 if first else 1 - self.settings.ema_decay) * good
+        averages: list[Tensor] = list(average.module.parameters())
+        weights: list[Tensor] = list(self.model.parameters())
         torch._foreach_mul_(averages, 1 - share)
-        torch._foreach_add_(averages, torch._foreach_mul(weights, share))
+        torch._foreach_add_(averages, list(torch._foreach_mul(weights, share)))
+        average.n_averaged += 1
 
     @property
     def exported(self) -> ModelT:
