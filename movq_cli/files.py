@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import uuid
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -30,7 +31,7 @@ _REMEDIES = {
 
 
 @contextmanager
-def atomic_path(path: Path) -> Iterator[Path]:
+def atomic_path(path: Path, *, contested: bool = False) -> Iterator[Path]:
     """Write a file aside and move it into place when the block ends well.
 
     Whoever looks at `path` sees the old file or the whole new one, after a crash or a power cut too.
@@ -38,6 +39,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
     Args:
         path: The file to make; its parent folders are created.
+        contested: Several processes may be at it at once. Each then writes aside under a name of its own, and what a
+            killed one left behind stays until its folder is removed.
 
     Yields:
         The neighbour `<path>.partial`, which the block must write and close.
@@ -45,7 +48,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     Raises:
         FailureError: The disk is full, the path cannot be written, or the block raised an `OSError`.
     """
-    partial = path.with_name(path.name + ".partial")
+    own = f".{uuid.uuid4().hex}" if contested else ""
+    partial = path.with_name(f"{path.name}{own}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TypeVar, cast
 
 import torch
@@ -79,10 +80,30 @@ class Ranks:
             dist.broadcast_object_list(box)
         return cast(T, box[0])
 
+    @contextmanager
+    def meeting(self) -> Iterator[Callable[[], None]]:
+        """Where all ranks wait for each other after work of hours, of which one may have more than another.
+
+        gloo gives up on a late rank after half an hour; here it is waited for, unless it has ended: its connections
+        close then, and the others' wait with them.
+
+        Yields:
+            What each rank calls as often as the others do: it returns once all have called it.
+        """
+        if self.world == 1:
+            yield lambda: None
+            return
+        group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        assert isinstance(group, dist.ProcessGroup)
+        yield lambda: cast(None, dist.barrier(group))
+        dist.destroy_process_group(group)
+
     def wrap(self, model: nn.Module) -> nn.Module:
         """The module through which training calls a model: its gradients are then the mean over all ranks."""
         return model if self.world == 1 else nn.parallel.DistributedDataParallel(model)
 
+
+_PATIENCE = timedelta(days=365)
 
 ALONE = Ranks()
 """A run of one process."""

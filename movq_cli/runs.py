@@ -252,7 +252,7 @@ def _same_run(run: Run, before: Manifest, after: Manifest) -> None:
 
 def _differences(before: dict[str, Any], after: dict[str, Any], kind: Kind) -> list[tuple[str, Any, Any]]:
     """Settings that differ and that this stage's training depends on."""
-    sections = {"vq": ("data", "vq", "train_vq"), "prior": ("data", "vq", "prior", "train_prior")}[kind]
+    sections = {"vq": ("data", "vq", "train_vq"), "prior": ("data", "vq", "views", "prior", "train_prior")}[kind]
     return [
         (f"{section}.{name}", before[section].get(name), value)
         for section in sections

@@ -32,6 +32,20 @@ class DataSettings(Settings):
     workers: int = Field(-1, ge=-1, description="decoding processes; -1 = cores - 1 on CUDA, 0 on the CPU")
 
 
+class ViewSettings(Settings):
+    """Which views of each training image a prior learns from; a validation image is its centre crop alone."""
+
+    mirror: bool = Field(False, description="each view and its mirror image; not where left and right mean something")
+    scales: tuple[Annotated[float, Field(gt=1, le=2)], ...] = Field(
+        (), description="crop corners and centre with the short side at these times the crop's; empty = centre crop"
+    )
+
+    @property
+    def count(self) -> int:
+        """Views of one image."""
+        return (5 * len(self.scales) or 1) * (2 if self.mirror else 1)
+
+
 class ModulationSettings(Settings):
     """Where and how equation 4 replaces the decoder's plain GroupNorms."""
 
@@ -203,7 +217,7 @@ class TrainSettings(Settings):
         """Optimizer steps of the whole run.
 
         Args:
-            images: Training images (views) in an epoch.
+            images: Training images, or views of them, in an epoch.
         """
         if self.steps is not None:
             return self.steps
@@ -257,8 +271,8 @@ class TrainVQSettings(TrainSettings):
 class TrainPriorSettings(TrainSettings):
     """Stage 2's training: cross-entropy on the masked codes."""
 
-    batch_size: Positive = Field(64, description="images a step, over all ranks")
-    epochs: float | None = Field(200, gt=0, description="passes over the training images; or give steps")
+    batch_size: Positive = Field(64, description="image views a step, over all ranks")
+    epochs: float | None = Field(200, gt=0, description="passes over all views of the training images; or give steps")
     betas: tuple[Share, Share] = Field((0.9, 0.95), description="AdamW's moment decays")
     weight_decay: Weight = Field(0.01, description="AdamW's, on matrices only")
     label_smoothing: Share = Field(0.1, description="share of the target spread over all codes")
@@ -304,6 +318,7 @@ class Preset(Settings):
     data: DataSettings = Field(DataSettings(), description="the images")
     vq: TokenizerSettings = Field(TokenizerSettings(), description="stage 1's architecture")
     train_vq: TrainVQSettings = Field(TrainVQSettings(), description="stage 1's training")
+    views: ViewSettings = Field(ViewSettings(), description="stage 2's views of each training image")
     prior: PriorSettings = Field(PriorSettings(), description="stage 2's architecture")
     train_prior: TrainPriorSettings = Field(TrainPriorSettings(), description="stage 2's training")
     sample: SampleSettings = Field(SampleSettings(), description="stage 2's decoding")

@@ -5,20 +5,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import multiprocessing
 
+from movq_cli import ranks
 from movq_cli.commands.prepare import prepare
 from movq_cli.console import Console
 from movq_cli.data.shards import PreparedSet
+from movq_cli.ranks import Ranks
 from movq_cli.settings import Preset
 
 TINY = {
@@ -180,3 +185,32 @@ def trained(trained_once: Path, tmp_path: Path) -> Path:
     shutil.copytree(trained_once, tmp_path, dirs_exist_ok=True)
     write_tiny(tmp_path)
     return tmp_path
+
+
+Work = Callable[[Ranks, Any], Any]
+
+
+def on_ranks(work: Work, given: object, folder: Path, world: int) -> list[Any]:
+    """What `work` returns on each of so many ranks, real processes on the CPU."""
+    multiprocessing.spawn(_rank, (world, free_port(), work, given, folder), nprocs=world)
+    return [torch.load(folder / f"{number}.pt", weights_only=False) for number in range(world)]
+
+
+def start_ranks(work: Work, given: object, folder: Path, world: int) -> list[Any]:
+    """The processes of so many ranks that have begun to `work`."""
+    arguments = (world, free_port(), work, given, folder)
+    return multiprocessing.spawn(_rank, arguments, nprocs=world, join=False).processes
+
+
+def free_port() -> int:
+    """A port for ranks to meet at."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def _rank(number: int, world: int, port: int, work: Work, given: object, folder: Path) -> None:
+    os.environ |= {"RANK": str(number), "WORLD_SIZE": str(world), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    with ranks.joined("cpu") as (mine, _):
+        torch.save(work(mine, given), folder / f"{number}.pt")

@@ -196,3 +196,4 @@ def test_a_dry_run_needs_no_data_and_prints_the_parameters(movq: Movq) -> None:
     }
     plan = json.loads(movq("train-prior", "--preset", "ffhq", "--dry-run", "--json").stdout)
     assert plan["parameters"]["total"] == 307_030_272
+    assert [plan[name] for name in ("images", "views", "steps", "steps_per_epoch")] == [None] * 4

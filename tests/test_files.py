@@ -28,6 +28,14 @@ def test_what_a_killed_run_left_is_overwritten(tmp_path):
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("f", b"new")]
 
 
+def test_two_who_write_the_same_file_at_once_do_not_write_into_each_others(tmp_path):
+    with atomic_path(tmp_path / "f", contested=True) as one, atomic_path(tmp_path / "f", contested=True) as two:
+        assert one != two
+        one.write_bytes(b"one")
+        two.write_bytes(b"two")
+    assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("f", b"one")]
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_an_error_inside_keeps_the_old_file_and_passes_on(tmp_path, error):
     path = tmp_path / "f"

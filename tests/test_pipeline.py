@@ -88,6 +88,21 @@ def test_running_a_finished_run_again_does_nothing_and_longer_goes_on(
     assert weights.read_bytes() != before
 
 
+def test_an_epoch_is_counted_in_image_views(movq: Movq, trained: Path, tiny_yaml: Path) -> None:
+    settings = ["-o", "views.mirror=true", "-o", "train_prior.steps=null", "-o", "train_prior.epochs=0.25"]
+    plan = json.loads(movq("train-prior", "--preset", tiny_yaml, *settings, "--dry-run", "--json").stdout)
+    assert {name: plan[name] for name in ("images", "views", "steps_per_epoch", "steps")} == {
+        "images": 48, "views": 96, "steps_per_epoch": 12, "steps": 3
+    }  # fmt: skip
+    done = movq("train-prior", "--preset", tiny_yaml, *settings, "--run", "runs/mirrored")
+    assert "encoding train: 96/96 image views" in done.stderr
+    assert "encoding val" not in done.stderr  # its centre crops are there already
+    assert "an epoch is 96 image views" in done.stderr
+    assert json.loads((trained / "runs" / "mirrored" / "run.json").read_text())["step"] == 3
+    done = movq("train-prior", "--preset", tiny_yaml, "-o", "views.mirror=true", code=2)
+    assert "views.mirror: False there, True now" in done.stderr
+
+
 def test_the_same_images_come_out_of_any_batch_size_and_after_an_interruption(movq: Movq, trained: Path) -> None:
     movq("sample", "--n", "7", "a", "--batch-size", "7")
     movq("sample", "--n", "3", "b", "--batch-size", "2")

@@ -61,6 +61,16 @@ def test_what_is_shown_loads_again_as_the_same_preset(name: str, tmp_path: Path)
     assert presets.load(str(path)) == preset
 
 
+@pytest.mark.parametrize(
+    ("name", "count", "passes"), [("ffhq", 2, 400), ("vqgan-ffhq", 2, 400), ("imagenet", 20, 200)]
+)
+def test_epochs_count_views(name: str, count: int, passes: int) -> None:
+    preset = presets.load(name)
+    assert preset.views.count == count
+    steps = preset.train_prior.total_steps(60_000 * count)
+    assert steps == pytest.approx(passes * 60_000 / preset.train_prior.batch_size, rel=1e-3)
+
+
 def test_every_setting_is_described() -> None:
     missing = [name for name, field in presets.settings_fields() if not field.description]
     assert not missing
@@ -105,6 +115,7 @@ def test_a_child_states_only_what_differs(tmp_path: Path) -> None:
         ("prior: {classes: 2000}\n", "2000"),
         ("prior: {heads: 7}\n", "7 heads"),
         ("train_vq: {base_learning_rate: .inf}\n", "base_learning_rate"),
+        ("views: {scales: [0.9]}\n", "scales"),
     ],
 )
 def test_a_preset_that_cannot_be_is_one_line(tmp_path: Path, text: str, words: str) -> None:
@@ -122,6 +133,7 @@ def test_a_preset_that_cannot_be_is_one_line(tmp_path: Path, text: str, words: s
         ("vq.attention_resolutions=[8, 16]", lambda p: p.vq.attention_resolutions == (8, 16)),
         ("vq.modulation.levels=1", lambda p: p.vq.modulation.levels == 1),
         ("train_vq.base_learning_rate=1e-4", lambda p: p.train_vq.base_learning_rate == 1e-4),
+        ("views.scales=[1.1]", lambda p: p.views.scales == (1.1,)),
         ("train_vq.clip_norm=null", lambda p: p.train_vq.clip_norm is None),
         ("data.path=some where/else", lambda p: p.data.path == Path("some where/else")),
         ("description=a=b", lambda p: p.description == "a=b"),

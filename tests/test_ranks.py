@@ -6,22 +6,20 @@ import json
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
+from conftest import Work, on_ranks, start_ranks
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, multiprocessing
+from torch import Tensor
 
-from movq_cli import ranks
 from movq_cli.data.shards import PreparedSet
 from movq_cli.data.tokens import TokenCache, TokenHeader
 from movq_cli.models.discriminator import PatchDiscriminator
@@ -36,23 +34,11 @@ if TYPE_CHECKING:
     from tests.conftest import Movq
 
 CPU = torch.device("cpu")
-Work = Callable[[Ranks, Any], Any]
 
 
 def on_two_ranks(work: Work, given: object, folder: Path) -> list[Any]:
     """What `work` returns on each of two ranks."""
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(_rank, (port, work, given, folder), nprocs=2)
-    return [torch.load(folder / f"{number}.pt", weights_only=False) for number in (0, 1)]
-
-
-def _rank(number: int, port: int, work: Work, given: object, folder: Path) -> None:
-    os.environ |= {"RANK": str(number), "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
-    with ranks.joined("cpu") as (mine, _):
-        torch.save(work(mine, given), folder / f"{number}.pt")
+    return on_ranks(work, given, folder, world=2)
 
 
 @given(st.integers(0, 100), st.integers(1, 9))
@@ -81,6 +67,37 @@ def test_what_ranks_exchange(tmp_path: Path) -> None:
         assert found["any"] == (False, True)
         assert torch.equal(found["rows"], torch.arange(12.0).view(6, 2)[[5, 0, 3, 3, 2]])
         assert found["made"] == ["made", 0]
+
+
+def late(mine: Ranks, _: object) -> float:
+    with mine.meeting() as all_here:
+        time.sleep(0.5 * mine.number)
+        all_here()
+        here = time.monotonic()
+        all_here()
+    return here
+
+
+def test_nobody_leaves_a_meeting_before_the_last_has_come(tmp_path: Path) -> None:
+    first, last = on_two_ranks(late, None, tmp_path)
+    assert abs(first - last) < 0.4
+
+
+def lost(mine: Ranks, folder: Path) -> None:
+    with mine.meeting() as all_here:
+        if mine.number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            all_here()
+        except RuntimeError as error:
+            (folder / "told").write_text(str(error))
+            raise
+
+
+def test_a_meeting_ends_at_once_where_a_rank_is_lost(tmp_path: Path) -> None:
+    for process in start_ranks(lost, tmp_path, tmp_path, world=2):
+        process.join(60)
+    assert "Connection" in (tmp_path / "told").read_text()
 
 
 def judge(mine: Ranks, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:

@@ -21,7 +21,7 @@ from movq_cli.files import atomic_path, sha256
 from movq_cli.models import priors
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.ranks import Ranks
-from movq_cli.settings import Preset
+from movq_cli.settings import Preset, ViewSettings
 from movq_cli.training import cost
 from movq_cli.training.prior import PriorTraining
 
@@ -69,10 +69,11 @@ def train_prior(
             console.log(f"tokenizer: {codes_from.folder}")
             planned = plan(settings, images, where, mine.world)
             training.announce(planned, console)
+            # Before the encoding, which may take hours: a folder of another run is refused at once.
+            manifest = mine.from_first(lambda: _begin(settings, planned["steps"], place, preset, images, codes_from))
             stage = _stage(settings, images, codes_from, mine, where, console)
-            manifest = mine.from_first(lambda: _begin(stage, place, preset, images, codes_from))
             console.log(
-                f"train-prior {preset} on {where}, to {place.folder}; an epoch is {len(stage.training):,} views"
+                f"train-prior {preset} on {where}, to {place.folder}; an epoch is {planned['views']:,} image views"
             )
             training.train(stage, place, manifest, console, planned)
 
@@ -87,15 +88,19 @@ def plan(settings: Preset, images: PreparedSet | None, device: torch.device, pro
         processes: That share each batch.
 
     Returns:
-        Parameters by part, the length of the run (its images are image views), and the memory (GiB) and arithmetic
+        Parameters by part, the length of the run, whose epochs are of image views, and the memory (GiB) and arithmetic
         (TFLOP) of a step.
     """
     train, shape = settings.train_prior, settings.vq.code_shape
+    count = None if images is None else images.manifest.counts["train"]
+    views = None if count is None else count * settings.views.count
     with torch.device("meta"):
         model = priors.build(settings.prior, shape)
     return {
         "parameters": training.parameters(model),
-        **training.length(train, None if images is None else images.manifest.counts["train"], processes),
+        "images": count,
+        "views": views,
+        **training.length(train, views, processes),
         **training.costs(cost.of_prior(settings.prior, shape, train, device, processes)),
     }
 
@@ -115,28 +120,29 @@ def _stage(
             model,
             images.split(split),
             loading=settings.data,
+            views=settings.views if split == "train" else ViewSettings(),
             name=split,
             data=images.manifest.hash,
             tokenizer=digest,
             batch_size=64,
             device=device,
+            ranks=mine,
             console=console,
         )
 
-    mine.from_first(lambda: [len(codes(split)) for split in images.manifest.counts])  # the others find them made
     return PriorTraining(settings, codes("train"), codes("val"), model, digest, device, mine)
 
 
 def _begin(
-    stage: PriorTraining, place: runs.Run, preset: str, images: PreparedSet, codes_from: runs.Run
+    settings: Preset, steps: int, place: runs.Run, preset: str, images: PreparedSet, codes_from: runs.Run
 ) -> runs.Manifest:
     manifest = runs.begin(
         place,
         preset=preset,
-        settings=stage.preset,
-        steps=stage.steps,
+        settings=settings,
+        steps=steps,
         data=images.manifest.hash,
-        tokenizer=stage.tokenizer_hash,
+        tokenizer=sha256(codes_from.weights),
     )
     _keep_tokenizer(codes_from.weights, place.tokenizer)
     return manifest

@@ -84,11 +84,13 @@ def plan(settings: Preset, images: PreparedSet | None, device: torch.device, pro
     with torch.device("meta"):
         model = Tokenizer(settings.vq)
         discriminator = PatchDiscriminator(train.discriminator_channels, train.discriminator_layers)
-    length = training.length(train, None if images is None else images.manifest.counts["train"], processes)
+    count = None if images is None else images.manifest.counts["train"]
+    length = training.length(train, count, processes)
     known = length["steps"] is not None and length["steps_per_epoch"] is not None
     return {
         "parameters": training.parameters(model),
         "discriminator": training.parameters(discriminator)["total"] if train.adversarial_weight > 0 else 0,
+        "images": count,
         **length,
         "discriminator_start": train.discriminator_step(length["steps"], length["steps_per_epoch"]) if known else None,
         **training.costs(cost.of_tokenizer(settings.vq, train, device, processes)),

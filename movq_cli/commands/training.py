@@ -85,11 +85,10 @@ def length(train: TrainSettings, images: int | None, ranks: int) -> dict[str, An
 
     Args:
         train: The settings.
-        images: In an epoch; None = not known.
+        images: Or views of them, in an epoch; None = not known.
         ranks: That share each batch.
     """
     return {
-        "images": images,
         "steps": train.steps if images is None else train.total_steps(images),
         "steps_per_epoch": None if images is None else images // train.batch_size,
         "epochs": train.epochs,

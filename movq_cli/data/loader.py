@@ -1,4 +1,4 @@
-"""Batches of the prepared set for stage 1: decoded in worker processes, uint8 until they are on the device."""
+"""Batches of the prepared set: decoded in worker processes, uint8 until they are on the device."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from movq_cli.data import pixels
+from movq_cli.data import pixels, views
 from movq_cli.data.sampler import EpochOrder
 from movq_cli.data.shards import Split
 from movq_cli.errors import BadRequestError
 from movq_cli.ranks import ALONE, Ranks
-from movq_cli.settings import DataSettings
+from movq_cli.settings import DataSettings, ViewSettings
 
 Place = tuple[int, int]
 """(epoch, image): what a crop is drawn from, beside the seed."""
@@ -49,6 +49,27 @@ class Crops(Dataset[Tensor]):
         else:
             top, left = spare // 2
         return pixels.from_array(image[top : top + self.side, left : left + self.side])
+
+
+class Views(Dataset[Tensor]):
+    """All views of each image of a split, [V, 3, side, side] uint8: it is decoded once for all of them.
+
+    Args:
+        split: Of the prepared set.
+        side: Pixels.
+        settings: Which views.
+    """
+
+    def __init__(self, split: Split, side: int, settings: ViewSettings) -> None:
+        self.split = split
+        self.side = side
+        self.settings = settings
+
+    def __len__(self) -> int:
+        return len(self.split)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return views.of_image(self.split.pixels(index), self.side, self.settings)
 
 
 def training_batches(
@@ -103,8 +124,29 @@ def validation_batches(
     return _batches(crops, batches, worker_count(data.workers, device, ranks), device)
 
 
-def _batches(crops: Crops, batches: Iterable[list[Place]], workers: int, device: torch.device) -> Iterator[Tensor]:
-    loader = DataLoader(crops, batch_sampler=batches, num_workers=workers, pin_memory=device.type == "cuda")
+def view_batches(
+    wanted: Views, batches: Iterable[list[int]], data: DataSettings, *, device: torch.device, ranks: Ranks = ALONE
+) -> Iterator[Tensor]:
+    """Views of images, those of one image one after the other, [B x V, 3, side, side] uint8 on the device.
+
+    Args:
+        wanted: Views of which images.
+        batches: Indices of the images of each batch.
+        data: Workers.
+        device: Where the batches are wanted.
+        ranks: Who shares this machine's cores.
+    """
+    for batch in _batches(wanted, batches, worker_count(data.workers, device, ranks), device):
+        yield batch.flatten(0, 1)
+
+
+def _batches(
+    images: Dataset[Tensor],
+    batches: Iterable[list[Place]] | Iterable[list[int]],
+    workers: int,
+    device: torch.device,
+) -> Iterator[Tensor]:
+    loader = DataLoader(images, batch_sampler=batches, num_workers=workers, pin_memory=device.type == "cuda")
     for batch in loader:
         yield batch.to(device, non_blocking=True)
 

@@ -1,21 +1,45 @@
-"""The code cache: a split's images as codes, encoded once, memory-mapped, tied to the tokenizer that made them."""
+"""The code cache: a split's image views as codes, encoded once, memory-mapped, tied to the tokenizer that made them.
+
+    TOKENS/<data>-train-1.1-1.05-mirror/begun.json   what is being encoded, written first
+                                        blocks/      the codes so far, a file for some images in a row
+                                        codes.npy    all blocks joined
+                                        labels.npy
+                                        header.json  as begun.json, written last; then the first two are removed
+
+A block is whole or absent and does not depend on who encodes it. So ranks share the blocks without a word, a killed
+run goes on with those that are not there, on as many ranks as it then has, and the bytes are the same. One file into
+which all ranks write would save the joining, but a network file system may lose what two machines write to one page.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from movq_cli.console import Console
+from movq_cli.console import Console, Progress
 from movq_cli.data import loader, pixels
 from movq_cli.data.shards import Split
 from movq_cli.errors import BadRequestError
-from movq_cli.files import atomic_path, atomic_write
+from movq_cli.files import atomic_path, atomic_write, claimed
 from movq_cli.models.tokenizer import Tokenizer
-from movq_cli.settings import DataSettings, Settings
+from movq_cli.ranks import ALONE, Ranks
+from movq_cli.settings import DataSettings, Settings, ViewSettings
+
+BLOCK_VIEWS = 2048
+"""Image views in a block, at most: what a killed run has to encode again, some seconds' work on a GPU. 4 MiB of 16 x 16
+x 4 codes; ImageNet's 26 million views make some 12,600 files for the time being."""
+
+_HEADER, _BEGUN, _CODES, _LABELS, _BLOCKS = "header.json", "begun.json", "codes.npy", "labels.npy", "blocks"
 
 
 class TokenHeader(Settings):
@@ -27,7 +51,9 @@ class TokenHeader(Settings):
     """Hash of the prepared set."""
     split: str
     views: int
-    """Code maps, one an image."""
+    """Code maps, those of one image one after the other."""
+    view_settings: ViewSettings = ViewSettings()
+    """Which views of each image."""
     classes: tuple[str, ...]
 
 
@@ -36,31 +62,21 @@ class TokenCache:
 
     def __init__(self, folder: Path, header: TokenHeader) -> None:
         self.header = header
-        self.codes: NDArray[np.uint16] = np.load(folder / "codes.npy", mmap_mode="r")
-        self.labels: NDArray[np.int64] | None = np.load(folder / "labels.npy") if header.classes else None
+        self.codes: NDArray[np.uint16] = np.load(folder / _CODES, mmap_mode="r")
+        self.labels: NDArray[np.int64] | None = np.load(folder / _LABELS, mmap_mode="r") if header.classes else None
 
     def __len__(self) -> int:
         return self.header.views
 
 
-def open_cache(folder: Path, *, tokenizer: str) -> TokenCache:
+def open_cache(folder: Path, wanted: TokenHeader) -> TokenCache:
     """The cache in a folder.
 
     Raises:
-        BadRequestError: There is none, or another tokenizer made it.
+        BadRequestError: There is none, or it is of another tokenizer, other images or other views.
     """
-    try:
-        header = TokenHeader.model_validate(json.loads((folder / "header.json").read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        raise BadRequestError(
-            f"{folder} holds no whole code cache", "Remove the folder to have it made again."
-        ) from None
-    if header.tokenizer != tokenizer:
-        raise BadRequestError(
-            f"the codes in {folder} were made by another tokenizer ({header.tokenizer[:12]}, not {tokenizer[:12]})",
-            "Remove the folder to have them made again, or name the tokenizer that made them.",
-        )
-    return TokenCache(folder, header)
+    _check(folder, folder / _HEADER, wanted)
+    return TokenCache(folder, wanted)
 
 
 def cached(
@@ -69,63 +85,205 @@ def cached(
     split: Split,
     *,
     loading: DataSettings,
+    views: ViewSettings,
     name: str,
     data: str,
     tokenizer: str,
     batch_size: int,
     device: torch.device,
+    ranks: Ranks = ALONE,
     console: Console,
 ) -> TokenCache:
-    """The cache of a split, made first where it is not there yet.
+    """The cache of a split, made first where it is not there yet; every rank must ask for it.
 
     Args:
-        folder: Where caches of this tokenizer are kept; each split of each prepared set has its own below.
+        folder: Where caches of this tokenizer are kept; each split and views of a prepared set have their own below.
         model: The tokenizer, on the device, in eval mode.
         split: The images.
         loading: Workers.
+        views: Which views of each image.
         name: Of the split.
         data: Hash of the prepared set.
         tokenizer: SHA-256 of the tokenizer's weight file.
-        batch_size: Images encoded at once.
+        batch_size: Image views encoded at once; those of one image are not parted.
         device: Where.
+        ranks: Who shares the work.
         console: For the progress.
 
     Raises:
-        BadRequestError: A cache of another tokenizer is in the way.
+        BadRequestError: A cache of another tokenizer is in the way, or another command is making this one.
     """
-    place = folder / f"{data[:12]}-{name}"
-    if not (place / "header.json").is_file():
-        header = TokenHeader(tokenizer=tokenizer, data=data, split=name, views=len(split), classes=tuple(split.classes))
-        _encode(place, model, split, loading, header, batch_size, device, console)
-    return open_cache(place, tokenizer=tokenizer)
+    header = TokenHeader(
+        tokenizer=tokenizer,
+        data=data,
+        split=name,
+        views=len(split) * views.count,
+        view_settings=views,
+        classes=tuple(split.classes),
+    )
+    place = folder / _folder_name(header)
+    if not ranks.from_first((place / _HEADER).is_file):
+        images = loader.Views(split, model.settings.resolution, views)
+        _make(place, header, model, images, loading, batch_size, device, ranks, console)
+    elif ranks.first:
+        _clear(place)  # a run that was killed at the very end left its blocks
+    return open_cache(place, header)
 
 
-@torch.inference_mode()
-def _encode(
-    folder: Path,
-    model: Tokenizer,
-    split: Split,
-    loading: DataSettings,
+def _folder_name(header: TokenHeader) -> str:
+    """Readable: another setting of views has a folder of its own, the plain centre crop has none to name."""
+    views = [*(f"{scale:g}" for scale in header.view_settings.scales), *(["mirror"] * header.view_settings.mirror)]
+    return "-".join([header.data[:12], header.split, *views])
+
+
+def _make(
+    place: Path,
     header: TokenHeader,
+    model: Tokenizer,
+    images: loader.Views,
+    loading: DataSettings,
     batch_size: int,
     device: torch.device,
+    ranks: Ranks,
     console: Console,
 ) -> None:
-    settings = model.settings
-    shape = (len(split), settings.grid, settings.grid, settings.chunks)
-    with (
-        atomic_path(folder / "codes.npy") as partial,
-        console.progress(len(split), f"encoding {header.split}", "images") as progress,
-    ):
-        codes = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint16, shape=shape)
-        done = 0
-        side = settings.resolution
-        for batch in loader.validation_batches(split, loading, side=side, batch_size=batch_size, device=device):
-            codes[done : done + len(batch)] = model.encode(pixels.to_signed(batch)).cpu().numpy()
-            done += len(batch)
+    """Encode what an earlier run has not, all ranks together, and put the cache in place."""
+    count = header.view_settings.count
+    with ranks.meeting() as all_here, claimed(place, "movq train-prior") if ranks.first else nullcontext():
+        missing = ranks.from_first(lambda: _begin(place, header))
+        share = ranks.share(len(missing))
+        done = header.views - count * sum(map(len, missing))
+        with console.progress(header.views, f"encoding {header.split}", "image views", done) as progress:
+            # Rank 0, whose share is the first, speaks for all.
+            others = _Others(place, missing[share.stop :] if ranks.first else [], count)
+            size = max(1, batch_size // count)
+            for block, codes in _encoded(model, images, missing[share], size, loading, device, ranks, progress):
+                _save(_file(place, block), codes)
+                others.count(progress)
+            all_here()
+            others.count(progress)
+        if ranks.first:
+            _finish(place, header, model.settings.code_shape.size, images.split.labels)
+        all_here()
+
+
+def _begin(place: Path, header: TokenHeader) -> list[range]:
+    """The blocks that are to be encoded, as ranges of images."""
+    begun = place / _BEGUN
+    if begun.is_file():
+        _check(place, begun, header)
+    else:
+        atomic_write(begun, header.model_dump_json(indent=2).encode())
+    there = _there(place)
+    return [block for block in _blocks(header) if _file(place, block).name not in there]
+
+
+def _encoded(
+    model: Tokenizer,
+    images: loader.Views,
+    blocks: list[range],
+    size: int,
+    loading: DataSettings,
+    device: torch.device,
+    ranks: Ranks,
+    progress: Progress,
+) -> Iterator[tuple[range, Tensor]]:
+    """Blocks and their codes [V, h, w, c], int64 on the device; a batch has `size` images and lies in one block.
+
+    In float32: a feature that bf16 rounds may move to another code, and a prior must learn the codes that every other
+    command makes of the same image. The views are encoded once, so that speed counts for little.
+    """
+    parts = [[list(block[start : start + size]) for start in range(0, len(block), size)] for block in blocks]
+    loaded = loader.view_batches(
+        images, [batch for part in parts for batch in part], loading, device=device, ranks=ranks
+    )
+    for block, part in zip(blocks, parts, strict=True):
+        codes = []
+        for batch in islice(loaded, len(part)):
+            codes.append(model.encode(pixels.to_signed(batch)))
             progress.advance(len(batch))
+        yield block, torch.cat(codes)
+
+
+@dataclass
+class _Others:
+    """The other ranks' progress, as far as their finished blocks tell."""
+
+    place: Path
+    blocks: list[range]
+    views: int
+    """Of an image."""
+    counted: int = 0
+
+    def count(self, progress: Progress) -> None:
+        """Add what has come since the last time."""
+        there = _there(self.place) if self.blocks else set()
+        found = self.views * sum(len(block) for block in self.blocks if _file(self.place, block).name in there)
+        progress.advance(found - self.counted)
+        self.counted = found
+
+
+def _save(path: Path, codes: Tensor) -> None:
+    # Contested: a rank of a run that was killed may outlive it for a while, and be at the same block.
+    with atomic_path(path, contested=True) as partial, partial.open("wb") as file:
+        np.save(file, codes.cpu().numpy().astype(np.uint16))
+
+
+def _finish(place: Path, header: TokenHeader, shape: tuple[int, int, int], labels: NDArray[np.int64] | None) -> None:
+    """Join the blocks, which are all there, and write the header; labels are the images'."""
+    count = header.view_settings.count
+    with atomic_path(place / _CODES) as partial:
+        codes = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint16, shape=(header.views, *shape))
+        for block in _blocks(header):
+            codes[block.start * count : block.stop * count] = np.load(_file(place, block))
         codes.flush()
-    if split.labels is not None:
-        with atomic_path(folder / "labels.npy") as partial, partial.open("wb") as file:
-            np.save(file, np.asarray(split.labels, dtype=np.int64))
-    atomic_write(folder / "header.json", header.model_dump_json(indent=2).encode())
+    if labels is not None:
+        with atomic_path(place / _LABELS) as partial, partial.open("wb") as file:
+            np.save(file, np.repeat(labels, count))
+    atomic_write(place / _HEADER, header.model_dump_json(indent=2).encode())
+    _clear(place)
+
+
+def _clear(place: Path) -> None:
+    """Remove what a whole cache needs no longer."""
+    shutil.rmtree(place / _BLOCKS, ignore_errors=True)
+    (place / _BEGUN).unlink(missing_ok=True)
+
+
+def _blocks(header: TokenHeader) -> list[range]:
+    """All blocks of a cache, as ranges of images."""
+    images = header.views // header.view_settings.count
+    size = max(1, BLOCK_VIEWS // header.view_settings.count)
+    return [range(start, min(start + size, images)) for start in range(0, images, size)]
+
+
+def _file(place: Path, block: range) -> Path:
+    """A block's file, named by its images: where blocks have another size, it is not taken for one of them."""
+    return place / _BLOCKS / f"{block.start:08d}-{block.stop:08d}.npy"
+
+
+def _there(place: Path) -> set[str]:
+    """Names of the block files."""
+    return {path.name for path in (place / _BLOCKS).glob("*.npy")}
+
+
+def _check(folder: Path, file: Path, wanted: TokenHeader) -> None:
+    """Refuse a cache, whole or begun, that is not the one that is wanted."""
+    try:
+        header = TokenHeader.model_validate(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        raise BadRequestError(
+            f"{folder} holds no whole code cache", "Remove the folder to have it made again."
+        ) from None
+    if header.tokenizer != wanted.tokenizer:
+        raise BadRequestError(
+            f"the codes in {folder} were made by another tokenizer "
+            f"({header.tokenizer[:12]}, not {wanted.tokenizer[:12]})",
+            "Remove the folder to have them made again, or name the tokenizer that made them.",
+        )
+    differing = [name for name, value in wanted if getattr(header, name) != value]
+    if differing:
+        raise BadRequestError(
+            f"the codes in {folder} are of other images or views ({file.name} differs in {', '.join(differing)})",
+            "Remove the folder to have them made again.",
+        )
