@@ -47,6 +47,7 @@ gpu-check: OUT ?= benchmarks/results
 gpu-check:
 	PYTHONPATH=. $(GPU_PYTHON) -m pytest -m cuda -n 0 tests
 	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.training --device cuda --out $(OUT) $(if $(TAMING),--taming $(TAMING))
+	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.sampling --device cuda --out $(OUT)
 
 # --- the demo -------------------------------------------------------------------------------------------------------
 # Each target is the JSON result of one command, moved into place when the command has ended well: a second `make demo`

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from movq_cli.errors import BadRequestError
@@ -47,8 +48,24 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
         device: Where the pass runs.
         precision: `float32`, `bf16`, or `auto`: bf16 where the device has instructions for it.
     """
-    enabled = precision == "bf16" or (precision == "auto" and _has_bf16(device))
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=enabled)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=_lowers(device, precision))
+
+
+def store_as_multiplied(model: nn.Module, device: torch.device, precision: str) -> None:
+    """Keep linear layers in the precision in which `autocast` multiplies them, for a model that only draws.
+
+    The results are the same. Without gradients autocast converts every matrix at every pass, which reads and writes
+    four times what a pass of few tokens needs.
+
+    Args:
+        model: Whose linear layers are changed in place.
+        device: Where it will run.
+        precision: As for `autocast`.
+    """
+    if _lowers(device, precision):
+        for module in model.modules():
+            if isinstance(module, nn.Linear):
+                module.to(torch.bfloat16)
 
 
 def on_cuda_unless(setting: bool | None, device: torch.device) -> bool:
@@ -98,6 +115,10 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
 
 def _do_nothing(device: torch.device) -> None:
     """The CPU is done when it says so."""
+
+
+def _lowers(device: torch.device, precision: str) -> bool:
+    return precision == "bf16" or (precision == "auto" and _has_bf16(device))
 
 
 def _has_bf16(device: torch.device) -> bool:

@@ -61,9 +61,7 @@ def test_what_is_shown_loads_again_as_the_same_preset(name: str, tmp_path: Path)
     assert presets.load(str(path)) == preset
 
 
-@pytest.mark.parametrize(
-    ("name", "count", "passes"), [("ffhq", 2, 400), ("vqgan-ffhq", 2, 400), ("imagenet", 20, 200)]
-)
+@pytest.mark.parametrize(("name", "count", "passes"), [("ffhq", 2, 400), ("vqgan-ffhq", 2, 400), ("imagenet", 20, 200)])
 def test_epochs_count_views(name: str, count: int, passes: int) -> None:
     preset = presets.load(name)
     assert preset.views.count == count

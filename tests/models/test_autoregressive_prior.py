@@ -7,7 +7,7 @@ import torch
 from scipy import special, stats
 from torch import Tensor
 
-from movq_cli import presets
+from movq_cli import devices, presets
 from movq_cli.models import priors
 from movq_cli.models.autoregressive_prior import AutoregressivePrior, DepthPrior
 from movq_cli.models.transformer import LOOK_BACK
@@ -181,3 +181,15 @@ def test_the_depth_prior_spends_a_body_pass_on_each_position_and_no_more() -> No
         assert len(passes) == expected
     assert isinstance(random_model("auto"), AutoregressivePrior)
     assert isinstance(random_model("depth"), DepthPrior)
+
+
+@pytest.mark.parametrize("mode", ["mask", *MODES])
+def test_matrices_stored_as_they_are_multiplied_give_the_same_codes(mode: str) -> None:
+    model, labels, cpu = random_model(mode, 3), torch.arange(5) % 3, torch.device("cpu")
+    with devices.autocast(cpu, "bf16"):
+        expected = model.decode(range(5), labels, SampleSettings(guidance=1.0))
+        devices.store_as_multiplied(model, cpu, "bf16")
+        found = model.decode(range(5), labels, SampleSettings(guidance=1.0))
+    assert model.blocks[0].qkv.weight.dtype == torch.bfloat16
+    assert model.norm.weight.dtype == model.table.weight.dtype == torch.float32
+    assert torch.equal(found, expected)

@@ -1,0 +1,242 @@
+"""How fast the priors draw: images a second of each, beside plain loops and the device's limits, in the same run.
+
+    python -m benchmarks.sampling                 the paper's size on CUDA, the demo's on the CPU
+    python -m benchmarks.sampling --preset ffhq   the paper's size anywhere
+
+The weights are random: speed does not depend on them. The plain loops are what one writes first: MaskGIT's decoding
+with a whole pass at every step and torch.multinomial, and autoregressive decoding without a cache, a whole pass for
+every code. The latter is timed at some places of the sequence and scaled to all. The floor is arithmetic over the rate
+of one large matrix product, or for the autoregressive priors, where that is larger, bytes over the rate of one large
+copy: every step reads all weights, and all keys and values so far.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks.machine import machine
+from movq_cli import devices, presets
+from movq_cli.files import atomic_write
+from movq_cli.models import priors
+from movq_cli.models.autoregressive_prior import AutoregressivePrior
+from movq_cli.models.masked_prior import MaskedPrior, mask_ratio
+from movq_cli.settings import Preset, SampleSettings
+
+STEPS = (4, 8, 12, 16)
+UNCACHED_PLACES = 8
+"""Of the sequence, at which a pass without a cache is timed."""
+
+
+def report(preset: Preset, name: str, device: torch.device, batch_size: int, repeats: int) -> dict[str, Any]:
+    """The benchmark's figures.
+
+    Args:
+        preset: Sizes of the prior and of its codes.
+        name: The preset's.
+        device: Where.
+        batch_size: Images at once.
+        repeats: Of each timing; the best counts, for what disturbs only ever adds.
+    """
+    rate, bandwidth = devices.matrix_rate(device, "auto"), copy_rate(device)
+    rows = []
+    with torch.inference_mode(), devices.autocast(device, "auto"):
+        for mode in ("mask", "auto", "depth"):
+            model = build(preset, mode, device)
+            classes = torch.arange(batch_size, device=device) % preset.prior.classes if preset.prior.classes else None
+            flops = pass_flops(model, batch_size, device, classes)
+            if isinstance(model, MaskedPrior):
+                rows += masked_rows(model, batch_size, classes, flops / rate, device, repeats)
+            else:
+                rows += causal_rows(model, mode, batch_size, classes, flops / rate, bandwidth, device, repeats)
+            del model
+    for row in rows:
+        row["images_per_second"] = batch_size / row["seconds"]
+        row["share_of_floor"] = None if row["floor_seconds"] is None else row["floor_seconds"] / row["seconds"]
+    return {
+        "preset": name,
+        "batch_size": batch_size,
+        "codes": preset.vq.code_shape.codes,
+        "matrix_flops_per_second": rate,
+        "copy_bytes_per_second": bandwidth,
+        "rows": rows,
+        "machine": machine(device),
+    }
+
+
+def build(preset: Preset, mode: str, device: torch.device) -> priors.CodePrior:
+    """A prior of random weights."""
+    torch.manual_seed(0)
+    settings = preset.prior.model_copy(update={"mode": mode})
+    model = priors.build(settings, preset.vq.code_shape).to(device).eval()
+    devices.store_as_multiplied(model, device, "auto")  # as `movq sample` does
+    return model
+
+
+def masked_rows(
+    model: MaskedPrior, images: int, classes: Tensor | None, pass_floor: float, device: torch.device, repeats: int
+) -> list[dict[str, Any]]:
+    """Ours and the plain loop at each number of steps."""
+    rows = []
+    for steps in STEPS:
+        settings = SampleSettings(steps=steps)
+        ours = best(partial(model.decode, range(images), classes, settings), device, repeats)
+        plain = best(partial(plain_masked, model, images, classes, settings), device, repeats)
+        floor = steps * pass_floor
+        rows += [timing(f"mask, {steps} steps", ours, floor, plain), timing(f"plain loop, {steps} steps", plain, floor)]
+    return rows
+
+
+def causal_rows(
+    model: priors.CodePrior,
+    mode: str,
+    images: int,
+    classes: Tensor | None,
+    arithmetic: float,
+    bandwidth: float,
+    device: torch.device,
+    repeats: int,
+) -> list[dict[str, Any]]:
+    """Ours with the cache and, for the prior of the paper, without one."""
+    ours = best(lambda: model.decode(range(images), classes, SampleSettings()), device, repeats)
+    floor = max(arithmetic, bytes_read(model, images) / bandwidth)
+    if not isinstance(model, AutoregressivePrior):
+        return [timing(mode, ours, floor)]
+    plain = uncached(model, images, classes, device)
+    return [timing(mode, ours, floor, plain), timing(f"{mode}, no cache", plain, None)]
+
+
+def timing(name: str, seconds: float, floor: float | None, plain: float | None = None) -> dict[str, Any]:
+    """A row: seconds, those at the device's limit, and how many times as long the plain loop takes."""
+    ratio = None if plain is None else plain / seconds
+    return {"name": name, "seconds": seconds, "floor_seconds": floor, "peer_over_this": ratio}
+
+
+def plain_masked(model: MaskedPrior, images: int, classes: Tensor | None, settings: SampleSettings) -> Tensor:
+    """MaskGIT's loop as one writes it first: a whole pass a step, multinomial draws, a sort of the confidences."""
+    shape, device = model.shape, model.position.device
+    codes = torch.full((images, *shape.size), model.unknown, device=device)
+    for step in range(settings.steps):
+        share = model(codes, classes).float().softmax(-1).flatten(1, 3)
+        drawn = torch.multinomial(share.flatten(0, 1), 1).view(images, -1)
+        confidence = share.gather(-1, drawn[..., None])[..., 0].log()
+        noise = -torch.log(-torch.log(torch.rand_like(confidence).clamp(1e-9, 1 - 1e-7)))
+        confidence = confidence + settings.choice_temperature * (1 - (step + 1) / settings.steps) * noise
+        hidden = (codes == model.unknown).flatten(1)
+        confidence = confidence.masked_fill(~hidden, math.inf)
+        decided = torch.where(hidden, drawn, codes.flatten(1))
+        count = int(shape.codes * mask_ratio(torch.tensor((step + 1) / settings.steps)).item())
+        if step < settings.steps - 1:
+            decided.scatter_(1, confidence.argsort(1)[:, :count], model.unknown)
+        codes = decided.view(codes.shape)
+    return codes
+
+
+def uncached(model: AutoregressivePrior, images: int, classes: Tensor | None, device: torch.device) -> float:
+    """Seconds of decoding by a whole pass over what is there so far for every code, from some of the passes."""
+    shape = model.shape
+    codes = torch.zeros(images, *shape.size, dtype=torch.int64, device=device)
+    total = 0.0
+    for place in range(UNCACHED_PLACES):
+        rows = max(1, round((place + 0.5) / UNCACHED_PLACES * shape.height))
+        short = codes[:, :rows]
+        total += best(partial(prefix_pass, model, short, classes), device, 2)
+    return total / UNCACHED_PLACES * shape.codes
+
+
+def prefix_pass(model: AutoregressivePrior, codes: Tensor, classes: Tensor | None) -> Tensor:
+    """A whole pass over the first rows of a grid [B, rows, w, c], and the last code's logits."""
+    tokens = codes[0].numel()
+    x = model.tokens(torch.nn.functional.pad(codes.flatten(1), (model.shape.chunks, 0))[:, model.newest[:tokens]])
+    if classes is not None:
+        x = torch.cat([model.class_tokens(classes), x], dim=1)
+    for block in model.blocks:
+        x = block(x, causal=True)
+    return model.code_logits(x[:, -1:], model.shape.chunks - 1)
+
+
+def pass_flops(model: priors.CodePrior, images: int, device: torch.device, classes: Tensor | None) -> int:
+    """Operations of a whole pass of a batch; decoding with a cache does as many in all."""
+    codes = torch.zeros(1, *model.shape.size, dtype=torch.int64, device=device)
+    with FlopCounterMode(display=False) as counter:
+        model(codes, None if classes is None else classes[:1])
+    return images * int(counter.get_total_flops())
+
+
+def bytes_read(model: priors.CodePrior, images: int) -> float:
+    """Bytes that decoding with a cache reads at least: all weights at each step, and the keys and values so far."""
+    wide = 2 if torch.is_autocast_enabled(model.position.device.type) else 4
+    body = model.blocks if isinstance(model, AutoregressivePrior) else model.blocks[:-2]
+    steps = model.length
+    weights = wide * sum(parameter.numel() for parameter in body.parameters())
+    cache = wide * images * len(body) * 2 * model.settings.width * steps / 2
+    return steps * (weights + cache)
+
+
+def copy_rate(device: torch.device) -> float:
+    """Bytes a second of one large copy, read and written."""
+    block = torch.empty(2**28 if device.type == "cuda" else 2**25, dtype=torch.float32, device=device)
+    target = torch.empty_like(block)
+    return 2 * block.nbytes / best(lambda: target.copy_(block), device, 5)
+
+
+def best(work: Callable[[], object], device: torch.device, repeats: int) -> float:
+    """Seconds of the fastest of several runs, after one that is not counted."""
+    work()
+    return min(devices.seconds(work, device) for _ in range(repeats))
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Print a report as a table."""
+    table = Table(
+        title=f"drawing {figures['batch_size']} images of {figures['codes']} codes at once ({figures['preset']})"
+    )
+    table.add_column("prior", no_wrap=True)
+    for heading in ("s", "img/s", "plain / this", "floor, s", "of the floor"):
+        table.add_column(heading, justify="right")
+    for row in figures["rows"]:
+        ratio, floor, share = row["peer_over_this"], row["floor_seconds"], row["share_of_floor"]
+        table.add_row(
+            row["name"],
+            f"{row['seconds']:.3g}",
+            f"{row['images_per_second']:.3g}",
+            "-" if ratio is None else f"{ratio:.2f}",
+            "-" if floor is None else f"{floor:.2g}",
+            "-" if share is None else f"{share:.0%}",
+        )
+    Console().print(table)
+    print("of the floor: what would be 100% if nothing but matrix products, or reads of weights and cache, took time")
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description="Images a second of each prior.")
+    parser.add_argument("--preset", help="whose sizes; ffhq on CUDA, else digits, where not given")
+    parser.add_argument("--batch-size", type=int, help="images at once; 64 on CUDA, else 16, where not given")
+    parser.add_argument("--device", help="CUDA where there is one, if not given")
+    parser.add_argument("--repeats", type=int, default=3, help="of each timing")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of results")
+    arguments = parser.parse_args()
+    device = devices.pick(arguments.device)
+    name = arguments.preset or ("ffhq" if device.type == "cuda" else "digits")
+    batch_size = arguments.batch_size or (64 if device.type == "cuda" else 16)
+    figures = report(presets.load(name), name, device, batch_size, arguments.repeats)
+    show(figures)
+    path = arguments.out / f"sampling-{device.type}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, (json.dumps(figures, indent=2) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()
