@@ -1,6 +1,7 @@
 # Two commands: `make demo` and `make test`. Everything else is made from these pieces.
 #
 #   make demo       the whole pipeline on 5,000 real digits: pictures and a table in demo/
+#   make modes      after it: the demo's other two priors, and a table of all three
 #   make test       the tests
 #   make lint       formatting, lint, types
 #   make install    .venv with movq and what development needs
@@ -16,7 +17,7 @@ MOVQ := $(BIN)/movq
 INSTALLED := $(VENV)/installed
 
 .DELETE_ON_ERROR:
-.PHONY: demo test lint format install gpu-check clean-demo
+.PHONY: demo modes test lint format install gpu-check clean-demo
 
 # --- the environment ------------------------------------------------------------------------------------------------
 
@@ -80,8 +81,15 @@ demo/evaluate.json: demo/reconstruct.json
 demo/report.json: demo/evaluate.json demo/sample.json
 	$(BIN)/python -m benchmarks.digits demo
 
+# The other two priors on the same digits, and how often each draws the digit asked for.
+modes: demo/auto.json demo/depth.json demo/report.json
+	$(BIN)/python -m benchmarks.modes
+
+demo/auto.json demo/depth.json: demo/%.json: demo/train-vq.json
+	$(MOVQ) train-prior --preset digits --mode $* --tokenizer runs/digits-vq --json > $@.partial && mv $@.partial $@
+
 clean-demo:
-	rm -rf demo data/digits runs/digits-vq runs/digits-prior
+	rm -rf demo data/digits runs/digits-vq runs/digits-prior runs/digits-auto runs/digits-depth
 
 # --- the paper's pipelines ------------------------------------------------------------------------------------------
 # make ffhq FFHQ=/path/to/ffhq; make imagenet IMAGENET=/path/to/imagenet (with train/ and val/ class folders)
