@@ -318,7 +318,10 @@ def reconstruct(
 
 @app.command()
 def sample(
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the PNGs and their manifest.json.")],
+    out: Annotated[
+        Path,
+        typer.Argument(metavar="OUT", help="Folder of the PNGs and their manifest.json, or a .zip or .npz file."),
+    ],
     n: Annotated[int, typer.Option("--n", "-n", min=1, help="Images.")] = 16,
     steps: Annotated[
         int | None,
@@ -350,6 +353,19 @@ def sample(
         float | None,
         typer.Option(help="Of the codes' distribution, above 0. [default: the preset's, 1]", show_default=False),
     ] = None,
+    top_k: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Draw only among so many likeliest codes. [default: the preset's, all]", show_default=False
+        ),
+    ] = None,
+    top_p: Annotated[
+        float | None,
+        typer.Option(
+            help="Draw only among the likeliest codes of this share, above 0, at most 1. [default: the preset's, 1]",
+            show_default=False,
+        ),
+    ] = None,
     choice_temperature: Annotated[
         float | None,
         typer.Option(min=0, help="Of which codes are kept. [default: the preset's, 4.5]", show_default=False),
@@ -362,9 +378,18 @@ def sample(
             show_default=False,
         ),
     ] = None,
+    guidance_schedule: Annotated[
+        str | None,
+        typer.Option(
+            metavar="constant|linear",
+            help="Guidance over the steps; linear = rising to the whole. [default: the preset's, constant]",
+            show_default=False,
+        ),
+    ] = None,
     batch_size: BatchSize = 64,
     grid: Annotated[Path | None, typer.Option(help="Also make this picture of the first hundred.")] = None,
     device: Device = None,
+    gpus: Gpus = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -378,13 +403,19 @@ def sample(
         tokenizer=tokenizer,
         seed=seed,
         classes=classes or (),
-        steps=steps,
-        temperature=temperature,
-        choice_temperature=choice_temperature,
-        guidance=guidance,
+        asked={
+            "steps": steps,
+            "temperature": temperature,
+            "choice_temperature": choice_temperature,
+            "top_k": top_k,
+            "top_p": top_p,
+            "guidance": guidance,
+            "guidance_schedule": guidance_schedule,
+        },
         batch_size=batch_size,
         grid=grid,
         device=device,
+        gpus=gpus,
         console=_console(as_json, quiet),
     )
 
@@ -393,9 +424,11 @@ def sample(
 def evaluate(
     real: Annotated[
         str,
-        typer.Argument(metavar="REAL", help="Originals: folder, zip, tar, prepared set, or statistics .npz."),
+        typer.Argument(
+            metavar="REAL", help="Originals: folder, zip, tar, prepared set, .npz of pixels or of statistics."
+        ),
     ],
-    fake: Annotated[str, typer.Argument(metavar="FAKE", help="Reconstructions or samples: folder, zip, tar.")],
+    fake: Annotated[str, typer.Argument(metavar="FAKE", help="Reconstructions or samples: folder, zip, tar, .npz.")],
     fid: Annotated[bool, typer.Option("--fid", help="Frechet Inception distance, lower is better.")] = False,
     isc: Annotated[bool, typer.Option("--is", help="Inception Score of FAKE, higher is better.")] = False,
     kid: Annotated[bool, typer.Option("--kid", help="Kernel Inception distance, lower is better.")] = False,

@@ -7,9 +7,10 @@ ranks, and what is summed over the ranks is what one process alone would have ha
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TypeVar, cast
 
@@ -20,9 +21,11 @@ from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from movq_cli import devices
-from movq_cli.errors import BadRequestError, FailureError, MovqError
+from movq_cli.errors import BadRequestError, FailureError, InterruptedRunError, MovqError
 
 T = TypeVar("T")
+
+_SECONDS_BETWEEN_LOOKS = 0.02
 
 
 @dataclass(frozen=True)
@@ -35,11 +38,20 @@ class Ranks:
     """How many."""
     neighbours: int = 1
     """How many of them on this machine, this one included."""
+    store: Store | None = None
+    """Their launcher's, which all of them reach."""
+    launcher: int = field(default_factory=os.getppid)
+    """The process that started this one."""
 
     @property
     def first(self) -> bool:
         """Whether this is rank 0."""
         return self.number == 0
+
+    @property
+    def orphaned(self) -> bool:
+        """Whether the launcher of these ranks is gone, which can then no longer end them."""
+        return self.world > 1 and os.getppid() != self.launcher
 
     def share(self, count: int) -> slice:
         """This rank's part of `count` items: contiguous, in the order of the ranks, as even as can be."""
@@ -58,6 +70,19 @@ class Ranks:
     def any(self, flag: bool) -> bool:
         """Whether it is so on any rank; over the host's network, so that no GPU is waited for."""
         return bool(self.sum(torch.tensor(int(flag))))
+
+    def wait(self) -> None:
+        """Until all ranks have come here; over the host's network, and open to signals all the while."""
+        if self.world == 1:
+            return
+        work = dist.all_reduce(torch.zeros(1), async_op=True)
+        while not work.is_completed():
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+        work.wait()
+
+    def tally(self) -> Tally:
+        """A count that all ranks add to."""
+        return Tally(self)
 
     def rows(self, share: Tensor, places: Tensor) -> Tensor:
         """Rows of a table of which each rank holds an equal share.
@@ -105,6 +130,36 @@ class Ranks:
 
 _PATIENCE = timedelta(days=365)
 
+
+class Tally:
+    """A count that all ranks add to, none waiting for another.
+
+    Args:
+        ranks: Whose.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self._ranks = ranks
+        self._seen = 0
+
+    def add(self, count: int) -> int:
+        """Add to the count; by how much it has grown over all ranks since this rank last added.
+
+        Raises:
+            InterruptedRunError: The launcher, which keeps the count, is gone.
+        """
+        if self._ranks.store is None:
+            return count
+        try:
+            now = None if self._ranks.orphaned else self._ranks.store.add("movq/tally", count)
+        except RuntimeError:
+            now = None
+        if now is None:
+            raise InterruptedRunError("interrupted: the process that started these ranks is gone")
+        before, self._seen = self._seen, now
+        return now - before
+
+
 ALONE = Ranks()
 """A run of one process."""
 
@@ -131,12 +186,12 @@ def joined(device: str | None) -> Iterator[tuple[Ranks, torch.device]]:
         yield ALONE, devices.pick(device)
         return
     world = int(os.environ["WORLD_SIZE"])
-    ranks = Ranks(int(os.environ["RANK"]), world, int(os.environ.get("LOCAL_WORLD_SIZE", world)))
     where = devices.pick(device)
     if where.type == "cuda":
         where = devices.pick(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
         torch.cuda.set_device(where)
     store, _, _ = next(rendezvous("env://"))
+    ranks = Ranks(int(os.environ["RANK"]), world, int(os.environ.get("LOCAL_WORLD_SIZE", world)), store)
     backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
     try:
         dist.init_process_group(backend, store=store, rank=ranks.number, world_size=ranks.world)
@@ -144,26 +199,49 @@ def joined(device: str | None) -> Iterator[tuple[Ranks, torch.device]]:
         dist.barrier()  # a rank that leaves early would close the connections of one that still works
         dist.destroy_process_group()
     except Exception as error:
-        lost = any(words in str(error) for words in _LOST_PEER)
-        code = error.exit_code if isinstance(error, MovqError) else 1
-        first = code if lost else _first_to_fail(store, ranks, code)
-        if first is not None:
-            raise SystemExit(first) from None
+        code = _code_of_another(error, store, ranks)
+        if code is not None:
+            raise SystemExit(code) from None
         raise
 
 
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer")
 """What gloo says when another rank has ended."""
 
+_FAILURE = "movq/failure"
+"""Who failed first, and with which exit code."""
 
-def _first_to_fail(store: Store, ranks: Ranks, code: int) -> int | None:
-    """None for the first rank to fail; for a later one the first one's exit code."""
+_SECONDS_FOR_THE_OTHERS = 5.0
+"""A rank hears a signal when the operation that it is in ends."""
+
+
+def _code_of_another(error: Exception, store: Store, ranks: Ranks) -> int | None:
+    """None for the one rank that tells its error; for another one the exit code to end with."""
+    code = error.exit_code if isinstance(error, MovqError) else 1
+    if any(words in str(error) for words in _LOST_PEER):
+        return code
     claim = f"{ranks.number} {code}"
+    if ranks.orphaned:
+        return None if ranks.first else code
     try:
-        winner = store.compare_set("movq/failure", "", claim).decode()
+        if isinstance(error, InterruptedRunError) and not _all_interrupted(store, ranks):
+            return code
+        winner = store.compare_set(_FAILURE, "", claim).decode()
     except RuntimeError:  # the launcher, which held the store, is gone
         return None if ranks.first else code
     return None if winner == claim else int(winner.split()[1])
+
+
+def _all_interrupted(store: Store, ranks: Ranks) -> bool:
+    """Whether the user stopped the run; when a rank was killed, the launcher interrupts the rest in the same way."""
+    keys = [f"movq/interrupted/{number}" for number in range(ranks.world)]
+    store.set(keys[ranks.number], "")
+    end = time.monotonic() + _SECONDS_FOR_THE_OTHERS
+    while not store.check(keys) and not store.check([_FAILURE]):
+        if time.monotonic() > end:
+            return False
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+    return True
 
 
 def launch(arguments: Sequence[str], processes: int, device: str | None) -> None:
@@ -196,7 +274,7 @@ def _run_elastic(arguments: Sequence[str], processes: int) -> None:
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # The ranks speak for themselves; torch's own account of a failure is a page long.
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
         min_nodes=1,
@@ -218,4 +296,4 @@ def _run_elastic(arguments: Sequence[str], processes: int) -> None:
         raise SystemExit(130) from None
 
 
-_KILLED = "If the machine ran out of memory, set a smaller batch size. The same command goes on from the checkpoint."
+_KILLED = "If the machine ran out of memory, set a smaller batch size. The same command goes on from what was kept."

@@ -179,6 +179,21 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def ordered_once(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the runs `auto` and `depth`: priors of those modes on the same tokenizer; not to be written to."""
+    folder = tmp_path_factory.mktemp("ordered")
+    for mode in ("auto", "depth"):
+        settings = [f"prior.mode={mode}", "prior.layers=3", "train_prior.steps=2", "train_prior.validate_every=2"]
+        run_movq(
+            trained_once,
+            *("train-prior", "--preset", trained_once / "tiny.yaml", "--tokenizer", "runs/tiny-vq"),
+            *("--run", folder / mode),
+            *(part for setting in settings for part in ("-o", setting)),
+        )
+    return folder
+
+
 @pytest.fixture
 def trained(trained_once: Path, tmp_path: Path) -> Path:
     """A copy of it to work in."""

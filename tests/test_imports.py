@@ -16,7 +16,7 @@ LAYERS = [
     {"ranks"},
     {"presets", "checkpoints", "devices", "runs"},
     {"models"},
-    {"console", "files"},
+    {"console", "files", "signals"},
     {"settings"},
     {"errors"},
 ]

@@ -103,34 +103,6 @@ def test_an_epoch_is_counted_in_image_views(movq: Movq, trained: Path, tiny_yaml
     assert "views.mirror: False there, True now" in done.stderr
 
 
-def test_the_same_images_come_out_of_any_batch_size_and_after_an_interruption(movq: Movq, trained: Path) -> None:
-    movq("sample", "--n", "7", "a", "--batch-size", "7")
-    movq("sample", "--n", "3", "b", "--batch-size", "2")
-    (trained / "b" / "000001.png").unlink()
-    done = movq("sample", "--n", "7", "b", "--batch-size", "3")
-    assert "2 of 7 images are in b already" in done.stderr
-    for index in range(7):
-        assert (trained / "a" / f"{index:06d}.png").read_bytes() == (trained / "b" / f"{index:06d}.png").read_bytes()
-
-
-def test_an_image_can_be_drawn_again_from_its_seed_and_class_in_the_manifest(movq: Movq, trained: Path) -> None:
-    movq("sample", "--n", "6", "many", "--seed", "40")
-    image = json.loads((trained / "many" / "manifest.json").read_text())["images"][4]
-    movq("sample", "--n", "1", "one", "--seed", str(image["seed"]), "--class", image["class"])
-    assert (trained / "one" / "000000.png").read_bytes() == (trained / "many" / image["file"]).read_bytes()
-
-
-def test_samples_of_other_settings_are_not_mixed_into_a_folder(movq: Movq, trained: Path) -> None:
-    movq("sample", "--n", "2", "out")
-    before = {path.name: path.read_bytes() for path in (trained / "out").iterdir()}
-    for other in (["--seed", "1"], ["--steps", "3"], ["--class", "dot"], ["--guidance", "2"]):
-        assert "Name another folder" in movq("sample", "--n", "2", "out", *other, code=2).stderr
-    assert {path.name: path.read_bytes() for path in (trained / "out").iterdir()} == before
-    for impossible, word in (["--temperature", "0"], "temperature"), (["--class", "cat"], "'cat'"):
-        assert word in movq("sample", "--n", "2", "new", *impossible, code=2).stderr
-    assert not (trained / "new").exists()
-
-
 def test_a_prior_is_refused_a_tokenizer_that_did_not_make_its_codes(movq: Movq, trained: Path, tiny_yaml: Path) -> None:
     movq("train-vq", "--preset", tiny_yaml, "--run", "runs/other", "-o", "train_vq.seed=1")
     done = movq("sample", "--n", "1", "out", "--tokenizer", "runs/other", code=2)

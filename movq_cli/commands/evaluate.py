@@ -21,7 +21,7 @@ from movq_cli.console import Console, Progress
 from movq_cli.data import stream
 from movq_cli.data.images import BadImageError
 from movq_cli.data.shards import SplitName
-from movq_cli.data.sources import open_source
+from movq_cli.data.sources import npz_arrays, open_source
 from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_write, sha256
 from movq_cli.metrics import distributions, extractors, paired
@@ -58,7 +58,7 @@ def evaluate(
     """Compare two sets of images; with no figure asked for, by every figure that the inputs allow.
 
     Args:
-        first: The real images: a folder, zip, tar or prepared set; for FID also an .npz of `mu` and `sigma`.
+        first: The real images: a folder, zip, tar, prepared set or .npz; for FID also an .npz of `mu` and `sigma`.
         second: The fake images: samples, or reconstructions that bear their originals' names.
         fid: Fréchet distance of Inception features.
         isc: Inception Score of the fake images.
@@ -83,8 +83,7 @@ def evaluate(
         raise BadRequestError(f"{out} is a folder", "--out names the JSON file to write.")
     where = devices.pick(device)
     fake = _Images("fake", second, split, console)
-    npz = first.endswith(".npz")
-    real = extractors.read_reference(Path(first)) if npz else _Images("real", first, split, console)
+    real = _statistics(first) or _Images("real", first, split, console)
     comparison = _Comparison(real, fake, weights, where, batch_size, console, insist=bool(asked))
     metrics = comparison.choose(asked)
     comparison.warn_of_inputs(metrics)
@@ -105,6 +104,13 @@ def evaluate(
     protocol |= {side.role: side.describe() for side in comparison.sides()}
     protocol["variants"] = {key: variants[key] for key in figures}
     _report(figures, protocol, out, console)
+
+
+def _statistics(first: str) -> extractors.Reference | None:
+    """Statistics in the place of real images; None where an .npz holds images alone, or it is none."""
+    if not first.endswith(".npz") or npz_arrays(Path(first)) & {"arr_0", "mu"} == {"arr_0"}:
+        return None
+    return extractors.read_reference(Path(first))
 
 
 class _Images:

@@ -1,31 +1,38 @@
-"""`movq sample`: draw images from a prior into a folder, and a manifest that says how to draw each again."""
+"""`movq sample`: draw images from a prior, with a manifest that says how to draw each again."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from movq_cli import __version__, devices, runs
+from movq_cli import __version__, devices, ranks, runs, signals
 from movq_cli.api import Prior
 from movq_cli.console import Console
 from movq_cli.data import pixels
 from movq_cli.data.images import decode, encode_png
-from movq_cli.errors import BadRequestError
+from movq_cli.data.sources import open_source
+from movq_cli.data.targets import Manifest, Target, image_name
+from movq_cli.errors import BadRequestError, InterruptedRunError
 from movq_cli.files import atomic_write, sha256
+from movq_cli.models import masked_prior
 from movq_cli.presets import explain
+from movq_cli.ranks import Ranks
 from movq_cli.settings import SampleSettings
 
-MANIFEST = "manifest.json"
 _GRID_IMAGES = 100
 _GRID_COLUMNS = 10
+_MASKED_ONLY = ("steps", "choice_temperature")
+"""Settings without a meaning to a prior that draws one code after another."""
 
 
 def sample(
@@ -36,134 +43,157 @@ def sample(
     tokenizer: Path | None,
     seed: int,
     classes: Sequence[str],
-    steps: int | None,
-    temperature: float | None,
-    choice_temperature: float | None,
-    guidance: float | None,
+    asked: Mapping[str, Any],
     batch_size: int,
     grid: Path | None,
     device: str | None,
+    gpus: int | None,
     console: Console,
 ) -> None:
     """Draw images 0 to n - 1; what an interrupted run has made already is kept.
 
     Args:
-        out: Folder of the PNGs.
+        out: Folder of the PNGs, or a .zip of them, or an .npz of their pixels.
         n: Images.
         run: Prior's run folder or weight file; None = the newest finished run.
         tokenizer: Run folder or weight file; None = the one beside the prior.
         seed: Of image 0; image i has seed + i.
         classes: Names or numbers, taken in turn; empty = all.
-        steps: Decoding steps; this and the next three: None = the preset's.
-        temperature: Of the codes' distribution.
-        choice_temperature: Of the confidences.
-        guidance: Classifier-free guidance.
-        batch_size: Images at once.
+        asked: Settings of the sampler by name; None = the preset's.
+        batch_size: Images at once, on each GPU.
         grid: Picture of the first hundred.
         device: Name; None = CUDA where there is one.
+        gpus: Processes to start, one a GPU; None = this one alone, or those that torchrun has started.
         console: Where to speak.
-    """
-    weights = runs.weights(run, "prior")
-    console.log(f"prior: {weights}")
-    prior = Prior.load(weights, tokenizer).to(devices.pick(device))
-    asked = {
-        "steps": steps,
-        "temperature": temperature,
-        "choice_temperature": choice_temperature,
-        "guidance": guidance,
-    }
-    settings = _settings(prior.header.sample, {name: value for name, value in asked.items() if value is not None})
-    if settings.guidance > 0 and not prior.classes:
-        raise BadRequestError("guidance needs a class-conditional prior, and this one is unconditional")
-    ids = prior.class_ids(classes)
-    record = {**settings.model_dump(), "seed": seed, "prior": sha256(weights), "version": __version__}
-    _begin(out, record, _describe(prior, n, seed, ids))
-    missing = [index for index in range(n) if not (out / file_name(index)).is_file()]
-    if len(missing) < n:
-        console.log(f"{n - len(missing)} of {n} images are in {out} already")
-    with (
-        console.progress(n, "sampling", "images", done=n - len(missing)) as progress,
-        ThreadPoolExecutor() as encoders,
-    ):
-        writing: list[Any] = []
-        for start in range(0, len(missing), batch_size):
-            indices = missing[start : start + batch_size]
-            images = pixels.to_bytes(
-                prior.sample(len(indices), seed=seed, classes=ids, settings=settings, indices=indices)
-            )
-            for written in writing:  # one batch is encoded while the next is drawn: memory stays bounded
-                written.result()
-            writing = [
-                encoders.submit(_write, out / file_name(index), image)
-                for index, image in zip(indices, images.cpu(), strict=True)
-            ]
-            progress.advance(len(indices))
-        for written in writing:
-            written.result()
-    result = {"path": str(out), "images": n, "made": len(missing)}
-    if grid is not None:
-        columns = len(ids) if 1 < len(ids) <= _GRID_COLUMNS else _GRID_COLUMNS
-        _save_grid(grid, [out / file_name(index) for index in range(min(n, _GRID_IMAGES))], columns)
-        result["grid"] = str(grid)
-    console.result(result, str(out))
-
-
-def _settings(preset: SampleSettings, given: dict[str, float]) -> SampleSettings:
-    try:
-        return SampleSettings.model_validate({**preset.model_dump(), **given})
-    except ValidationError as error:
-        raise BadRequestError(explain(error, "sample")) from None
-
-
-def file_name(index: int) -> str:
-    """The file of image i."""
-    return f"{index:06d}.png"
-
-
-def _describe(prior: Prior, n: int, seed: int, ids: Sequence[int]) -> Iterator[dict[str, Any]]:
-    for index in range(n):
-        label = prior.classes[ids[index % len(ids)]] if ids else None
-        yield {"file": file_name(index), "seed": seed + index, "class": label}
-
-
-def _begin(out: Path, settings: dict[str, Any], images: Iterator[dict[str, Any]]) -> None:
-    """Write the manifest first: it says what the folder will hold, and whether another run may go on in it.
 
     Raises:
-        BadRequestError: The folder holds samples of other settings, or something else.
+        BadRequestError: Settings or classes that this prior has not, or `out` holds something else.
+        FailureError: A file cannot be written.
+        InterruptedRunError: Ctrl-C or SIGTERM; the images made so far are kept.
     """
-    manifest = {"settings": settings, "images": list(images)}
-    path = out / MANIFEST
-    if path.exists():
-        _check_same(path, manifest)
-    elif out.is_dir() and any(out.glob("*.png")):
-        raise BadRequestError(f"{out} holds images that `movq sample` did not make", "Name another folder.")
-    atomic_write(path, json.dumps(manifest, indent=1).encode())
+    weights = runs.weights(run, "prior")
+    if gpus is not None and not ranks.launched():
+        ranks.launch(sys.argv[1:], gpus, device)
+        return
+    with ranks.joined(device) as (mine, where), signals.heard(_interrupt, launched=mine.world > 1):
+        console.log(f"prior: {weights}")
+        prior = Prior.load(weights, tokenizer).to(where)
+        devices.store_as_multiplied(prior.transformer, where, "auto")
+        settings = _settings(prior, asked)
+        ids = prior.class_ids(classes)
+        target = Target(out, _manifest(prior, settings, sha256(weights), n, seed, ids))
+        made = 0
+        if mine.from_first(target.is_finished):
+            console.log(f"{out} is finished already ({n} images); nothing to do")
+        else:
+            with target.claimed() if mine.first else nullcontext():
+                missing = mine.from_first(target.begin)
+                made = len(missing)
+                draw = partial(prior.sample, seed=seed, classes=ids, settings=settings)
+                _make(draw, missing, target, batch_size, mine, console)
+                if mine.first:
+                    target.finish([ids[index % len(ids)] for index in range(n)] if ids else [], console)
+                mine.wait()
+        if mine.first:
+            _report(out, n, made, grid, ids, console)
 
 
-def _check_same(path: Path, manifest: dict[str, Any]) -> None:
+def _interrupt() -> NoReturn:
+    raise InterruptedRunError("interrupted; the images made so far are kept", "The same command makes the others.")
+
+
+def _settings(prior: Prior, asked: Mapping[str, Any]) -> SampleSettings:
+    """The preset's settings with those asked for, which must mean something to the prior."""
+    given = {name: value for name, value in asked.items() if value is not None}
+    mode = prior.header.prior.mode
+    for name in _MASKED_ONLY:
+        if name in given and mode != "mask":
+            option = f"--{name.replace('_', '-')}"
+            raise BadRequestError(f"this prior (mode {mode}) draws one code after another", f"Leave {option} out.")
     try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        settings, images = before["settings"], before["images"]
-    except (ValueError, KeyError, TypeError):
-        raise BadRequestError(f"{path} is not a manifest of `movq sample`", "Name another folder.") from None
-    shared = min(len(images), len(manifest["images"]))
-    if settings != manifest["settings"]:
-        changed = [name for name, value in manifest["settings"].items() if settings.get(name) != value]
-        raise BadRequestError(
-            f"{path.parent} holds samples of other settings ({', '.join(changed) or 'more of them'})",
-            "Name another folder, or remove this one.",
-        )
-    if images[:shared] != manifest["images"][:shared]:
-        raise BadRequestError(
-            f"{path.parent} holds samples of other classes", "Name another folder, or remove this one."
-        )
+        settings = SampleSettings.model_validate({**prior.header.sample.model_dump(), **given})
+    except ValidationError as error:
+        raise BadRequestError(explain(error, "sample")) from None
+    if settings.guidance > 0 and not prior.classes:
+        raise BadRequestError("guidance needs a class-conditional prior, and this one is unconditional")
+    return settings
+
+
+def _manifest(prior: Prior, settings: SampleSettings, weights: str, n: int, seed: int, ids: Sequence[int]) -> Manifest:
+    header, device = prior.header, prior.transformer.position.device
+    decides = {**settings.model_dump(), "seed": seed, "mode": header.prior.mode}
+    if header.prior.mode == "mask":
+        decides["revealed"] = masked_prior.revealed(header.shape.codes, settings.steps)
+    else:
+        decides = {name: value for name, value in decides.items() if name not in _MASKED_ONLY}
+    return Manifest(
+        settings={**decides, "prior": weights, "tokenizer": header.tokenizer},
+        made_with={"movq": __version__, "torch": torch.__version__, "device": device.type},
+        images=[
+            {
+                "file": image_name(index),
+                "seed": seed + index,
+                "class": prior.classes[ids[index % len(ids)]] if ids else None,
+            }
+            for index in range(n)
+        ],
+    )
+
+
+def _make(
+    draw: Callable[..., Tensor],
+    missing: Sequence[int],
+    target: Target,
+    batch_size: int,
+    mine: Ranks,
+    console: Console,
+) -> None:
+    """Write this rank's share of the images that are missing, and wait for the others'."""
+    images = target.manifest.images
+    there = len(images) - len(missing)
+    if there:
+        console.log(f"{there} of {len(images)} images are in {target.folder} already")
+    share = missing[mine.share(len(missing))]
+    tally = mine.tally()
+    with (
+        console.progress(len(images), "sampling", "images", done=there) as progress,
+        ThreadPoolExecutor() as encoders,
+    ):
+        writing: list[Future[None]] = []
+        for start in range(0, len(share), batch_size):
+            indices = share[start : start + batch_size]
+            drawn = pixels.to_bytes(draw(indices=indices))
+            _settle(writing)  # one batch is encoded while the next is drawn: memory stays bounded
+            writing = [
+                encoders.submit(_write, target.folder / images[index]["file"], image)
+                for index, image in zip(indices, drawn.cpu(), strict=True)
+            ]
+            progress.advance(tally.add(len(indices)))
+        _settle(writing)
+        mine.wait()
+        progress.advance(tally.add(0))
+
+
+def _settle(writing: Sequence[Future[None]]) -> None:
+    for written in writing:
+        written.result()
 
 
 def _write(path: Path, image: Tensor) -> None:
     atomic_write(path, encode_png(pixels.to_image(image)))
 
 
-def _save_grid(path: Path, files: Sequence[Path], columns: int) -> None:
-    images = [pixels.from_array(np.asarray(decode(file.read_bytes()))) for file in files]
+def _report(out: Path, n: int, made: int, grid: Path | None, ids: Sequence[int], console: Console) -> None:
+    result = {"path": str(out), "images": n, "made": made}
+    if grid is not None:
+        _save_grid(grid, out, n, len(ids) if 1 < len(ids) <= _GRID_COLUMNS else _GRID_COLUMNS)
+        result["grid"] = str(grid)
+    console.result(result, str(out))
+
+
+def _save_grid(path: Path, out: Path, n: int, columns: int) -> None:
+    source = open_source(str(out))
+    place = {name: index for index, name in enumerate(source.names)}
+    files = [source.read(place[image_name(index)]) for index in range(min(n, _GRID_IMAGES))]
+    images = [pixels.from_array(np.asarray(decode(file))) for file in files]
     pixels.save_grid(path, torch.stack(images), columns, pixels.grid_scale(images[0].shape[-1]))

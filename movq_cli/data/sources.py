@@ -8,19 +8,24 @@ from __future__ import annotations
 import atexit
 import io
 import lzma
+import math
 import os
+import struct
 import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import IO, Protocol
 
-from movq_cli.data.images import IMAGE_SUFFIXES, BadImageError
+import numpy as np
+from PIL import Image
+
+from movq_cli.data.images import IMAGE_SUFFIXES, BadImageError, encode_png
 from movq_cli.data.named_sets import SETS, load_named_set
 from movq_cli.data.shards import PLAN, SPLITS, PreparedSet, Split, SplitName, shard_path
 from movq_cli.errors import BadRequestError, FailureError, did_you_mean
@@ -31,6 +36,13 @@ MAX_FILE_BYTES = 2**30
 
 _TRAIN = "train"
 _HELD_OUT = frozenset(["val", "valid", "validation", "test"])
+
+_ARRAY, _LABELS = "arr_0.npy", "arr_1.npy"
+"""What numpy names the arrays in an .npz file that were given no names."""
+
+_LARGE_HEADER = np.lib.format.read_array_header_2_0
+_LENGTHS_AT = 26
+"""In the header of a zip's member: the lengths of its name and of what follows the name, two bytes each."""
 
 _UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 """What reading a damaged, encrypted or exotic member of an archive raises."""
@@ -96,8 +108,8 @@ def open_source(spec: str, split: SplitName | None = None) -> Source:
     """List the images of a source.
 
     Args:
-        spec: The path of a folder, a zip, a tar (compressed or not), an image or a prepared set; or a name
-            from `SETS`. A path that exists wins over a name.
+        spec: The path of a folder, a zip, a tar (compressed or not), an .npz of pixels, an image or a prepared set; or
+            a name from `SETS`. A path that exists wins over a name.
         split: Only this split, of a source that has splits.
 
     Returns:
@@ -132,6 +144,8 @@ def _open_path(spec: str, path: Path) -> Source:
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 infos = archive.infolist()
+                if any(info.filename == _ARRAY for info in infos):
+                    return _open_arrays(spec, path, archive)
             # Some packers write backslashes, against the format.
             found = ["" if info.is_dir() else info.filename.replace("\\", "/") for info in infos]
             return _assemble(spec, found, ZipReader(path))
@@ -185,18 +199,80 @@ def _uncompressed(path: Path) -> Path:
             return path
     except tarfile.ReadError:
         pass
-    handle, name = tempfile.mkstemp(prefix="movq-", suffix=".tar")
-    atexit.register(Path(name).unlink, missing_ok=True)
-    with tarfile.open(path, "r:*") as archive, os.fdopen(handle, "wb") as copy:
+    with tarfile.open(path, "r:*") as archive:
         assert archive.fileobj is not None
         archive.fileobj.seek(0)
-        while block := archive.fileobj.read(2**20):
+        return _copied(path, archive.fileobj.read, ".tar")
+
+
+def _copied(path: Path, read: Callable[[int], bytes], suffix: str) -> Path:
+    """A copy of what an archive holds, that lives as long as this process."""
+    handle, name = tempfile.mkstemp(prefix="movq-", suffix=suffix)
+    atexit.register(Path(name).unlink, missing_ok=True)
+    with os.fdopen(handle, "wb") as copy:
+        while block := read(2**20):
             try:
                 copy.write(block)
             except OSError as error:
                 remedy = "Set TMPDIR to a folder with more space, or decompress the archive first."
                 raise FailureError(f"cannot decompress {path} into {name}: {error.strerror}", remedy) from error
     return Path(name)
+
+
+def npz_arrays(path: Path) -> set[str]:
+    """The names of the arrays in an .npz file; empty where it is none."""
+    if not zipfile.is_zipfile(path):
+        return set()
+    with zipfile.ZipFile(path) as archive:
+        return {name.removesuffix(".npy") for name in archive.namelist()}
+
+
+def _open_arrays(spec: str, path: Path, archive: zipfile.ZipFile) -> Source:
+    """An .npz file of images, as guided-diffusion's evaluator reads them: pixels in `arr_0`, classes in `arr_1`."""
+    info = archive.getinfo(_ARRAY)
+    with archive.open(info) as member:
+        shape = _pixel_shape(path, member)
+        start = member.tell()
+    if info.compress_type == zipfile.ZIP_STORED:
+        file, start = path, start + _member_offset(path, info)
+    else:
+        with archive.open(info) as member:
+            file = _copied(path, member.read, ".npy")
+    labels = _array_labels(archive, shape[0])
+    return Source(
+        spec=spec,
+        names=tuple(f"{index:06d}.png" for index in range(shape[0])),
+        members=tuple(range(shape[0])),
+        reader=PixelReader(file, start, shape[1:]),
+        labels=labels,
+        classes=() if labels is None else tuple(map(str, range(max(labels) + 1))),
+        native_size=shape[1] if shape[1] == shape[2] else None,
+    )
+
+
+def _pixel_shape(path: Path, member: IO[bytes]) -> tuple[int, ...]:
+    """N, H, W, 3 of an array of images, which must be of bytes."""
+    read = np.lib.format.read_array_header_1_0 if np.lib.format.read_magic(member) == (1, 0) else _LARGE_HEADER
+    shape, by_columns, dtype = read(member)
+    if by_columns or dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
+        raise BadRequestError(f"{path} holds {dtype} {list(shape)} as arr_0, not images: uint8 [N, H, W, 3]")
+    return tuple(shape)
+
+
+def _member_offset(path: Path, info: zipfile.ZipInfo) -> int:
+    """Where a stored member's bytes begin, which only the header before them tells."""
+    with path.open("rb") as file:
+        file.seek(info.header_offset + _LENGTHS_AT)
+        return file.tell() + 4 + sum(struct.unpack("<HH", file.read(4)))
+
+
+def _array_labels(archive: zipfile.ZipFile, images: int) -> tuple[int, ...] | None:
+    if _LABELS not in archive.namelist():
+        return None
+    with archive.open(_LABELS) as member:
+        labels = np.lib.format.read_array(member)
+    usable = labels.shape == (images,) and np.issubdtype(labels.dtype, np.integer) and labels.min() >= 0
+    return tuple(labels.tolist()) if usable else None
 
 
 def _open_prepared(spec: str, path: Path) -> Source:
@@ -322,6 +398,25 @@ class TarReader:
         offset, length = self.extents[member]
         _check_bytes(length)
         return self.files.read(self.path, offset, length)
+
+
+@dataclass(frozen=True)
+class PixelReader:
+    """Images that lie one after the other in a file, pixel by pixel."""
+
+    path: Path
+    start: int  # of the first image, bytes
+    shape: tuple[int, ...]  # H, W, 3
+    files: PositionalFiles = field(default_factory=PositionalFiles)
+
+    def read(self, member: int) -> bytes:
+        """The image as a PNG."""
+        length = math.prod(self.shape)
+        _check_bytes(length)
+        data = self.files.read(self.path, self.start + member * length, length)
+        if len(data) < length:
+            raise BadImageError("truncated")
+        return encode_png(Image.fromarray(np.frombuffer(data, dtype=np.uint8).reshape(self.shape)), compress_level=0)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
@@ -194,3 +195,12 @@ def masked_after(step: int, steps: int, start: Tensor, now: Tensor) -> Tensor:
     # Where the product is a whole number, rounding leaves it a little below: floor would take one more off.
     masked = (start.double() * share + _ROUNDING).floor().long()
     return masked.minimum(now - 1).clamp(min=1).minimum(now)
+
+
+def revealed(codes: int, steps: int) -> list[int]:
+    """How many codes of an image each of so many steps decides, where nothing is known at the start."""
+    start = torch.tensor(codes)
+    left = [start]
+    for step in range(steps):
+        left.append(masked_after(step, steps, start, left[-1]))
+    return [int(before - after) for before, after in pairwise(left)]

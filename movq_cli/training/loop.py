@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import signal
+import threading
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -23,7 +20,7 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
-from movq_cli import checkpoints, devices
+from movq_cli import checkpoints, devices, signals
 from movq_cli.console import Console
 from movq_cli.errors import BadRequestError, FailureError, InterruptedRunError
 from movq_cli.files import atomic_write
@@ -114,6 +111,7 @@ def train(
     step = keeper.resume(console)
     figures: Figures = {}
     speed = None if tflop_per_step is None else Speed.measured(tflop_per_step, stage.device, settings.precision)
+    stop = threading.Event()
     batches = stage.batches(step)
     if step == steps:
         # Killed between its last checkpoint and its end.
@@ -121,7 +119,7 @@ def train(
         keeper.publish(step)
     with (
         Log(run, console, settings, ranks, manifest.steps, speed) as log,
-        _stop_signals(launched=ranks.world > 1) as stop,
+        signals.heard(stop.set, launched=ranks.world > 1),
         console.progress(steps, "training", "steps", done=step) as progress,
     ):
         while step < steps:
@@ -132,7 +130,7 @@ def train(
             metrics = stage.step(batch, step)
             step += 1
             log.add(metrics)
-            stopping = ranks.any(stop.asked)
+            stopping = ranks.any(stop.is_set() or ranks.orphaned)
             last = step == steps
             validate = last or step % settings.validate_every == 0
             save = last or step % settings.checkpoint_every == 0 or stopping
@@ -338,44 +336,6 @@ class Guard:
         # Which metrics a step has changes when the discriminator sets in: the others' were never kept.
         names, values = next((names, kept) for names, kept in self._kept.items() if kept.any())
         return bad, dict(zip(names, values.tolist(), strict=True))
-
-
-@dataclass
-class _Stop:
-    launcher: int | None
-    """Process that started this rank; None = this run has no launcher."""
-    signal: int | None = None
-
-    @property
-    def asked(self) -> bool:
-        """Whether a signal came, or the launcher is gone, which can then no longer send one."""
-        return self.signal is not None or self.launcher not in {None, os.getppid()}
-
-
-@contextmanager
-def _stop_signals(*, launched: bool) -> Iterator[_Stop]:
-    """Turn the first Ctrl-C or SIGTERM into a wish that the loop grants; a second one ends the process as ever.
-
-    Args:
-        launched: Further ones are ignored: a launcher repeats to its ranks what the terminal has sent them already, and
-            kills them itself when they take too long.
-    """
-    stop = _Stop(os.getppid() if launched else None)
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-
-    def ask(number: int, _frame: FrameType | None) -> None:
-        stop.signal = number
-        if not launched:
-            for known, handler in before.items():
-                signal.signal(known, handler)
-
-    for number in before:
-        signal.signal(number, ask)
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _check(stage: Stage, keeper: _Keeper) -> None:

@@ -299,6 +299,18 @@ def test_published_statistics_stand_in_for_the_real_images(tmp_path, capsys, inc
     assert "left out psnr" in said
 
 
+def test_npz_files_of_pixels_stand_for_their_images(tmp_path, capsys, inception):
+    folder, _ = inception
+    arrays = {}
+    for seed, name in enumerate(("real", "fake")):
+        write_images(tmp_path / name, numbered(6), seed=seed)
+        arrays[name] = np.stack([np.asarray(Image.open(tmp_path / name / number)) for number in numbered(6)])
+        np.savez(tmp_path / f"{name}.npz", arrays[name])
+    expected, _ = run(tmp_path / "real", tmp_path / "fake", "fid", "kid", capsys=capsys, weights=folder)
+    found, _ = run(tmp_path / "real.npz", tmp_path / "fake.npz", "fid", "kid", capsys=capsys, weights=folder)
+    assert (found["fid"], found["kid"]) == (expected["fid"], expected["kid"])
+
+
 @pytest.mark.parametrize("content", [{"mu": np.zeros(3), "sigma": np.zeros((3, 3))}, {"mu": np.zeros(2048)}, None])
 def test_unusable_statistics_are_refused(tmp_path, capsys, content):
     write_images(tmp_path / "fake", numbered(2))

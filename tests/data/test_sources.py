@@ -325,6 +325,53 @@ def test_no_room_for_the_decompressed_copy_is_a_failure(tmp_path):
     assert "cannot decompress" in run.stdout and "TMPDIR" in run.stdout and run.stderr == ""
 
 
+# Arrays
+
+
+def pictures(count):
+    return np.random.default_rng(0).integers(0, 256, (count, 5, 4, 3), dtype=np.uint8)
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_npz_of_pixels_and_classes(tmp_path, save):
+    pixels = pictures(3)
+    save(tmp_path / "a.npz", pixels, np.array([2, 0, 1]))
+    source = open_source(str(tmp_path / "a.npz"))
+    assert source.names == ("000000.png", "000001.png", "000002.png")
+    assert source.labels == (2, 0, 1) and source.classes == ("0", "1", "2") and source.splits is None
+    for index in (2, 0, 1):
+        assert np.array_equal(np.asarray(decode(source.read(index))), pixels[index])
+    assert sources.npz_arrays(tmp_path / "a.npz") == {"arr_0", "arr_1"}
+
+
+@pytest.mark.parametrize("labels", [None, [1, 2], [0.0, 1.0, 2.0], [0, -1, 2]])
+def test_an_npz_without_usable_classes_has_none(tmp_path, labels):
+    np.savez(tmp_path / "a.npz", pictures(3), *([] if labels is None else [np.array(labels)]))
+    source = open_source(str(tmp_path / "a.npz"))
+    assert len(source) == 3 and source.labels is None and source.classes == ()
+
+
+@pytest.mark.parametrize("wrong", [pictures(2)[0], pictures(2)[..., :1], pictures(2) / 255, pictures(0)])
+def test_an_npz_of_something_else_is_a_bad_request(tmp_path, wrong):
+    np.savez(tmp_path / "a.npz", wrong)
+    with pytest.raises(BadRequestError, match=r"a\.npz holds .* as arr_0, not images: uint8 \[N, H, W, 3\]"):
+        open_source(str(tmp_path / "a.npz"))
+    np.savez(tmp_path / "b.npz", mu=wrong)
+    with pytest.raises(BadRequestError, match="no image in"):
+        open_source(str(tmp_path / "b.npz"))
+
+
+def test_an_npz_with_pickled_or_missing_bytes_is_named(tmp_path):
+    np.savez(tmp_path / "a.npz", np.array([{}], dtype=object))
+    with pytest.raises(BadRequestError, match=r"a\.npz"):
+        open_source(str(tmp_path / "a.npz"))
+    np.savez(tmp_path / "b.npz", pictures(3))
+    source = open_source(str(tmp_path / "b.npz"))
+    os.truncate(tmp_path / "b.npz", 250)
+    with pytest.raises(BadImageError, match="truncated"):
+        source.read(2)
+
+
 def _damaged(tmp_path, kind):
     path = tmp_path / f"a.{kind}"
     noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
@@ -381,10 +428,10 @@ def _keep(source):
 def _check(i):
     source = _kept["source"]
     index = i % len(source)
-    return source.read(index) == picture(int(PurePosixPath(source.names[index]).stem))
+    return decode(source.read(index)) == decode(picture(int(PurePosixPath(source.names[index]).stem)))
 
 
-@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz"])
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar", "tar.gz", "npz"])
 @pytest.mark.parametrize("method", ["fork", "pickle"])
 def test_sources_are_read_by_several_processes_at_once(tmp_path, kind, method):
     names = [f"{i}.png" for i in range(50)]
@@ -395,6 +442,9 @@ def test_sources_are_read_by_several_processes_at_once(tmp_path, kind, method):
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for value, name in enumerate(names):
                 archive.writestr(name, picture(value))
+    elif kind == "npz":
+        path = tmp_path / "a.npz"
+        np.savez(path, np.stack([np.full((4, 4, 3), value, np.uint8) for value in range(50)]))
     else:
         path = tarred(tmp_path / f"a.{kind}", names, "w:gz" if kind == "tar.gz" else "w")
     source = open_source(str(path))

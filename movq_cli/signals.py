@@ -1,0 +1,33 @@
+"""Ctrl-C and SIGTERM: a leaf."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+@contextmanager
+def heard(act: Callable[[], None], *, launched: bool) -> Iterator[None]:
+    """Do something at the first Ctrl-C or SIGTERM while the block runs; a second one ends the process as ever.
+
+    Args:
+        act: What to do, in the main thread; an exception that it raises comes up wherever the block is.
+        launched: Further ones are ignored: a launcher repeats to its ranks what the terminal has sent them already, and
+            kills them itself when they take too long.
+    """
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def first(_number: int, _frame: FrameType | None) -> None:
+        for known, handler in before.items():
+            signal.signal(known, signal.SIG_IGN if launched else handler)
+        act()
+
+    for number in before:
+        signal.signal(number, first)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,430 @@
+"""`movq sample`: the same images in any form from any number of processes, and after any kind of end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from movq_cli import app, files
+from movq_cli.api import Prior
+from movq_cli.commands import sample as command
+from movq_cli.data import targets
+from movq_cli.data.images import encode_png
+from movq_cli.data.sources import open_source
+from movq_cli.errors import BadRequestError, FailureError
+from movq_cli.models import masked_prior
+from movq_cli.settings import SampleSettings
+
+if TYPE_CHECKING:
+    from tests.conftest import Movq
+
+FORMS = ("", ".zip", ".npz")
+Draw = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def draw(
+    trained_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Draw:
+    """Run `movq sample` in this process, in an empty folder; its result, and as `said` its stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(
+        out: str, *more: str | int, n: int = 7, prior: Path = trained_once / "runs" / "tiny-prior"
+    ) -> dict[str, Any]:
+        capfd.readouterr()
+        arguments = ["sample", out, "-n", n, "--run", prior, "--device", "cpu", "--json", *more]
+        app.app(list(map(str, arguments)), standalone_mode=False)
+        printed, said = capfd.readouterr()
+        return {**json.loads(printed), "said": said}
+
+    return run
+
+
+def content(path: Path) -> dict[str, bytes]:
+    """A set's files by their names in it, and of a packed one the manifest beside it."""
+    found = path.parent.glob(f"{path.name}*") if path.is_file() else path.iterdir()
+    return {file.name.removeprefix(path.name): file.read_bytes() for file in found}
+
+
+def manifest_of(path: Path) -> dict[str, Any]:
+    file = path / "manifest.json" if path.is_dir() else path.with_name(f"{path.name}.manifest.json")
+    return json.loads(file.read_text())
+
+
+def photographs(folder: Path) -> list[bytes]:
+    return [path.read_bytes() for path in sorted(folder.glob("*.png"))]
+
+
+# --- what comes out ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_batch_sizes_give_the_same_bytes(draw: Draw, tmp_path: Path, form: str) -> None:
+    for size in (1, 3, 64):
+        assert draw(f"of-{size}{form}", "--batch-size", size)["made"] == 7
+    assert content(tmp_path / f"of-1{form}") == content(tmp_path / f"of-3{form}") == content(tmp_path / f"of-64{form}")
+    assert len(list(tmp_path.glob("of-1*"))) == (1 if form == "" else 2)  # nothing of the work is left
+
+
+def test_a_zip_and_an_npz_hold_the_images_of_the_folder(draw: Draw, tmp_path: Path) -> None:
+    draw("a", "--grid", "a.png")
+    for form in (".zip", ".npz"):
+        assert draw(f"a{form}", "--grid", f"a{form}.png")["grid"] == f"a{form}.png"
+        assert (tmp_path / f"a{form}.png").read_bytes() == (tmp_path / "a.png").read_bytes()
+        assert manifest_of(tmp_path / f"a{form}") == manifest_of(tmp_path / "a")
+    with zipfile.ZipFile(tmp_path / "a.zip") as archive:
+        assert {info.compress_type for info in archive.infolist()} == {zipfile.ZIP_STORED}
+        assert {name: archive.read(name) for name in archive.namelist()} == content(tmp_path / "a")
+    with np.load(tmp_path / "a.npz") as arrays:
+        assert set(arrays.files) == {"arr_0", "arr_1"}
+        pixels, labels = arrays["arr_0"], arrays["arr_1"]
+    assert (pixels.dtype, pixels.shape, labels.dtype) == (np.uint8, (7, 16, 16, 3), np.int64)
+    assert labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    for index in range(7):
+        assert np.array_equal(pixels[index], np.asarray(Image.open(tmp_path / "a" / f"{index:06d}.png")))
+
+
+def test_every_form_can_be_evaluated(draw: Draw, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    for form in FORMS:
+        draw(f"a{form}")
+    names = {open_source(str(tmp_path / f"a{form}")).names for form in FORMS}
+    assert names == {tuple(f"{index:06d}.png" for index in range(7))}
+    for form in FORMS[1:]:
+        app.app(["evaluate", "--psnr", "a", f"a{form}", "--json", "--quiet", "--device", "cpu"], standalone_mode=False)
+        assert json.loads(capfd.readouterr().out)["protocol"]["pairs"]["identical"] == 7
+
+
+def test_the_manifest_says_how_the_images_were_drawn(draw: Draw, trained_once: Path, tmp_path: Path) -> None:
+    draw("a", "--steps", 8, "--seed", 40)
+    manifest = manifest_of(tmp_path / "a")
+    run = trained_once / "runs" / "tiny-prior"
+    expected = SampleSettings(steps=8).model_dump()
+    assert manifest["settings"] == {
+        **expected,
+        "seed": 40,
+        "mode": "mask",
+        "revealed": masked_prior.revealed(256, 8),
+        "prior": files.sha256(run / "prior.safetensors"),
+        "tokenizer": files.sha256(run / "tokenizer.safetensors"),
+    }
+    assert manifest["made_with"].keys() == {"movq", "torch", "device"}
+    assert manifest["images"][4] == {"file": "000004.png", "seed": 44, "class": "dot"}
+    draw("one", "--steps", 8, "--seed", 44, "--class", "dot", n=1)
+    assert photographs(tmp_path / "one") == photographs(tmp_path / "a")[4:5]
+
+
+def test_the_options_reach_the_sampler(draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[SampleSettings] = []
+    original = Prior.sample
+
+    def spy(self: Prior, **given: Any) -> Any:
+        seen.append(given["settings"])
+        return original(self, **given)
+
+    monkeypatch.setattr(Prior, "sample", spy)
+    draw("a", n=1)
+    assert seen.pop() == SampleSettings(steps=4)
+    options = {
+        **{"steps": 3, "temperature": 0.9, "choice_temperature": 2.0, "top_k": 5, "top_p": 0.8},
+        **{"guidance": 1.5, "guidance_schedule": "linear"},
+    }
+    draw("b", *(part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)), n=1)
+    assert seen.pop() == SampleSettings.model_validate(options)
+
+
+@pytest.mark.parametrize("mode", ["auto", "depth"])
+def test_priors_that_draw_one_code_after_another_sample_too(
+    draw: Draw, ordered_once: Path, tmp_path: Path, mode: str
+) -> None:
+    prior = ordered_once / mode
+    draw("a", "--top-k", 3, n=4, prior=prior)
+    draw("b", "--top-k", 3, "--batch-size", 1, n=4, prior=prior)
+    assert content(tmp_path / "a") == content(tmp_path / "b")
+    settings = manifest_of(tmp_path / "a")["settings"]
+    assert settings["mode"] == mode
+    assert not {"steps", "choice_temperature", "revealed"} & settings.keys()
+    for option in ("--steps", "--choice-temperature"):
+        with pytest.raises(BadRequestError, match=f"mode {mode}.*one code after another.*{option}"):
+            draw("c", option, 3, prior=prior)
+    assert not (tmp_path / "c").exists()
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_samples_of_other_settings_are_not_mixed(draw: Draw, tmp_path: Path, form: str) -> None:
+    draw(f"out{form}", n=2)
+    before = content(tmp_path / f"out{form}")
+    others = ["--seed", 1], ["--steps", 3], ["--class", "dot"], ["--guidance", 2], ["--top-k", 3], ["--top-p", 0.5]
+    for other in others:
+        with pytest.raises(BadRequestError, match=r"samples of other .*Name another"):
+            draw(f"out{form}", *other, n=2)
+    assert content(tmp_path / f"out{form}") == before
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--temperature", "0"], "temperature"),
+        (["--top-p", "0"], "top_p"),
+        (["--top-p", "1.5"], "top_p"),
+        (["--guidance-schedule", "steep"], "guidance_schedule.*'steep'"),
+        (["--class", "cat"], "'cat'"),
+    ],
+)
+def test_what_cannot_be_is_one_line(draw: Draw, tmp_path: Path, options: list[str], words: str) -> None:
+    with pytest.raises(BadRequestError, match=words):
+        draw("out", *options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_another_made_is_left_alone(draw: Draw, tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine.png").write_bytes(encode_png(Image.new("RGB", (4, 4))))
+    (tmp_path / "folder.zip").mkdir()
+    for folder in ("damaged", "new.npz.images"):
+        (tmp_path / folder).mkdir()
+    for name in ("other.zip", "file", "new.npz.images/notes"):
+        (tmp_path / name).write_bytes(b"mine")
+    (tmp_path / "damaged" / "manifest.json").write_text("{")
+    before = sorted(tmp_path.rglob("*"))
+    refused = {
+        "other": "did not make",
+        "other.zip": "did not make",
+        "new.npz": "did not make",
+        "file": "is a file",
+        "folder.zip": "is a folder",
+        "damaged": "not a manifest",
+    }
+    for name, words in refused.items():
+        with pytest.raises(BadRequestError, match=words):
+            draw(name)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_two_at_once_are_refused(draw: Draw, tmp_path: Path) -> None:
+    with (
+        files.claimed(tmp_path / "out.zip.images", "movq sample"),
+        pytest.raises(BadRequestError, match="is at work in"),
+    ):
+        draw("out.zip")
+
+
+# --- going on ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_grows_and_only_what_is_missing_is_made(draw: Draw, tmp_path: Path) -> None:
+    draw("whole")
+    draw("out", n=3)
+    (tmp_path / "out" / "000001.png").unlink()
+    grown = draw("out")
+    assert grown["made"] == 5
+    assert "2 of 7 images are in out already" in grown["said"]
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    assert draw("out", n=3)["made"] == 0  # its manifest still tells of all seven
+    assert content(tmp_path / "out") == content(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("form", [".zip", ".npz"])
+def test_a_finished_file_is_left_and_one_of_another_count_refused(draw: Draw, tmp_path: Path, form: str) -> None:
+    draw(f"out{form}")
+    before = (tmp_path / f"out{form}").stat()
+    again = draw(f"out{form}")
+    assert again["made"] == 0
+    assert "nothing to do" in again["said"]
+    after = (tmp_path / f"out{form}").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    for count in (6, 8):
+        with pytest.raises(BadRequestError, match=f"holds 7 images, not {count}"):
+            draw(f"out{form}", n=count)
+
+
+def test_versions_and_device_do_not_decide_whether_to_go_on(draw: Draw, tmp_path: Path) -> None:
+    draw("out", n=2)
+    path = tmp_path / "out" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["made_with"] = {"movq": "0", "torch": "0", "device": "cuda"}
+    path.write_text(json.dumps(manifest))
+    assert draw("out", n=3)["made"] == 1
+
+
+def _kill(*_: object, **__: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _after(count: int, act: Callable[[], object]) -> Callable[..., None]:
+    """Writes images, and acts before the one after so many."""
+    written: list[Path] = []
+    write = command._write
+
+    def counted(path: Path, image: Any) -> None:
+        if len(written) == count:
+            act()
+        written.append(path)
+        write(path, image)
+
+    return counted
+
+
+MOMENTS: dict[str, tuple[object, str, Callable[[], Callable[..., None]]]] = {
+    "drawing": (command, "_write", lambda: _after(4, _kill)),
+    "packing": (zipfile.ZipFile, "close", lambda: _kill),
+    "packed": (targets.Target, "_clear", lambda: _kill),
+}
+
+
+def in_child(work: Callable[[], object]) -> int:
+    """The wait status of a forked process that does some work."""
+    child = os.fork()
+    if child == 0:
+        try:
+            work()
+        finally:
+            os._exit(99)
+    return os.waitpid(child, 0)[1]
+
+
+@pytest.mark.parametrize(("form", "moment"), [("", "drawing"), *((f, m) for f in FORMS[1:] for m in MOMENTS)])
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    draw: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, moment: str
+) -> None:
+    draw(f"whole{form}")
+    with monkeypatch.context() as patch:
+        place, name, make = MOMENTS[moment]
+        patch.setattr(place, name, make())
+        assert os.WTERMSIG(in_child(lambda: draw(f"out{form}", "--batch-size", 2))) == signal.SIGKILL
+    folder = tmp_path / ("out" if form == "" else f"out{form}.images")
+    there = {path.name: path.stat().st_ino for path in folder.glob("*.png")}
+    assert (4 <= len(there) < 7) if moment == "drawing" else len(there) == 7
+    assert (tmp_path / f"out{form}").is_file() == (moment == "packed")
+    kept: dict[str, int] = {}
+    with monkeypatch.context() as patch:
+        clear = targets.Target._clear
+
+        def look(self: targets.Target) -> None:
+            kept.update({path.name: path.stat().st_ino for path in self.folder.glob("*.png")})
+            clear(self)
+
+        patch.setattr(targets.Target, "_clear", look)
+        assert draw(f"out{form}")["made"] == 7 - len(there)
+    kept |= {path.name: path.stat().st_ino for path in folder.glob("*.png")}
+    assert there.items() <= kept.items()
+    assert content(tmp_path / f"out{form}") == content(tmp_path / f"whole{form}")
+    assert form == "" or not folder.exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_run_ends_at_once_and_keeps_what_it_made(
+    draw: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, trained_once: Path
+) -> None:
+    def main() -> None:
+        os.dup2(os.open("said", os.O_WRONLY | os.O_CREAT), 2)
+        sys.stderr = os.fdopen(2, "w", buffering=1)
+        run = trained_once / "runs" / "tiny-prior"
+        sys.argv = ["movq", "sample", "out", "-n", "100000", "--batch-size", "2", "--run", str(run), "--device", "cpu"]
+        try:
+            app.main()
+        except SystemExit as end:
+            os._exit(int(end.code or 0))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "_write", _after(4, lambda: os.kill(os.getpid(), number)))
+        assert os.waitstatus_to_exitcode(in_child(main)) == 130
+    errors = [line for line in (tmp_path / "said").read_text().splitlines() if line.startswith("error: ")]
+    assert errors == ["error: interrupted; the images made so far are kept. The same command makes the others."]
+    made = len(photographs(tmp_path / "out"))
+    assert made >= 4
+    assert draw("out", n=made + 1)["made"] == 1
+
+
+def test_a_full_disk_is_one_line_and_leaves_no_half_file(
+    draw: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(targets, "_pack_array", full)
+        with pytest.raises(FailureError, match=r"cannot write out\.npz: No space"):
+            draw("out.npz")
+    assert [path.name for path in tmp_path.glob("out.npz*") if path.is_dir()] == ["out.npz.images"]
+    assert not (tmp_path / "out.npz").exists()
+    assert draw("out.npz")["made"] == 0
+
+
+# --- several processes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", [".zip", ".npz"])
+def test_two_processes_make_what_one_does(
+    draw: Draw, movq: Movq, trained_once: Path, tmp_path: Path, form: str
+) -> None:
+    draw(f"one{form}")
+    arguments = ["sample", f"two{form}", "-n", "7", "--batch-size", "2", "--json", "--device", "cpu", "--gpus", "2"]
+    done = movq(*arguments, "--run", trained_once / "runs" / "tiny-prior")
+    assert json.loads(done.stdout) == {"path": f"two{form}", "images": 7, "made": 7}
+    assert done.stderr.count("prior: ") == 1
+    assert "sampling: 7/7" in done.stderr
+    assert content(tmp_path / f"two{form}") == content(tmp_path / f"one{form}")
+
+
+@pytest.fixture
+def two_at_work(trained_once: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """Two processes that draw into the folder `out`, some images being there already."""
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "movq_cli", "sample", "out", "-n", "100000", "--batch-size", "2"),
+            *("--run", str(trained_once / "runs" / "tiny-prior"), "--device", "cpu", "--gpus", "2"),
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "out" / "000002.png").exists() or not (tmp_path / "out" / "050002.png").exists():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    yield process
+    process.kill()
+    process.communicate()
+
+
+def test_ranks_that_are_interrupted_end_with_one_line_and_one_process_goes_on(
+    two_at_work: subprocess.Popen[str], draw: Draw, tmp_path: Path
+) -> None:
+    os.killpg(two_at_work.pid, signal.SIGINT)  # as a terminal does
+    _, said = two_at_work.communicate(timeout=60)
+    assert two_at_work.returncode == 130, said
+    rest = [line for line in said.splitlines() if not line.startswith(("prior: ", "sampling: "))]
+    assert rest == ["error: interrupted; the images made so far are kept. The same command makes the others."]
+    there = sum(path.name <= "000019.png" for path in (tmp_path / "out").glob("*.png"))
+    assert draw("out", n=20)["made"] == 20 - there
+    draw("whole", n=20)
+    assert photographs(tmp_path / "out")[:20] == photographs(tmp_path / "whole")
+
+
+def test_when_a_rank_is_killed_the_launcher_tells_and_nobody_else(two_at_work: subprocess.Popen[str]) -> None:
+    children = Path(f"/proc/{two_at_work.pid}/task/{two_at_work.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, said = two_at_work.communicate(timeout=60)
+    assert two_at_work.returncode == 1, said
+    rest = [line for line in said.splitlines() if not line.startswith(("prior: ", "sampling: "))]
+    assert len(rest) == 1
+    assert rest[0].startswith("error: rank 1 was ended by signal 9")

@@ -1,0 +1,44 @@
+"""The first Ctrl-C or SIGTERM is heard, the second one works as ever, and a launcher's repetitions are not heard."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from movq_cli import signals
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_is_heard_and_the_second_ends_the_block(number: signal.Signals) -> None:
+    before = signal.signal(number, signal.default_int_handler)
+    heard: list[int] = []
+    try:
+        with pytest.raises(KeyboardInterrupt), signals.heard(lambda: heard.append(1), launched=False):
+            os.kill(os.getpid(), number)
+            assert heard == [1]
+            os.kill(os.getpid(), number)
+        assert heard == [1]
+        assert signal.getsignal(number) is signal.default_int_handler
+    finally:
+        signal.signal(number, before)
+
+
+def test_what_a_launcher_repeats_is_not_heard() -> None:
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    heard: list[int] = []
+    with signals.heard(lambda: heard.append(1), launched=True):
+        for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+    assert heard == [1]
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_an_exception_comes_up_in_the_block() -> None:
+    def stop() -> None:
+        raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"), signals.heard(stop, launched=False):
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("not heard")
