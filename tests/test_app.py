@@ -194,6 +194,7 @@ def test_a_dry_run_needs_no_data_and_prints_the_parameters(movq: Movq) -> None:
         "post_quant_conv": 65_792,
         "total": 72_141_699,
     }
+    assert (plan["discriminator"], plan["lpips"]) == (2_765_633, 14_716_160)
     plan = json.loads(movq("train-prior", "--preset", "ffhq", "--dry-run", "--json").stdout)
     assert plan["parameters"]["total"] == 307_030_272
     assert [plan[name] for name in ("images", "views", "steps", "steps_per_epoch")] == [None] * 4

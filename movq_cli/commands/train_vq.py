@@ -90,6 +90,7 @@ def plan(settings: Preset, images: PreparedSet | None, device: torch.device, pro
     return {
         "parameters": training.parameters(model),
         "discriminator": training.parameters(discriminator)["total"] if train.adversarial_weight > 0 else 0,
+        "lpips": cost.lpips_parameters() if train.perceptual_weight > 0 else 0,
         "images": count,
         **length,
         "discriminator_start": train.discriminator_step(length["steps"], length["steps_per_epoch"]) if known else None,

@@ -98,16 +98,34 @@ def of_prior(prior: PriorSettings, shape: CodeShape, train: TrainSettings, devic
     return Cost(_account([model], train, own.kept, averaged=model), train.accumulate * _LEARNING * own.flops)
 
 
+def lpips_parameters() -> int:
+    """Parameters of LPIPS with VGG-16: its trunk, and a weight for each channel that is looked at before a pooling."""
+    with torch.device("meta"):
+        trunk = _lpips_trunk()
+    looked_at, width = 0, 0
+    for layer in trunk:
+        if isinstance(layer, nn.MaxPool2d):
+            looked_at += width
+        elif isinstance(layer, nn.Conv2d):
+            width = layer.out_channels
+    return sum(parameter.numel() for parameter in trunk.parameters()) + looked_at + width
+
+
 def _images(train: TrainSettings, ranks: int) -> int:
     return max(1, train.batch_size // ranks // train.accumulate)
 
 
 def _perceptual(images: Tensor) -> _Pass:
     """LPIPS's trunk on a batch once; it is passed twice, for images and originals."""
+    trunk = _lpips_trunk()
+    return _pass(lambda: trunk(images.clone().requires_grad_()), trunk)
+
+
+def _lpips_trunk() -> nn.Sequential:
     from torchvision.models import vgg16
 
-    trunk = vgg16(weights=None, init_weights=False).features[:_LPIPS_LAYERS].requires_grad_(False)
-    return _pass(lambda: trunk(images.clone().requires_grad_()), trunk)
+    trunk: nn.Sequential = vgg16(weights=None, init_weights=False).features[:_LPIPS_LAYERS].requires_grad_(False)
+    return trunk
 
 
 def _pass(forward: Callable[[], object], model: nn.Module) -> _Pass:

@@ -105,3 +105,10 @@ def test_arithmetic_is_that_of_a_real_step(tiny: Preset) -> None:
     assert cost.of_tokenizer(judged.vq, judged.train_vq, CPU, 1).flops > 1.1 * estimate
     halves = larger(tiny, precision="float32", accumulate=2)
     assert cost.of_tokenizer(halves.vq, halves.train_vq, CPU, 1).flops == pytest.approx(estimate, rel=1e-3)
+
+
+def test_lpips_has_the_parameters_of_the_library() -> None:
+    import lpips
+
+    network = lpips.LPIPS(net="vgg", pnet_rand=True, verbose=False)
+    assert cost.lpips_parameters() == sum(parameter.numel() for parameter in network.parameters())
