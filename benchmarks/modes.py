@@ -84,7 +84,6 @@ def main() -> None:
     torch.manual_seed(0)
     figures = report(arguments.samples)
     show(figures)
-    arguments.out.mkdir(parents=True, exist_ok=True)
     atomic_write(arguments.out / "modes.json", (json.dumps(figures, indent=2) + "\n").encode())
 
 

@@ -234,7 +234,6 @@ def main() -> None:
     figures = report(presets.load(name), name, device, batch_size, arguments.repeats)
     show(figures)
     path = arguments.out / f"sampling-{device.type}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, (json.dumps(figures, indent=2) + "\n").encode())
 
 

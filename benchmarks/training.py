@@ -388,7 +388,6 @@ def main() -> None:
     figures = report(device, batch_size, arguments.repeats, arguments.taming)
     show(figures)
     path = arguments.out / f"training-{device.type}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
     atomic_write(path, (json.dumps(figures, indent=2) + "\n").encode())
 
 

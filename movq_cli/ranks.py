@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import TypeVar, cast
 
 import torch
@@ -71,11 +72,15 @@ class Ranks:
         """Whether it is so on any rank; over the host's network, so that no GPU is waited for."""
         return bool(self.sum(torch.tensor(int(flag))))
 
-    def wait(self) -> None:
-        """Until all ranks have come here; over the host's network, and open to signals all the while."""
+    def wait(self, group: dist.ProcessGroup | None = None) -> None:
+        """Until all ranks have come here; over the host's network, and open to signals all the while.
+
+        Args:
+            group: Of all ranks, with the patience that is wanted; None = the run's own, which has half an hour's.
+        """
         if self.world == 1:
             return
-        work = dist.all_reduce(torch.zeros(1), async_op=True)
+        work = dist.all_reduce(torch.zeros(1), group=group, async_op=True)
         while not work.is_completed():
             time.sleep(_SECONDS_BETWEEN_LOOKS)
         work.wait()
@@ -120,7 +125,7 @@ class Ranks:
             return
         group = dist.new_group(backend="gloo", timeout=_PATIENCE)
         assert isinstance(group, dist.ProcessGroup)
-        yield lambda: cast(None, dist.barrier(group))
+        yield partial(self.wait, group)
         dist.destroy_process_group(group)
 
     def wrap(self, model: nn.Module) -> nn.Module:

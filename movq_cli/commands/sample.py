@@ -75,7 +75,11 @@ def sample(
     if gpus is not None and not ranks.launched():
         ranks.launch(sys.argv[1:], gpus, device)
         return
-    with ranks.joined(device) as (mine, where), signals.heard(_interrupt, launched=mine.world > 1):
+    with (
+        ranks.joined(device) as (mine, where),
+        signals.heard(_interrupt, launched=mine.world > 1),
+        mine.meeting() as all_here,  # to pack many images may take longer than the others would wait
+    ):
         console.log(f"prior: {weights}")
         prior = Prior.load(weights, tokenizer).to(where)
         devices.store_as_multiplied(prior.transformer, where, "auto")
@@ -90,10 +94,10 @@ def sample(
                 missing = mine.from_first(target.begin)
                 made = len(missing)
                 draw = partial(prior.sample, seed=seed, classes=ids, settings=settings)
-                _make(draw, missing, target, batch_size, mine, console)
+                _make(draw, missing, target, batch_size, mine, all_here, console)
                 if mine.first:
                     target.finish([ids[index % len(ids)] for index in range(n)] if ids else [], console)
-                mine.wait()
+                all_here()
         if mine.first:
             _report(out, n, made, grid, ids, console)
 
@@ -146,6 +150,7 @@ def _make(
     target: Target,
     batch_size: int,
     mine: Ranks,
+    all_here: Callable[[], None],
     console: Console,
 ) -> None:
     """Write this rank's share of the images that are missing, and wait for the others'."""
@@ -170,7 +175,7 @@ def _make(
             ]
             progress.advance(tally.add(len(indices)))
         _settle(writing)
-        mine.wait()
+        all_here()
         progress.advance(tally.add(0))
 
 

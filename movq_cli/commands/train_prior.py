@@ -70,8 +70,11 @@ def train_prior(
             planned = plan(settings, images, where, mine.world)
             training.announce(planned, console)
             # Before the encoding, which may take hours: a folder of another run is refused at once.
-            manifest = mine.from_first(lambda: _begin(settings, planned["steps"], place, preset, images, codes_from))
-            stage = _stage(settings, images, codes_from, mine, where, console)
+            digest = sha256(codes_from.weights)
+            manifest = mine.from_first(
+                lambda: _begin(settings, planned["steps"], place, preset, images, codes_from, digest)
+            )
+            stage = _stage(settings, images, codes_from, digest, mine, where, console)
             console.log(
                 f"train-prior {preset} on {where}, to {place.folder}; an epoch is {planned['views']:,} image views"
             )
@@ -106,13 +109,18 @@ def plan(settings: Preset, images: PreparedSet | None, device: torch.device, pro
 
 
 def _stage(
-    settings: Preset, images: PreparedSet, codes_from: runs.Run, mine: Ranks, device: torch.device, console: Console
+    settings: Preset,
+    images: PreparedSet,
+    codes_from: runs.Run,
+    digest: str,
+    mine: Ranks,
+    device: torch.device,
+    console: Console,
 ) -> PriorTraining:
     """Encode what is not encoded yet, and put the training together."""
     model = checkpoints.load_tokenizer(codes_from.weights).to(device)
     _check_tokenizer(settings, model, codes_from)
     loader.check_side(images.manifest.min_side, settings.vq.resolution, settings.data.path)
-    digest = sha256(codes_from.weights)
 
     def codes(split: SplitName) -> tokens.TokenCache:
         return tokens.cached(
@@ -134,7 +142,13 @@ def _stage(
 
 
 def _begin(
-    settings: Preset, steps: int, place: runs.Run, preset: str, images: PreparedSet, codes_from: runs.Run
+    settings: Preset,
+    steps: int,
+    place: runs.Run,
+    preset: str,
+    images: PreparedSet,
+    codes_from: runs.Run,
+    digest: str,
 ) -> runs.Manifest:
     manifest = runs.begin(
         place,
@@ -142,7 +156,7 @@ def _begin(
         settings=settings,
         steps=steps,
         data=images.manifest.hash,
-        tokenizer=sha256(codes_from.weights),
+        tokenizer=digest,
     )
     _keep_tokenizer(codes_from.weights, place.tokenizer)
     return manifest

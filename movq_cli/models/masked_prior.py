@@ -79,7 +79,7 @@ class MaskedPrior(CodeTransformer):
             logits = (
                 self._first_logits(len(seeds), classes, settings)
                 if step == 0 and known is None
-                else (self._guided_logits(codes, classes, settings, step))
+                else self._guided_logits(codes, classes, settings, step)
             )
             drawn, log_probability = draws.draw_codes(logits.flatten(1, 3), uniforms[:, step, 0], settings)
             noise = settings.choice_temperature * (1 - (step + 1) / steps)

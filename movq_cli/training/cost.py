@@ -17,7 +17,7 @@ from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.models.transformer import Block
 from movq_cli.settings import CodeShape, PriorSettings, TokenizerSettings, TrainSettings, TrainVQSettings
-from movq_cli.training.loop import recompute
+from movq_cli.training.trainable import recompute
 
 _FLOAT32 = 4
 _LPIPS_LAYERS = 30

@@ -23,7 +23,8 @@ from movq_cli.ranks import ALONE, Ranks
 from movq_cli.runs import Run
 from movq_cli.settings import Preset, TrainPriorSettings
 from movq_cli.training.log import Figures, Metrics
-from movq_cli.training.loop import Guard, Stateful, Trainable, check_shares, recompute, step_seed
+from movq_cli.training.loop import step_seed
+from movq_cli.training.trainable import Guard, Stateful, Trainable, check_shares, recompute
 
 _PICTURES = 16
 """Samples in a run's pictures."""

@@ -24,7 +24,7 @@ from movq_cli.runs import Run
 from movq_cli.settings import Preset, TrainVQSettings
 from movq_cli.training import losses
 from movq_cli.training.log import Figures, Metrics
-from movq_cli.training.loop import Guard, ModelT, Stateful, Trainable, check_shares, recompute
+from movq_cli.training.trainable import Guard, ModelT, Stateful, Trainable, check_shares, recompute
 
 _PICTURES = 8
 """Validation images in a run's pictures."""

@@ -1,0 +1,113 @@
+"""A model in training: rates, averages, clipping, and what a step that is not finite leaves alone."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from movq_cli.ranks import ALONE
+from movq_cli.settings import TrainSettings, TrainVQSettings
+from movq_cli.training import trainable
+
+GOOD = torch.ones(())
+
+
+def rates(settings: TrainSettings, steps: int) -> list[float]:
+    """The rates that updates really use: the way of a weight under plain gradient descent along a gradient of 1."""
+    weight = nn.Linear(1, 1, bias=False)
+    trained = wrapped(weight, settings, steps)
+    seen = []
+    for step in range(steps):
+        before = weight.weight.item()
+        backward(trained, weight.weight.sum())
+        trained.update(step, GOOD)
+        seen.append(before - weight.weight.item())
+    return seen
+
+
+def wrapped(model: nn.Module, settings: TrainSettings, steps: int) -> trainable.Trainable[nn.Module]:
+    nn.init.zeros_(model.weight)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
+    return trainable.Trainable(model, optimizer, settings, steps, ALONE)
+
+
+def backward(trained: trainable.Trainable[nn.Module], loss: Tensor) -> Tensor:
+    trained.clear()
+    loss.backward()
+    return trained.clip()
+
+
+def test_the_rate_is_base_rate_times_global_batch() -> None:
+    assert rates(TrainVQSettings(), 3) == pytest.approx([4.5e-6 * 48] * 3, rel=1e-3)
+
+
+def test_it_rises_over_the_warm_up_and_falls_to_zero_by_a_cosine() -> None:
+    settings = TrainVQSettings(warmup_steps=4, decay="cosine", base_learning_rate=1.0, batch_size=1)
+    seen = rates(settings, 12)
+    assert seen[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
+    assert seen[4:] == pytest.approx([0.5 * (1 + math.cos(math.pi * step / 8)) for step in range(8)], abs=1e-6)
+
+
+def test_the_exported_average_is_the_closed_form() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    settings = TrainVQSettings(ema_decay=0.9, base_learning_rate=1.0, batch_size=1)
+    trained = wrapped(model, settings, 20)
+    expected = 0.0
+    for step in range(20):
+        backward(trained, model.weight.sum().neg())  # one up each step
+        trained.update(step, GOOD)
+        expected = 1.0 if step == 0 else 0.9 * expected + 0.1 * (step + 1)
+    assert model.weight.item() == 20
+    assert trained.exported.weight.item() == pytest.approx(expected, rel=1e-5)
+    plain = wrapped(model, TrainVQSettings(), 20)
+    assert plain.exported is model
+
+
+def test_the_norm_of_the_gradients_is_clipped_where_asked_and_told() -> None:
+    for clip_norm, moved in ((None, 50.0), (2.0, 2.0)):
+        model = nn.Linear(1, 1, bias=False)
+        settings = TrainVQSettings(clip_norm=clip_norm, base_learning_rate=1.0, batch_size=1)
+        trained = wrapped(model, settings, 1)
+        assert backward(trained, (50 * model.weight).sum()).item() == pytest.approx(50)
+        trained.update(0, GOOD)
+        assert model.weight.item() == pytest.approx(-moved)
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_from_the_first_step_that_is_not_finite_nothing_moves(kind: type[torch.optim.Adam]) -> None:
+    model = nn.Linear(3, 2)
+    settings = TrainVQSettings(ema_decay=0.5, base_learning_rate=0.1, batch_size=1)
+    trained = trainable.Trainable(model, kind(model.parameters(), fused=True), settings, 10, ALONE)
+    guard = trainable.Guard(torch.device("cpu"), ALONE)
+    before: dict[str, Any] = {}
+    for step in range(6):
+        if step == 3:
+            before = copy.deepcopy(trained.state_dict())
+        scale = math.nan if step == 3 else 1.0
+        norm = backward(trained, (scale * model(torch.ones(1, 3))).sum())
+        trained.update(step, guard.good(step, {"loss": torch.tensor(float(step)), "norm": norm}))
+    verdict = guard.verdict()
+    assert verdict is not None
+    step, values = verdict
+    assert (step, values["loss"], math.isnan(values["norm"])) == (3, 3.0, True)
+    after = trained.state_dict()
+    for part in ("model", "average"):
+        for name, value in before[part].items():
+            assert torch.equal(value, after[part][name]) or name == "n_averaged"
+    for name, state in before["optimizer"]["state"].items():
+        assert all(torch.equal(value, after["optimizer"]["state"][name][key]) for key, value in state.items())
+
+
+def test_the_guard_remembers_the_first_fault_whatever_follows() -> None:
+    guard = trainable.Guard(torch.device("cpu"), ALONE)
+    assert guard.good(4, {"a": torch.tensor(1.0)}) == 1
+    assert guard.verdict() is None
+    assert guard.good(5, {"a": torch.tensor(2.0), "b": torch.tensor(math.inf)}) == 0
+    assert guard.good(6, {"a": torch.tensor(3.0)}) == 0
+    assert guard.good(7, {"a": torch.tensor(4.0), "b": torch.tensor(math.nan)}) == 0
+    assert guard.verdict() == (5, {"a": 2.0, "b": math.inf})
