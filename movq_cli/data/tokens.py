@@ -6,28 +6,25 @@
                                         labels.npy
                                         header.json  as begun.json, written last; then the first two are removed
 
-A block is whole or absent and does not depend on who encodes it. So ranks share the blocks without a word, a killed
-run goes on with those that are not there, on as many ranks as it then has, and the bytes are the same. One file into
-which all ranks write would save the joining, but a network file system may lose what two machines write to one page.
+See `blocks` for how it is made by any number of ranks, and goes on where a killed run was.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from movq_cli.console import Console, Progress
 from movq_cli.data import loader, pixels
+from movq_cli.data.blocks import Arrays, Blocks
 from movq_cli.data.shards import Split
 from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_path, atomic_write, claimed
@@ -126,7 +123,7 @@ def cached(
         images = loader.Views(split, model.settings.resolution, views)
         _make(place, header, model, images, loading, batch_size, device, ranks, console)
     elif ranks.first:
-        _clear(place)  # a run that was killed at the very end left its blocks
+        _clear(place, _blocks(place, header))  # a run that was killed at the very end left its blocks
     return open_cache(place, header)
 
 
@@ -148,47 +145,43 @@ def _make(
     console: Console,
 ) -> None:
     """Encode what an earlier run has not, all ranks together, and put the cache in place."""
-    count = header.view_settings.count
+    blocks = _blocks(place, header)
     with ranks.meeting() as all_here, claimed(place, "movq train-prior") if ranks.first else nullcontext():
-        missing = ranks.from_first(lambda: _begin(place, header))
-        share = ranks.share(len(missing))
-        done = header.views - count * sum(map(len, missing))
+        missing = ranks.from_first(lambda: _begin(place, header, blocks))
+        done = header.views - blocks.rows * sum(map(len, missing))
         with console.progress(header.views, f"encoding {header.split}", "image views", done) as progress:
-            # Rank 0, whose share is the first, speaks for all.
-            others = _Others(place, missing[share.stop :] if ranks.first else [], count)
-            size = max(1, batch_size // count)
-            for block, codes in _encoded(model, images, missing[share], size, loading, device, ranks, progress):
-                _save(_file(place, block), codes)
-                others.count(progress)
-            all_here()
-            others.count(progress)
+            size = max(1, batch_size // blocks.rows)
+            encoded = partial(
+                _encoded, model, images, size=size, loading=loading, device=device, ranks=ranks, progress=progress
+            )
+            blocks.make(missing, encoded, ranks, all_here, progress)
         if ranks.first:
-            _finish(place, header, model.settings.code_shape.size, images.split.labels)
+            _finish(place, header, blocks, images.split.labels)
         all_here()
 
 
-def _begin(place: Path, header: TokenHeader) -> list[range]:
+def _begin(place: Path, header: TokenHeader, blocks: Blocks) -> list[range]:
     """The blocks that are to be encoded, as ranges of images."""
     begun = place / _BEGUN
     if begun.is_file():
         _check(place, begun, header)
     else:
         atomic_write(begun, header.model_dump_json(indent=2).encode())
-    there = _there(place)
-    return [block for block in _blocks(header) if _file(place, block).name not in there]
+    return blocks.missing()
 
 
 def _encoded(
     model: Tokenizer,
     images: loader.Views,
     blocks: list[range],
+    *,
     size: int,
     loading: DataSettings,
     device: torch.device,
     ranks: Ranks,
     progress: Progress,
-) -> Iterator[tuple[range, Tensor]]:
-    """Blocks and their codes [V, h, w, c], int64 on the device; a batch has `size` images and lies in one block.
+) -> Iterator[tuple[range, Arrays]]:
+    """Blocks and their codes [V, h, w, c]; a batch has `size` images and lies in one block.
 
     In float32: a feature that bf16 rounds may move to another code, and a prior must learn the codes that every other
     command makes of the same image. The views are encoded once, so that speed counts for little.
@@ -202,69 +195,28 @@ def _encoded(
         for batch in islice(loaded, len(part)):
             codes.append(model.encode(pixels.to_signed(batch)))
             progress.advance(len(batch))
-        yield block, torch.cat(codes)
+        yield block, {"codes": torch.cat(codes).cpu().numpy().astype(np.uint16)}
 
 
-@dataclass
-class _Others:
-    """The other ranks' progress, as far as their finished blocks tell."""
-
-    place: Path
-    blocks: list[range]
-    views: int
-    """Of an image."""
-    counted: int = 0
-
-    def count(self, progress: Progress) -> None:
-        """Add what has come since the last time."""
-        there = _there(self.place) if self.blocks else set()
-        found = self.views * sum(len(block) for block in self.blocks if _file(self.place, block).name in there)
-        progress.advance(found - self.counted)
-        self.counted = found
-
-
-def _save(path: Path, codes: Tensor) -> None:
-    # Contested: a rank of a run that was killed may outlive it for a while, and be at the same block.
-    with atomic_path(path, contested=True) as partial, partial.open("wb") as file:
-        np.save(file, codes.cpu().numpy().astype(np.uint16))
-
-
-def _finish(place: Path, header: TokenHeader, shape: tuple[int, int, int], labels: NDArray[np.int64] | None) -> None:
+def _finish(place: Path, header: TokenHeader, blocks: Blocks, labels: NDArray[np.int64] | None) -> None:
     """Join the blocks, which are all there, and write the header; labels are the images'."""
-    count = header.view_settings.count
-    with atomic_path(place / _CODES) as partial:
-        codes = np.lib.format.open_memmap(partial, mode="w+", dtype=np.uint16, shape=(header.views, *shape))
-        for block in _blocks(header):
-            codes[block.start * count : block.stop * count] = np.load(_file(place, block))
-        codes.flush()
+    blocks.join("codes", place / _CODES)
     if labels is not None:
-        with atomic_path(place / _LABELS) as partial, partial.open("wb") as file:
-            np.save(file, np.repeat(labels, count))
+        with atomic_path(place / _LABELS) as aside, aside.open("wb") as file:
+            np.save(file, np.repeat(labels, blocks.rows))
     atomic_write(place / _HEADER, header.model_dump_json(indent=2).encode())
-    _clear(place)
+    _clear(place, blocks)
 
 
-def _clear(place: Path) -> None:
+def _clear(place: Path, blocks: Blocks) -> None:
     """Remove what a whole cache needs no longer."""
-    shutil.rmtree(place / _BLOCKS, ignore_errors=True)
+    blocks.clear()
     (place / _BEGUN).unlink(missing_ok=True)
 
 
-def _blocks(header: TokenHeader) -> list[range]:
-    """All blocks of a cache, as ranges of images."""
-    images = header.views // header.view_settings.count
-    size = max(1, BLOCK_VIEWS // header.view_settings.count)
-    return [range(start, min(start + size, images)) for start in range(0, images, size)]
-
-
-def _file(place: Path, block: range) -> Path:
-    """A block's file, named by its images: where blocks have another size, it is not taken for one of them."""
-    return place / _BLOCKS / f"{block.start:08d}-{block.stop:08d}.npy"
-
-
-def _there(place: Path) -> set[str]:
-    """Names of the block files."""
-    return {path.name for path in (place / _BLOCKS).glob("*.npy")}
+def _blocks(place: Path, header: TokenHeader) -> Blocks:
+    count = header.view_settings.count
+    return Blocks(place / _BLOCKS, header.views // count, max(1, BLOCK_VIEWS // count), count)
 
 
 def _check(folder: Path, file: Path, wanted: TokenHeader) -> None:

@@ -18,7 +18,8 @@ from conftest import on_ranks, start_ranks
 from PIL import Image, ImageOps
 
 from movq_cli.console import Console
-from movq_cli.data import pixels, tokens
+from movq_cli.data import blocks, pixels, tokens
+from movq_cli.data.blocks import Arrays, Blocks
 from movq_cli.data.shards import PreparedSet, Split
 from movq_cli.errors import BadRequestError
 from movq_cli.files import claimed
@@ -210,8 +211,13 @@ def stopped_at_write(number: int) -> Iterator[None]:
         return instead
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("atomic_path", "atomic_write", "_clear"):
-            patch.setattr(tokens, name, stopping(getattr(tokens, name)))
+        for module, name in (
+            (tokens, "atomic_path"),
+            (tokens, "atomic_write"),
+            (tokens, "_clear"),
+            (blocks, "atomic_path"),
+        ):
+            patch.setattr(module, name, stopping(getattr(module, name)))
         yield
 
 
@@ -221,9 +227,9 @@ def test_stopped_before_any_of_its_writes_it_goes_on_and_encodes_no_block_twice(
     views = ViewSettings(mirror=True)
     monkeypatch.setattr(tokens, "BLOCK_VIEWS", 7)  # three images: 4 blocks
     make(tmp_path / "whole", model, split, views)
-    encoded: list[Path] = []
-    save = tokens._save
-    monkeypatch.setattr(tokens, "_save", lambda path, codes: (save(path, codes), encoded.append(path)))
+    encoded: list[range] = []
+    save = Blocks._save
+    monkeypatch.setattr(Blocks, "_save", lambda self, block, arrays: (save(self, block, arrays), encoded.append(block)))
     for number in range(9):  # begun.json, four blocks, codes, labels, header, tidying up
         encoded.clear()
         with stopped_at_write(number), pytest.raises(KeyboardInterrupt):
@@ -272,22 +278,22 @@ class Counting(Console):
 def encode(mine: Ranks, given: tuple[Preset, PreparedSet, Path, float]) -> int:
     """Encode 960 views in 48 blocks; a pause after each leaves time to be killed. Returns the progress."""
     preset, images, folder, pause = given
-    save = tokens._save
+    save = Blocks._save
 
-    def slowly(path: Path, codes: torch.Tensor) -> None:
-        save(path, codes)
+    def slowly(self: Blocks, block: range, arrays: Arrays) -> None:
+        save(self, block, arrays)
         time.sleep(pause)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tokens, "BLOCK_VIEWS", 20)
-        patch.setattr(tokens, "_save", slowly)
+        patch.setattr(Blocks, "_save", slowly)
         console = Counting(quiet=True)
         assert len(make(folder, untrained(preset), images.split("train"), MANY, ranks=mine, console=console)) == 960
         return console.count
 
 
-def blocks(folder: Path) -> int:
-    return len(list(folder.glob("*/blocks/*.npy")))
+def count_blocks(folder: Path) -> int:
+    return len(list(folder.glob("*/blocks/*.npz")))
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -296,7 +302,7 @@ def test_killed_at_any_moment_it_is_finished_by_one_process_with_the_same_bytes(
 ) -> None:
     assert encode(ALONE, (tiny, prepared, tmp_path / "whole", 0.0)) == 960
     processes = start_ranks(encode, (tiny, prepared, tmp_path / "parts", 0.05), tmp_path, world)
-    while not blocks(tmp_path / "parts"):
+    while not count_blocks(tmp_path / "parts"):
         assert all(process.is_alive() for process in processes)
         time.sleep(0.001)
     time.sleep(random.uniform(0, 0.5))
@@ -305,7 +311,7 @@ def test_killed_at_any_moment_it_is_finished_by_one_process_with_the_same_bytes(
     for process in processes:
         process.join()
         assert process.exitcode == -signal.SIGKILL
-    left = blocks(tmp_path / "parts")
+    left = count_blocks(tmp_path / "parts")
     assert 0 < left < 48
     assert encode(ALONE, (tiny, prepared, tmp_path / "parts", 0.0)) == 960
     assert contents(tmp_path / "parts") == contents(tmp_path / "whole"), f"{left} blocks were left"
@@ -317,7 +323,7 @@ def test_two_ranks_finish_what_one_process_began_with_the_bytes_that_it_would_ha
     encode(ALONE, (tiny, prepared, tmp_path / "whole", 0.0))
     with stopped_at_write(5), pytest.raises(KeyboardInterrupt):
         encode(ALONE, (tiny, prepared, tmp_path / "parts", 0.0))
-    assert blocks(tmp_path / "parts") == 4
+    assert count_blocks(tmp_path / "parts") == 4
     counts = on_ranks(encode, (tiny, prepared, tmp_path / "parts", 0.0), tmp_path, world=2)
     # Both begin with what was there; rank 0, which speaks, counts the other's blocks too.
     assert counts == [960, 80 + 22 * 20]
