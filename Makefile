@@ -120,6 +120,7 @@ out/%-samples.json: out/%-prior.json
 	$(MOVQ) sample --n $(N) --run runs/$*-prior --json out/$*-samples > $@.partial && mv $@.partial $@
 
 out/%.json: out/%-samples.json
-	$(MOVQ) evaluate --fid --is --prc --split train data/$* out/$*-samples --json > $@.partial && mv $@.partial $@
+	$(MOVQ) evaluate --fid --is --prc --crop 256 --preset $* --split train data/$* out/$*-samples --json \
+		> $@.partial && mv $@.partial $@
 
 .PRECIOUS: data/%/manifest.json out/%-vq.json out/%-prior.json out/%-samples.json

@@ -46,7 +46,7 @@ from movq_cli.commands.prepare import prepare
 from movq_cli.data import pixels
 from movq_cli.data.shards import PreparedSet
 from movq_cli.files import atomic_write
-from movq_cli.metrics import extractors
+from movq_cli.metrics.weights import WEIGHTS
 from movq_cli.training.vq import TokenizerTraining
 
 SIDE = 256
@@ -138,7 +138,7 @@ def draw_lpips(work: Path) -> None:
     for name, shape in shapes.items():
         if name.startswith("features.") and name.endswith(".weight"):
             weights[name] = nn.init.kaiming_normal_(torch.empty(shape), nonlinearity="relu", generator=seeded)
-    trunk = work / "hub" / "checkpoints" / extractors.WEIGHTS["vgg"].file
+    trunk = work / "hub" / "checkpoints" / WEIGHTS["vgg"].file
     trunk.parent.mkdir(parents=True)
     torch.save(weights, trunk)
     heads = work / "taming" / "modules" / "autoencoder" / "lpips" / "vgg.pth"

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -109,6 +109,14 @@ class Ranks:
         if self.world > 1:
             dist.broadcast_object_list(box)
         return cast(T, box[0])
+
+    def collect(self, part: T) -> list[T]:
+        """What each rank has, in their order, on every rank."""
+        parts: list[Any] = [part]
+        if self.world > 1:
+            parts = [None] * self.world
+            dist.all_gather_object(parts, part)
+        return parts
 
     @contextmanager
     def meeting(self) -> Iterator[Callable[[], None]]:

@@ -158,7 +158,9 @@ def run_movq(
     done = subprocess.run(
         [sys.executable, "-m", "movq_cli", *map(str, arguments)],
         cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCH_HOME": str(folder / "torch"), **environment},
+        env=os.environ
+        | {"OMP_NUM_THREADS": "1", "TORCH_HOME": str(folder / "torch"), "XDG_CACHE_HOME": str(folder / "cache")}
+        | environment,
         capture_output=True,
         text=True,
         timeout=300,

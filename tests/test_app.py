@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.conftest import Movq
 
 FROZEN = Path(__file__).parent / "command_line.txt"
-COMMANDS = ("prepare", "train-vq", "train-prior", "reconstruct", "sample", "evaluate", "presets")
+COMMANDS = ("prepare", "train-vq", "train-prior", "reconstruct", "sample", "evaluate", "weights", "presets")
 
 
 def declared(command: Any, name: str) -> Iterator[str]:
@@ -69,6 +69,8 @@ def test_every_option_says_what_it_is_and_its_default(command: str) -> None:
                 "overrides",
                 "mask",
                 "mask_ratio",
+                "copies",
+                "stats",
                 "figure",
             }
             assert shown or optional, f"{command} {parameter.name} has a default that its help does not tell"

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -93,7 +94,7 @@ class Blocks:
     def _save(self, block: range, arrays: Arrays) -> None:
         # Contested: a rank of a run that was killed may outlive it for a while, and be at the same block.
         with atomic_path(self._file(block), contested=True) as partial, partial.open("wb") as file:
-            np.savez(file, allow_pickle=False, **arrays)
+            np.savez(file, **dict[str, Any](arrays))
 
     def _file(self, block: range) -> Path:
         """A block's file, named by its items: where blocks have another size, it is not taken for one of them."""

@@ -67,6 +67,7 @@ class Source:
     classes: tuple[str, ...] = ()
     splits: tuple[SplitName, ...] | None = None  # where the source itself says so
     native_size: int | None = None  # side of every image, pixels, where that is known
+    content: str | None = None  # a hash of all that it holds, where that is known without reading it
 
     def __len__(self) -> int:
         return len(self.names)
@@ -289,6 +290,7 @@ def _open_prepared(spec: str, path: Path) -> Source:
         labels=tuple(labels) if manifest.classes else None,
         classes=manifest.classes,
         splits=tuple(name for name, _ in places),
+        content=manifest.hash,
         native_size=manifest.min_side if manifest.min_side == manifest.max_side else None,
     )
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict, deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from movq_cli.data import pixels
 from movq_cli.data.images import BadImageError, decode
 from movq_cli.data.sources import Source
+
+T = TypeVar("T")
 
 _DECODERS = min(8, os.cpu_count() or 1)
 
@@ -28,14 +31,31 @@ def decoded(source: Source, indices: Iterable[int]) -> Iterator[tuple[int, Tenso
     Yields:
         Each index with its pixels, uint8 [3, H, W], or with what is wrong with the image.
     """
+    return mapped(source, indices, _pixels)
+
+
+def mapped(
+    source: Source, indices: Iterable[int], work: Callable[[bytes], T]
+) -> Iterator[tuple[int, T | BadImageError]]:
+    """What threads make of the files of a source, in the order of the indices, a bounded number of them ahead.
+
+    Args:
+        source: Where from.
+        indices: Which.
+        work: Called in a thread with a file's bytes.
+
+    Yields:
+        Each index with what was made of it, or with what is wrong with the image.
+    """
     with ThreadPoolExecutor(_DECODERS) as pool:
-        waiting: deque[tuple[int, Future[Tensor]]] = deque()
+        waiting: deque[tuple[int, Future[T | BadImageError]]] = deque()
         for index in indices:
-            waiting.append((index, _start(source, index, pool)))
+            waiting.append((index, _start(source, index, work, pool)))
             if len(waiting) > 4 * _DECODERS:
-                yield _settle(*waiting.popleft())
-        while waiting:
-            yield _settle(*waiting.popleft())
+                first, made = waiting.popleft()
+                yield first, made.result()
+        for later, made in waiting:
+            yield later, made.result()
 
 
 def same_size_batches(images: Iterable[tuple[int, Tensor]], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -59,21 +79,23 @@ def _stack(images: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
     return torch.tensor(places), torch.stack(tensors)
 
 
-def _start(source: Source, index: int, pool: ThreadPoolExecutor) -> Future[Tensor]:
+def _start(
+    source: Source, index: int, work: Callable[[bytes], T], pool: ThreadPoolExecutor
+) -> Future[T | BadImageError]:
     try:
-        # Read here, decode there: an archive's handle serves one thread.
-        return pool.submit(_pixels, source.read(index))
+        # Read here, work there: an archive's handle serves one thread.
+        return pool.submit(_attempt, work, source.read(index))
     except BadImageError as error:
-        failed: Future[Tensor] = Future()
-        failed.set_exception(error)
+        failed: Future[T | BadImageError] = Future()
+        failed.set_result(error)
         return failed
 
 
-def _settle(index: int, image: Future[Tensor]) -> tuple[int, Tensor | BadImageError]:
+def _attempt(work: Callable[[bytes], T], data: bytes) -> T | BadImageError:
     try:
-        return index, image.result()
+        return work(data)
     except BadImageError as error:
-        return index, error
+        return error
 
 
 def _pixels(data: bytes) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from movq_cli.errors import BadRequestError
 
-MINIMUM_IMAGES = {"fid": 2, "isc": 1, "kid": 2, "prc": 4}
+MINIMUM_IMAGES = {"fid": 2, "isc": 1, "kid": 2, "prc": 4, "prc_vgg": 4, "copies": 2}
 """Fewer images a set than this and the figure is not defined (a covariance, a third neighbour)."""
 
 VARIANTS = {
@@ -27,6 +27,9 @@ VARIANTS = {
     "kid": "Inception pool features, cubic kernel, unbiased, mean over 100 subsets of at most 1,000",
     "precision": "Inception pool features, k = 3, at most 10,000 references",
     "recall": "Inception pool features, k = 3, at most 10,000 references",
+    "precision_vgg": "VGG-16 fc2 features, k = 3, all images",
+    "recall_vgg": "VGG-16 fc2 features, k = 3, all images",
+    "copies": "share of fakes nearer to a real image than that is to any other, Inception pool features",
 }
 """What each figure is, for reports: the defaults below."""
 
@@ -44,6 +47,14 @@ class MeanAndSpread(NamedTuple):
 
     mean: float
     std: float
+
+
+class Copies(NamedTuple):
+    """How near each fake is to the real images."""
+
+    share: float  # in [0, 1], of fakes nearer to their nearest real image than that is to any other real one
+    nearest: Tensor  # [M] int64, each fake's nearest real image
+    distance: Tensor  # [M] float32, to it
 
 
 class PrecisionRecall(NamedTuple):
@@ -240,6 +251,30 @@ def precision_recall(
     return PrecisionRecall(_share_within(fake, real, k), _share_within(real, fake, k))
 
 
+def copies(real: Tensor, fake: Tensor) -> Copies:
+    """Fakes that may be copies: the complement of authenticity (Alaa et al. 2022, section 3.3).
+
+    Where the generator is as good as a fresh draw from the real distribution, about half of its images count as nearer;
+    one that repeats its training images has nearly all.
+
+    Args:
+        real: Features [N, D] of the images that were trained on.
+        fake: Features [M, D], on the same device.
+
+    Raises:
+        BadRequestError: Fewer than two real images.
+    """
+    require_images("copies", len(real))
+    centre = real.mean(dim=0)
+    real, fake = real - centre, fake - centre
+    found = [_squared_distances(rows, real).min(dim=1) for rows in torch.split(fake, _ROWS_AT_ONCE)]
+    distance, nearest = torch.cat([tile.values for tile in found]), torch.cat([tile.indices for tile in found])
+    chosen, which = nearest.unique(return_inverse=True)
+    neighbour = torch.cat([_kth_distance(rows, real, 1) for rows in torch.split(real[chosen], _ROWS_AT_ONCE)])
+    share = (distance < neighbour[which]).double().mean().item()
+    return Copies(share, nearest, distance.sqrt())
+
+
 def _unbiased_mmd(x: Tensor, y: Tensor) -> float:
     """MMD^2 without the diagonals (Gretton et al. 2012, equation 3); x, y: [M, D] float64."""
     size = len(x)
@@ -256,15 +291,15 @@ def _cubic_kernel(x: Tensor, y: Tensor) -> Tensor:
 
 def _share_within(points: Tensor, manifold: Tensor, k: int) -> float:
     """The share of points that lie in the k-neighbour ball of at least one sample of the manifold."""
-    # A sample is its own nearest neighbour, hence k + 1.
-    radii = torch.cat(
-        [
-            _squared_distances(rows, manifold).topk(k + 1, dim=1, largest=False).values[:, k]
-            for rows in torch.split(manifold, _ROWS_AT_ONCE)
-        ]
-    )
+    radii = torch.cat([_kth_distance(rows, manifold, k) for rows in torch.split(manifold, _ROWS_AT_ONCE)])
     inside = [(_squared_distances(rows, manifold) <= radii).any(dim=1) for rows in torch.split(points, _ROWS_AT_ONCE)]
     return float(torch.cat(inside).double().mean())
+
+
+def _kth_distance(rows: Tensor, manifold: Tensor, k: int) -> Tensor:
+    """Squared distance of rows of the manifold to their k-th neighbour in it."""
+    # A sample is its own nearest neighbour, hence k + 1.
+    return _squared_distances(rows, manifold).topk(k + 1, dim=1, largest=False).values[:, k]
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:

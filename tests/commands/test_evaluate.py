@@ -2,23 +2,29 @@ import dataclasses
 import io
 import json
 import zipfile
+from pathlib import Path
 
 import lpips as lpips_library
 import numpy as np
 import pytest
 import torch
+from conftest import on_ranks
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
+from movq_cli import Tokenizer
+from movq_cli.commands import evaluate as evaluation
+from movq_cli.commands.comparison import Comparison, Request
 from movq_cli.commands.evaluate import evaluate
+from movq_cli.commands.statistics import statistics
 from movq_cli.console import Console
-from movq_cli.errors import BadRequestError
+from movq_cli.data.shards import PreparedSet
+from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.metrics import distributions, extractors
-from movq_cli.metrics.extractors import WEIGHTS
+from movq_cli.metrics.weights import WEIGHTS
 
-METRICS = ("fid", "isc", "kid", "prc", "psnr", "ssim", "lpips")
 SIDE = 32
 WIDTH = 64  # of the stand-in for Inception: eigenvalues of 2,048 take seconds
 
@@ -32,28 +38,36 @@ def offline(monkeypatch, tmp_path):
         monkeypatch.setitem(WEIGHTS, name, closed)
 
 
+class Projection(nn.Module):
+    """A stand-in for Inception: random projections of small pictures, and what it has seen."""
+
+    def __init__(self):
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randn(3 * 8 * 8, WIDTH, generator=generator) / 14)
+        self.fc = nn.Linear(WIDTH, 20, bias=False)
+        nn.init.normal_(self.fc.weight, generator=generator)
+        self.seen = []
+
+    def forward(self, images):
+        self.seen.extend(images.shape[0] * [images.shape[2]])
+        assert images.dtype == torch.uint8
+        return (nn.functional.adaptive_avg_pool2d(images.float() / 255, 8).flatten(1) @ self.weight,)
+
+
 @pytest.fixture
 def inception(monkeypatch, tmp_path):
-    """A folder that seems to hold Inception's weights, and a network of random projections in its place."""
-    generator = torch.Generator().manual_seed(0)
-    projection = torch.randn(3 * 8 * 8, WIDTH, generator=generator) / 14
-    seen = []
-
-    class Stub:
-        def __call__(self, images):
-            seen.extend(images.shape[0] * [images.shape[2]])
-            assert images.dtype == torch.uint8
-            pooled = torch.nn.functional.adaptive_avg_pool2d(images.float() / 255, 8).flatten(1)
-            features = pooled @ projection
-            return features, features[:, :20]
-
+    """A folder that seems to hold Inception's weights, and in its place a small network whose sights are listed."""
     folder = tmp_path / "weights"
     folder.mkdir(exist_ok=True)
-    (folder / WEIGHTS["inception"].file).write_bytes(b"stub")
+    path = folder / WEIGHTS["inception"].file
+    path.write_bytes(b"stub")
+    network = Projection()
     monkeypatch.setattr(extractors, "INCEPTION_WIDTH", WIDTH)
-    monkeypatch.setattr(extractors, "INCEPTION_CLASSES", 20)
-    monkeypatch.setattr(extractors, "load_inception", lambda *_: Stub())
-    return folder, seen
+    monkeypatch.setattr(
+        extractors, "load_inception", lambda *_: extractors.Inception(network, "projection", WIDTH, path)
+    )
+    return folder, network.seen
 
 
 def write_images(folder, names, seed=0, side=SIDE, base=None, noise=0):
@@ -74,13 +88,31 @@ def numbered(count):
     return [f"{i:03d}.png" for i in range(count)]
 
 
-def run(first, second, *asked, capsys, as_json=True, **options):
+PLAIN = Request(
+    metrics=(),
+    insist=False,
+    copies=None,
+    codebook=False,
+    run=None,
+    split="val",
+    crop=None,
+    strict=False,
+    batch_size=4,
+    weights=None,
+    cache=Path(),
+    preset=None,
+    device="cpu",
+    gpus=None,
+    out=None,
+)
+
+
+def run(first, second, *metrics, capsys, as_json=True, **options):
     """The printed result and the lines on stderr."""
-    options = {"split": "val", "batch_size": 4, "weights": None, "device": "cpu", "out": None} | options
-    flags = {metric: metric in asked for metric in METRICS}
-    console = Console(as_json=as_json, quiet=True)
+    cache = Path(second).parent / "cache"
+    asked = dataclasses.replace(PLAIN, metrics=metrics, **{"insist": bool(metrics), "cache": cache, **options})
     capsys.readouterr()
-    evaluate(str(first), str(second), console=console, **flags, **options)
+    evaluate(str(first), str(second), asked, Console(as_json=as_json, quiet=True))
     printed, said = capsys.readouterr()
     return (json.loads(printed) if as_json else printed), said
 
@@ -241,14 +273,16 @@ def test_all_figures_go_into_one_flat_result(tmp_path, capsys, inception):
     )
     assert set(result) == {"fid", "isc", "kid", "precision", "recall", "psnr", "ssim", "protocol"}
     assert set(result["protocol"]["spread"]) == {"isc", "kid"}
-    assert result["protocol"]["extractor"] == "inception-v3-compat"
+    assert result["protocol"]["extractors"] == ["projection"]
     assert len(result["protocol"]["weights"]["inception"]["sha256"]) == 64
     assert "real has 5 images, fewer than 2048" in said
     assert "is not the published file" in said
     assert len(seen) == 10
+    sets = tmp_path / "real", tmp_path / "fake"
     again, _ = run(
-        tmp_path / "real", tmp_path / "fake", "fid", "isc", "kid", "prc", capsys=capsys, weights=folder, batch_size=1
+        *sets, "fid", "isc", "kid", "prc", capsys=capsys, weights=folder, batch_size=1, cache=tmp_path / "other"
     )
+    assert len(seen) == 20
     figures = ("fid", "isc", "kid", "precision", "recall")
     assert [again[key] for key in figures] == pytest.approx([result[key] for key in figures], rel=1e-4)
 
@@ -284,7 +318,7 @@ def test_published_statistics_stand_in_for_the_real_images(tmp_path, capsys, inc
     write_images(tmp_path / "fake", numbered(6), seed=1)
     expected, _ = run(tmp_path / "real", tmp_path / "fake", "fid", capsys=capsys, weights=folder)
     pixels = np.stack([np.asarray(Image.open(tmp_path / "real" / name)) for name in numbered(6)])
-    features, _ = extractors.load_inception()(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+    features = extractors.load_inception()(torch.from_numpy(pixels).permute(0, 3, 1, 2))
     statistics = distributions.FeatureStatistics(WIDTH)
     statistics.update(features)
     reference = tmp_path / "stats.npz"
@@ -331,6 +365,200 @@ def test_unusable_inputs_are_refused(tmp_path, capsys):
         run(tmp_path / "real", tmp_path / "real", "psnr", capsys=capsys, out=tmp_path)
     with pytest.raises(BadRequestError, match="kid needs at least 2"):
         run(tmp_path / "real", tmp_path / "real", "kid", capsys=capsys)
+
+
+def test_figures_that_need_no_weights_are_given_before_the_error_tells_of_those_that_do(tmp_path, capsys):
+    originals, fakes = reconstructions(tmp_path)
+    out = tmp_path / "result.json"
+    with pytest.raises(BadRequestError, match=r"no weights weights-inception.*downloading"):
+        run(tmp_path / "real", tmp_path / "fake", "psnr", "fid", capsys=capsys, out=out)
+    assert json.loads(capsys.readouterr().out) == json.loads(out.read_text())
+    assert json.loads(out.read_text())["psnr"] == scikit_means(originals, fakes, originals)[0]
+
+
+def test_features_are_computed_once_for_all_commands(tmp_path, capsys, inception):
+    folder, seen = inception
+    reconstructions(tmp_path)
+    first, _ = run(tmp_path / "real", tmp_path / "fake", "fid", "isc", capsys=capsys, weights=folder)
+    again, _ = run(tmp_path / "real", tmp_path / "fake", "fid", "isc", "kid", capsys=capsys, weights=folder)
+    assert len(seen) == 10
+    assert (again["fid"], again["isc"]) == (first["fid"], first["isc"])
+
+
+def test_a_corrupt_image_ends_a_strict_evaluation(tmp_path, capsys, inception):
+    reconstructions(tmp_path)
+    (tmp_path / "fake" / "002.png").write_bytes(b"")
+    for metric in ("psnr", "fid"):
+        with pytest.raises(FailureError, match=r"fake: cannot read 002\.png.*empty file"):
+            run(tmp_path / "real", tmp_path / "fake", metric, capsys=capsys, weights=inception[0], strict=True)
+
+
+def test_a_crop_makes_images_of_any_shape_comparable(tmp_path, capsys, inception):
+    folder, seen = inception
+    write_images(tmp_path / "fake", numbered(3), side=24)
+    wide = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
+    (tmp_path / "real").mkdir()
+    for name in numbered(3):
+        Image.fromarray(wide).save(tmp_path / "real" / name)
+        Image.fromarray(wide[:, 8:32]).save(tmp_path / "fake" / name)
+    result, said = run(tmp_path / "real", tmp_path / "fake", "psnr", "fid", capsys=capsys, weights=folder, crop=24)
+    assert result["psnr"] is None  # identical
+    assert result["fid"] < 1e-6
+    assert set(seen) == {24}
+    assert "sizes" not in said
+    assert result["protocol"]["real"]["crop"] == {"side": 24, "filter": "lanczos"}
+    assert result["protocol"]["real"]["sizes"] == {"40x24": 3}
+
+
+@pytest.mark.parametrize("name", ["stats.npz", "faces"])
+def test_statistics_that_were_kept_stand_for_their_set(tmp_path, capsys, inception, name, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder, _ = inception
+    write_images(tmp_path / "real", numbered(6))
+    write_images(tmp_path / "fake", numbered(6), seed=1)
+    expected, _ = run(tmp_path / "real", tmp_path / "fake", "fid", capsys=capsys, weights=folder)
+    asked = dataclasses.replace(PLAIN, weights=folder, cache=tmp_path / "cache")
+    statistics(name, "real", asked, Console(as_json=True, quiet=True))
+    told = json.loads(capsys.readouterr().out)
+    assert told["images"] == 6
+    assert Path(told["path"]).is_file()
+    result, _ = run(name, tmp_path / "fake", "fid", capsys=capsys, weights=folder)
+    assert result["fid"] == expected["fid"]
+    assert result["protocol"]["real"]["of"]["images"] == 6
+    (folder / WEIGHTS["inception"].file).write_bytes(b"other weights")
+    _, said = run(name, tmp_path / "fake", "fid", capsys=capsys, weights=folder)
+    assert "made with other weights of Inception" in said
+
+
+def test_references_with_images_and_statistics_serve_each_figure_as_published(tmp_path, capsys, inception):
+    folder, _ = inception
+    images = write_images(tmp_path / "real", numbered(6))
+    write_images(tmp_path / "fake", numbered(6), seed=1)
+    mu, sigma = np.zeros(WIDTH), np.eye(WIDTH)
+    np.savez(tmp_path / "both.npz", arr_0=np.stack([images[name] for name in sorted(images)]), mu=mu, sigma=sigma)
+    np.savez(tmp_path / "statistics.npz", mu=mu, sigma=sigma)
+    both, _ = run(tmp_path / "both.npz", tmp_path / "fake", "fid", "kid", "prc", capsys=capsys, weights=folder)
+    alone, _ = run(tmp_path / "statistics.npz", tmp_path / "fake", "fid", capsys=capsys, weights=folder)
+    plain, _ = run(tmp_path / "real", tmp_path / "fake", "kid", "prc", capsys=capsys, weights=folder)
+    assert both["fid"] == alone["fid"]
+    assert [both[key] for key in ("kid", "precision", "recall")] == [
+        plain[key] for key in ("kid", "precision", "recall")
+    ]
+
+
+def test_copies_are_found_named_and_shown(tmp_path, capsys, inception):
+    originals = write_images(tmp_path / "real", numbered(20))
+    write_images(tmp_path / "fake", numbered(20), seed=1)
+    write_images(tmp_path / "fake", ["007.png"], base={"007": originals["013"]}, noise=3)
+    picture = tmp_path / "copies.png"
+    result, _ = run(tmp_path / "real", tmp_path / "fake", "fid", capsys=capsys, weights=inception[0], copies=picture)
+    nearest = result["protocol"]["nearest"]
+    assert (nearest[0]["fake"], nearest[0]["real"]) == ("007.png", "013.png")
+    assert nearest[0]["distance"] < 0.5 * nearest[1]["distance"]
+    assert 0 < result["copies"] < 1
+    shown = np.asarray(Image.open(picture)).astype(int)
+    scale = 64 // SIDE
+    tile = shown[2 * scale : (2 + SIDE) * scale : scale, 2 * scale : (2 + SIDE) * scale : scale]
+    below = shown[(4 + SIDE) * scale : (4 + 2 * SIDE) * scale : scale, 2 * scale : (2 + SIDE) * scale : scale]
+    assert abs(tile - originals["013"]).max() <= 3
+    assert np.array_equal(below, originals["013"])
+    copied, _ = run(
+        tmp_path / "real", tmp_path / "real", "fid", capsys=capsys, weights=inception[0], copies=tmp_path / "all.png"
+    )
+    assert copied["copies"] == 1
+
+
+def test_published_figures_stand_beside_and_reconstructions_are_held_against_rfid(tmp_path, capsys, inception):
+    reconstructions(tmp_path)
+    result, _ = run(
+        tmp_path / "real", tmp_path / "fake", "psnr", "fid", capsys=capsys, weights=inception[0], preset="ffhq"
+    )
+    published = result["protocol"]["published"]
+    assert (published["psnr"], published["fid"], published["preset"]) == (26.72, 2.26, "ffhq")
+    samples, _ = run(tmp_path / "real", tmp_path / "fake", "fid", capsys=capsys, weights=inception[0], preset="ffhq")
+    assert samples["protocol"]["published"]["fid"] == 8.78
+    printed, _ = run(tmp_path / "real", tmp_path / "fake", "psnr", capsys=capsys, as_json=False, preset="ffhq")
+    assert printed.splitlines()[0].split("\t") == ["figure", "value", "published", "variant"]
+    assert printed.splitlines()[1].split("\t")[2] == "26.72"
+
+
+def measure(mine, given):
+    """All figures of two folders, on a rank."""
+    folder, path = given
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(extractors, "INCEPTION_WIDTH", WIDTH)
+        network = Projection()
+        patch.setattr(extractors, "load_inception", lambda *_: extractors.Inception(network, "projection", WIDTH, path))
+        metrics = ("psnr", "ssim", "fid", "isc", "kid", "prc")
+        cache = folder / f"cache-{mine.world}"
+        asked = dataclasses.replace(PLAIN, metrics=metrics, weights=path.parent, cache=cache)
+        comparison = Comparison(
+            str(folder / "real"), str(folder / "fake"), asked, mine, torch.device("cpu"), Console(quiet=True)
+        )
+        with extractors.exactly():
+            figures = comparison.measure(comparison.choose())
+        return figures, comparison.protocol, len(network.seen)
+
+
+def test_two_ranks_find_the_figures_of_one(tmp_path, inception):
+    reconstructions(tmp_path, count=11)
+    write_images(tmp_path / "fake", ["010.png"], side=40)
+    (tmp_path / "fake" / "009.png").write_bytes(b"")
+    given = (tmp_path, inception[0] / WEIGHTS["inception"].file)
+    ((alone, protocol, _),) = on_ranks(measure, given, tmp_path, world=1)
+    (first, shared, saw_first), (second, _, saw_second) = on_ranks(measure, given, tmp_path, world=2)
+    assert saw_first + saw_second == 21
+    assert first == pytest.approx(alone, rel=1e-9)
+    assert second == {key: pytest.approx(alone[key], rel=1e-9) for key in ("psnr", "ssim")}
+    for part in ("pairs", "real", "fake", "variants"):
+        assert shared[part] == protocol[part]
+    assert shared["fake"]["unreadable"] == ["009.png"]
+
+
+def test_processes_share_the_work_of_the_command(movq, tmp_path):
+    originals, fakes = reconstructions(tmp_path)
+    done = movq("evaluate", "--psnr", "--gpus", "2", "--device", "cpu", "real", "fake", "--json")
+    assert json.loads(done.stdout)["psnr"] == scikit_means(originals, fakes, originals)[0]
+
+
+def test_the_codebook_is_counted_over_the_images_and_each_chunk(trained, capsys, monkeypatch):
+    monkeypatch.chdir(trained)
+    model = Tokenizer.load("runs/tiny-vq")
+    asked = dataclasses.replace(PLAIN, run=Path("runs/tiny-vq"))
+    evaluation.codebook("data", asked, Console(as_json=True, quiet=True))
+    result = json.loads(capsys.readouterr().out)
+    split = PreparedSet.open(Path("data")).split("val")
+    found = []
+    with torch.inference_mode():
+        for index in range(len(split)):
+            image = split.pixels(index).astype(np.float32) / 127.5 - 1
+            spare = [(0, -side % model.settings.factor) for side in image.shape[:2]]
+            padded = np.pad(image, (*spare, (0, 0)), mode="edge")
+            found.append(model.encode(torch.from_numpy(padded).permute(2, 0, 1)[None]).flatten(0, 2))
+    codes = torch.cat(found)
+    counts = np.bincount(codes.flatten(), minlength=model.settings.codebook_size)
+    share = counts[counts > 0] / counts.sum()
+    assert result["codebook_usage"] == pytest.approx((counts > 0).mean())
+    assert result["codebook_perplexity"] == pytest.approx(np.exp(-(share * np.log(share)).sum()))
+    used = [len(codes[..., chunk].unique()) for chunk in range(model.settings.chunks)]
+    assert result["protocol"]["codebook"]["usage_of_chunks"] == pytest.approx(
+        [number / model.settings.codebook_size for number in used]
+    )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "wanted"),
+    [
+        (["real"], "two sets are compared, REAL and FAKE, not 1 (real)"),
+        (["real", "fake", "more", "--fid"], "not 3 (real, fake, more)"),
+        (["--stats", "x.npz", "real", "fake"], "--stats takes one set, not 2"),
+        (["real", "--codebook", "--psnr"], "two sets are compared"),
+        (["real", "fake", "--split", "test"], "neither train nor val"),
+        (["real", "fake", "--preset", "ffhp"], "Did you mean 'ffhq'?"),
+    ],
+)
+def test_a_wrong_number_of_sets_or_an_unknown_name_is_told(movq, arguments, wanted):
+    assert wanted in movq("evaluate", *arguments, code=2).stderr
 
 
 def alexnet_weights(folder):

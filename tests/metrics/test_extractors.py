@@ -1,6 +1,5 @@
 import dataclasses
 import io
-import socket
 import warnings
 
 import lpips
@@ -8,13 +7,12 @@ import pytest
 import torch
 from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 
-from movq_cli.data import stream
 from movq_cli.errors import BadRequestError
+from movq_cli.files import sha256
 from movq_cli.metrics import extractors
-from movq_cli.metrics.extractors import WEIGHTS
-
-CPU = torch.device("cpu")
+from movq_cli.metrics.weights import WEIGHTS
 
 VGG = {0: (64, 3), 2: (64, 64), 5: (128, 64), 7: (128, 128), 10: (256, 128), 12: (256, 256), 14: (256, 256)}
 VGG |= {17: (512, 256), 19: (512, 512), 21: (512, 512), 24: (512, 512), 26: (512, 512), 28: (512, 512)}
@@ -63,6 +61,17 @@ def bare_inception():
                 # With torch's own initialisation nothing but denormal numbers would reach the last layer.
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
     return network
+
+
+def hidden_layers():
+    """VGG's classifier, each matrix a few numbers seen through a window that slides: half a gigabyte otherwise."""
+    generator = torch.Generator().manual_seed(0)
+    tensors = {}
+    for number, (out, into) in {0: (4096, 25088), 3: (4096, 4096), 6: (1000, 4096)}.items():
+        numbers = torch.randn(out + into, generator=generator) * (2 / into) ** 0.5
+        tensors[f"classifier.{number}.weight"] = numbers.as_strided((out, into), (1, 1))
+        tensors[f"classifier.{number}.bias"] = torch.zeros(out)
+    return tensors
 
 
 def save(folder, name, tensors):
@@ -121,66 +130,34 @@ def test_loading_is_silent_and_leaves_the_random_stream_alone(tmp_path, capsys, 
     assert not recwarn.list
 
 
-def test_inception_features_are_torch_fidelitys(tmp_path):
+def test_inception_features_are_torch_fidelitys_to_a_millionth(tmp_path):
     theirs = bare_inception()
-    save(tmp_path, "inception", theirs.state_dict())
+    path = save(tmp_path, "inception", theirs.state_dict())
     ours = extractors.load_inception(tmp_path)
     generator = torch.Generator().manual_seed(0)
-    images = torch.randint(0, 256, (1, 3, 40, 48), dtype=torch.uint8, generator=generator)
+    images = torch.randint(0, 256, (2, 3, 40, 48), dtype=torch.uint8, generator=generator)
     nn.ModuleDict({"ours": ours}).train()
-    found, expected = ours(images), theirs(images)
-    assert [features.shape for features in found] == [(1, 2048), (1, 1008)]
-    for features, theirs_features in zip(found, expected, strict=True):
-        torch.testing.assert_close(features, theirs_features, atol=0, rtol=0)
-    assert found[0].std() > 0.01
+    pool, logits = theirs(images)
+    found = ours(images)
+    assert found.shape == (2, ours.width) == (2, 2048)
+    assert found.std() > 0.01
+    torch.testing.assert_close(found, pool, atol=1e-6 * pool.abs().max().item(), rtol=0)
+    torch.testing.assert_close(ours.logits(pool), logits, atol=0, rtol=0)
+    assert (ours.name, ours.digest) == ("inception-v3-compat", sha256(path))
 
 
-def test_the_users_folder_wins_over_the_hubs(tmp_path):
-    hub = tmp_path / "hub" / "hub" / "checkpoints"
-    hub.mkdir(parents=True)
-    there = save(hub, "alex", {})
-    assert extractors.find_weights("alex") == there
-    assert extractors.find_weights("alex", tmp_path) == there
-    assert extractors.trunks_here() == ["alex"]
-    here = save(tmp_path, "alex", {})
-    assert extractors.find_weights("alex", tmp_path) == here
-
-
-@pytest.mark.parametrize("name", ["inception", "vgg", "alex"])
-def test_missing_weights_say_which_file_where_and_what_to_do(tmp_path, name):
-    patience = socket.getdefaulttimeout()
-    with pytest.raises(BadRequestError) as caught:
-        extractors.find_weights(name, tmp_path)
-    message = str(caught.value)
-    known = WEIGHTS[name]
-    wanted = [
-        known.file,
-        f"{known.megabytes} MB",
-        str(tmp_path),
-        "checkpoints",
-        "--weights",
-        known.url,
-        "refused",
-    ]
-    assert all(part in message for part in wanted)
-    assert socket.getdefaulttimeout() == patience
-    assert not list((tmp_path / "hub").rglob("*.p*"))
-
-
-def test_nothing_is_downloaded_unless_asked(tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("downloaded"))
-    with pytest.raises(BadRequestError, match="no weights"):
-        extractors.find_weights("vgg", download=False)
-    with pytest.raises(BadRequestError, match="no folder of weights"):
-        extractors.find_weights("vgg", tmp_path / "nowhere")
-
-
-def test_a_download_lands_in_the_hub_folder_checked_against_its_hash(monkeypatch):
-    calls = []
-    monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *args, **kwargs: calls.append((args, kwargs)))
-    path = extractors.find_weights("vgg")
-    assert path.parent.name == "checkpoints"
-    assert calls == [((WEIGHTS["vgg"].url, str(path)), {"hash_prefix": "397923af", "progress": False})]
+def test_vgg_features_are_torch_fidelitys(tmp_path):
+    tensors = trunk_weights("vgg") | hidden_layers()
+    path = save(tmp_path, "vgg", tensors)
+    torch.manual_seed(3)
+    ours = extractors.load_vgg(tmp_path)
+    assert torch.initial_seed() == 3
+    theirs = FeatureExtractorVGG16("vgg", ["fc2_relu"], feature_extractor_weights_path=str(path))
+    images = torch.randint(0, 256, (1, 3, 50, 60), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    (expected,) = theirs(images)
+    assert expected.shape == (1, ours.width)
+    assert expected.std() > 0.01
+    torch.testing.assert_close(ours(images), expected, atol=1e-5 * expected.abs().max().item(), rtol=0)
 
 
 class _Bomb:
@@ -237,31 +214,3 @@ def test_another_networks_weights_are_not_inceptions(tmp_path):
     save(tmp_path, "inception", trunk_weights("alex"))
     with pytest.raises(BadRequestError, match="layout"):
         extractors.load_inception(tmp_path)
-
-
-def constant_judge():
-    """Stands in for Inception: the image's mean as every feature."""
-
-    def forward(images):
-        mean = images.float().mean(dim=(1, 2, 3))[:, None]
-        return mean.expand(-1, extractors.INCEPTION_WIDTH), mean.expand(-1, extractors.INCEPTION_CLASSES)
-
-    return forward
-
-
-def test_features_keep_the_order_of_the_set_whatever_the_batches():
-    images = [torch.full((3, 8 + i % 3, 8), i, dtype=torch.uint8) for i in range(20)]
-    for batch_size in (1, 4, 32):
-        batches = list(stream.same_size_batches(enumerate(images), batch_size))
-        assert max(len(places) for places, _ in batches) <= batch_size
-        found = extractors.collect_features(constant_judge(), batches, CPU)
-        assert found.pool[:, 0].tolist() == list(range(20))
-        assert found.logits.shape == (20, 1008)
-        assert found.statistics.mean[0].item() == pytest.approx(9.5)
-
-
-def test_features_that_are_not_asked_for_are_not_kept():
-    images = [(0, torch.zeros(3, 8, 8, dtype=torch.uint8))]
-    found = extractors.collect_features(constant_judge(), stream.same_size_batches(images, 1), CPU, keep=())
-    assert len(found.pool) == len(found.logits) == 0
-    assert found.statistics.count == 1

@@ -1,0 +1,52 @@
+"""`movq evaluate --stats`: a set's reference statistics, for FID against it without its images."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from movq_cli import ranks, signals
+from movq_cli.commands.comparison import Request, kept_statistics
+from movq_cli.commands.evaluate import interrupt
+from movq_cli.console import Console
+from movq_cli.metrics import cautions, distributions, extractors, features, weights
+from movq_cli.metrics.sets import ImageSet
+
+
+def statistics(out: str, spec: str, asked: Request, console: Console) -> None:
+    """Write the mean and covariance of Inception's pool features.
+
+    Args:
+        out: An .npz file, as guided-diffusion's tools read it; or a name, by which `movq evaluate` finds them.
+        spec: The set.
+        asked: Split, crop, weights and device.
+        console: Where to speak.
+
+    Raises:
+        BadRequestError: The set or the weights cannot be used.
+        FailureError: The file cannot be written, or an image is corrupt where none may be.
+    """
+    if asked.gpus is not None and not ranks.launched():
+        ranks.launch(sys.argv[1:], asked.gpus, asked.device)
+        return
+    path = Path(out) if out.endswith(".npz") else kept_statistics(out, asked.cache)
+    with (
+        ranks.joined(asked.device) as (mine, where),
+        signals.heard(interrupt, launched=mine.world > 1),
+        mine.meeting() as all_here,
+        extractors.exactly(),
+    ):
+        images = ImageSet("real", spec, asked.split, crop=asked.crop, strict=asked.strict, console=console)
+        distributions.require_images("fid", len(images))
+        network = extractors.load_inception(asked.weights, where)
+        found = features.kept(
+            images, network, asked.cache, batch_size=asked.batch_size, device=where, ranks=mine, console=console
+        )
+        for line in cautions.after([images]):
+            console.warn(line)
+        if mine.first:
+            mu, sigma = found.statistics(where)
+            protocol = images.describe() | {"weights": {"inception": weights.record(network.weights)}}
+            features.write_reference(path, mu, sigma, protocol | {"extractor": network.name})
+            console.result({"path": str(path), "images": len(found.places)}, str(path))
+        all_here()

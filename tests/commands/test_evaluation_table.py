@@ -1,0 +1,47 @@
+"""Results side by side: the figures of each file, the published rows once, and what keeps them from being compared."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Movq
+
+
+def write(path: Path, protocol: dict[str, Any] | None = None, **figures: float | None) -> Path:
+    base: dict[str, Any] = {"real": {"images": 3, "split": None}, "fake": {"images": 1000}, "weights": {}}
+    path.write_text(json.dumps({**figures, "protocol": base | (protocol or {})}))
+    return path
+
+
+def test_figures_stand_in_columns_a_row_for_each_file_and_published_row(movq: Movq, tmp_path: Path) -> None:
+    published = {"preset": "ffhq", "source": "Table 2", "fid": 8.78}
+    a = write(tmp_path / "ours.json", {"published": published}, fid=9.1234, precision=0.61239)
+    b = write(tmp_path / "more.json", {"published": published}, fid=7.0, psnr=None)
+    done = movq("evaluate", "--table", a, b)
+    assert done.stdout.splitlines() == [
+        "| | images | fid | precision | psnr |",
+        "| --- | ---: | ---: | ---: | ---: |",
+        "| ours | 1,000 | 9.12 | 0.6124 | - |",
+        "| ffhq, Table 2 | - | 8.78 | - | - |",
+        "| more | 1,000 | 7.00 | - | inf |",
+    ]
+    assert done.stderr == ""
+    assert json.loads(movq("evaluate", "--table", a, b, "--json").stdout)[str(a)]["fid"] == 9.1234
+
+
+def test_conditions_that_differ_are_told(movq: Movq, tmp_path: Path) -> None:
+    a = write(tmp_path / "a.json", fid=1.0)
+    b = write(tmp_path / "b.json", {"fake": {"images": 999}, "weights": {"inception": {"sha256": "0"}}}, fid=2.0)
+    said = movq("evaluate", "--table", a, b).stderr
+    assert f"not alike in the number of fake images: {a}; {b}" in said
+    assert "not alike in the networks' weights" in said
+    assert "crop" not in said
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"protocol": 3}'])
+def test_other_files_are_refused(movq: Movq, tmp_path: Path, content: str) -> None:
+    (tmp_path / "x.json").write_text(content)
+    assert "x.json is not a result of `movq evaluate`" in movq("evaluate", "--table", "x.json", code=2).stderr
