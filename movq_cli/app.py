@@ -466,7 +466,9 @@ def evaluate(
     strict: Annotated[bool, typer.Option("--strict", help="End at a corrupt image, not leave it out.")] = False,
     preset: Annotated[
         str | None,
-        typer.Option("--preset", "-p", help="Show this preset's published figures beside.", show_default=False),
+        typer.Option(
+            "--preset", "-p", help="Show this preset's published figures beside. [default: none]", show_default=False
+        ),
     ] = None,
     run: VQRun = None,
     weights: Weights = None,
