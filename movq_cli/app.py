@@ -208,6 +208,7 @@ def train_prior(
         typer.Option("--run", help="Run folder. [default: runs/PRESET-prior, or -auto, -depth]", show_default=False),
     ] = None,
     overrides: Overrides = None,
+    weights: Weights = None,
     device: Device = None,
     gpus: Gpus = None,
     dry_run: DryRun = False,
@@ -224,6 +225,7 @@ def train_prior(
         run=run,
         device=device,
         gpus=gpus,
+        weights=weights,
         dry_run=dry_run,
         console=_console(as_json, quiet),
     )

@@ -27,7 +27,8 @@ _FREE_TO_CHANGE = frozenset(
     f"{section}.{name}"
     for section in ("train_vq", "train_prior")
     for name in (
-        *("steps", "epochs", "log_every", "validate_every", "checkpoint_every", "tensorboard"),
+        *("steps", "epochs", "log_every", "validate_every", "evaluate_every", "evaluate_images"),
+        *("checkpoint_every", "tensorboard"),
         *("accumulate", "compile", "activation_checkpointing", "channels_last"),
         *("precision", "base_learning_rate", "clip_norm"),
     )

@@ -197,6 +197,12 @@ class TrainSettings(Settings):
     seed: int = Field(0, ge=0, lt=2**31, description="of initialisation, data order and every draw")
     log_every: Positive = Field(50, description="steps between log lines")
     validate_every: Positive = Field(1000, description="steps between validations")
+    evaluate_every: int = Field(
+        0,
+        ge=0,
+        description="steps between FIDs, of reconstructions or of samples (needs Inception's weights); 0 = never",
+    )
+    evaluate_images: int = Field(10_000, ge=2, description="images that an FID is of")
     checkpoint_every: Positive = Field(1000, description="steps between checkpoints to resume from")
     tensorboard: bool | None = Field(None, description="TensorBoard events in the run folder; null = where installed")
 

@@ -23,10 +23,15 @@ from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.ranks import Ranks
 from movq_cli.settings import Preset, ViewSettings
 from movq_cli.training import cost
+from movq_cli.training.judge import Judge
 from movq_cli.training.prior import PriorTraining
 
 _SUFFIX = {"mask": "prior", "auto": "auto", "depth": "depth"}
 """Of a run folder's name, so that a preset's priors stand side by side."""
+
+
+_REFERENCES = 50_000
+"""Training images, at most, that samples are held against at intervals: as many as the field's references have."""
 
 
 def train_prior(
@@ -37,6 +42,7 @@ def train_prior(
     run: Path | None,
     device: str | None,
     gpus: int | None,
+    weights: Path | None,
     dry_run: bool,
     console: Console,
 ) -> None:
@@ -49,6 +55,7 @@ def train_prior(
         run: Run folder; None = `runs/PRESET-prior`, or -auto or -depth by the mode.
         device: Name; None = CUDA where there is one.
         gpus: Processes to start, one a GPU; None = this one alone, or those that torchrun has started.
+        weights: Folder with Inception's weights, for FID; None = torch hub's.
         dry_run: Only print the plan; needs no data.
         console: Where to speak.
     """
@@ -74,7 +81,9 @@ def train_prior(
             manifest = mine.from_first(
                 lambda: _begin(settings, planned["steps"], place, preset, images, codes_from, digest)
             )
-            stage = _stage(settings, images, codes_from, digest, mine, where, console)
+            train = settings.train_prior
+            judge = training.judge(train, settings, "train", _REFERENCES, place, weights, where, mine, console)
+            stage = _stage(settings, images, codes_from, digest, mine, where, judge, console)
             console.log(
                 f"train-prior {preset} on {where}, to {place.folder}; an epoch is {planned['views']:,} image views"
             )
@@ -115,6 +124,7 @@ def _stage(
     digest: str,
     mine: Ranks,
     device: torch.device,
+    judge: Judge | None,
     console: Console,
 ) -> PriorTraining:
     """Encode what is not encoded yet, and put the training together."""
@@ -138,7 +148,7 @@ def _stage(
             console=console,
         )
 
-    return PriorTraining(settings, codes("train"), codes("val"), model, digest, device, mine)
+    return PriorTraining(settings, codes("train"), codes("val"), model, digest, device, mine, judge)
 
 
 def _begin(

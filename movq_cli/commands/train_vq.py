@@ -39,7 +39,7 @@ def train_vq(
         run: Run folder; None = `runs/PRESET-vq`.
         device: Name; None = CUDA where there is one.
         gpus: Processes to start, one a GPU; None = this one alone, or those that torchrun has started.
-        weights: Folder with VGG's and AlexNet's weights, for LPIPS; None = torch hub's.
+        weights: Folder with VGG's and AlexNet's weights, for LPIPS, and Inception's, for rFID; None = torch hub's.
         dry_run: Only print the plan; needs no data.
         console: Where to speak.
     """
@@ -57,7 +57,9 @@ def train_vq(
         with training.claimed(place, mine):
             planned = plan(settings, images, where, mine.world)
             training.announce(planned, console)
-            stage = TokenizerTraining(settings, images, where, weights, mine)
+            train = settings.train_vq
+            judge = training.judge(train, settings, "val", train.evaluate_images, place, weights, where, mine, console)
+            stage = TokenizerTraining(settings, images, where, weights, mine, judge)
             manifest = mine.from_first(
                 lambda: runs.begin(
                     place, preset=preset, settings=settings, steps=stage.steps, data=images.manifest.hash

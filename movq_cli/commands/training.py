@@ -7,17 +7,20 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from movq_cli import files
 from movq_cli.console import Console
-from movq_cli.data.shards import MANIFEST, PreparedSet
+from movq_cli.data.shards import MANIFEST, PreparedSet, SplitName
 from movq_cli.errors import BadRequestError
+from movq_cli.metrics.sets import ImageSet
 from movq_cli.ranks import Ranks
 from movq_cli.runs import COMMAND, ROOT, Kind, Manifest, Run
 from movq_cli.settings import Preset, TrainSettings
 from movq_cli.training import loop
 from movq_cli.training.cost import Cost
+from movq_cli.training.judge import Judge
 from movq_cli.training.log import Figures
 
 _SPOKEN = {"quantize": "quantizer"}
@@ -126,6 +129,39 @@ def train(stage: loop.Stage, run: Run, manifest: Manifest, console: Console, pla
     else:
         figures = loop.train(stage, run, manifest, console, tflop_per_step=plan["tflop_per_step"])
     console.result({"run": str(run.folder), "step": manifest.steps, **figures}, str(run.folder))
+
+
+def judge(
+    train: TrainSettings,
+    preset: Preset,
+    split: SplitName,
+    limit: int,
+    run: Run,
+    weights: Path | None,
+    device: torch.device,
+    ranks: Ranks,
+    console: Console,
+) -> Judge | None:
+    """Who measures FID at intervals, where the settings ask for it; looks at the real images first.
+
+    Args:
+        train: How often.
+        preset: Where the images are, and their side.
+        split: Of the real images.
+        limit: Real images, evenly spread.
+        run: In whose folder their features are kept.
+        weights: Folder with Inception's weights; None = torch hub's.
+        device: Where.
+        ranks: Who shares the work.
+        console: For the progress.
+
+    Raises:
+        BadRequestError: Inception's weights are missing.
+    """
+    if not train.evaluate_every:
+        return None
+    images = ImageSet("real", str(preset.data.path), split, crop=preset.vq.resolution, limit=limit, console=console)
+    return Judge.of(images, run.folder / "features", weights, device, ranks, console)
 
 
 def _flat(plan: dict[str, Any]) -> Iterator[tuple[str, Any]]:

@@ -35,6 +35,7 @@ class ImageSet:
         split: The part of a set that has splits.
         crop: Side of the central square that is looked at, pixels, the short side being resized to it; None = images as
             they are.
+        limit: Of so many images, evenly spread, where there are more; None = all.
         strict: Whether a corrupt image ends the work.
         console: Corrupt images are named here.
 
@@ -43,9 +44,18 @@ class ImageSet:
     """
 
     def __init__(
-        self, role: str, spec: str, split: SplitName, *, crop: int | None = None, strict: bool = False, console: Console
+        self,
+        role: str,
+        spec: str,
+        split: SplitName,
+        *,
+        crop: int | None = None,
+        limit: int | None = None,
+        strict: bool = False,
+        console: Console,
     ) -> None:
-        self.source: Source = open_source(spec).of_split(split)
+        source = open_source(spec).of_split(split)
+        self.source: Source = source if limit is None else source.take(pixels.spread(len(source), limit))
         self.role = role
         self.spec = spec
         self.split: SplitName | None = split if self.source.splits is not None else None

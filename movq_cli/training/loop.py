@@ -55,6 +55,9 @@ class Stage(Protocol):
     def validate(self) -> Figures:
         """Figures on the validation split, with the weights that would be exported; the same on every rank."""
 
+    def evaluate(self) -> Figures:
+        """FID on as many images as the settings say; the same on every rank."""
+
     def score(self, figures: Figures) -> float:
         """How good a validation was, higher is better: the best one's weights are kept."""
 
@@ -97,7 +100,7 @@ def train(
     batches = stage.batches(step)
     if step == steps:
         # Killed between its last checkpoint and its end.
-        figures = stage.validate()
+        figures = stage.validate() | (stage.evaluate() if settings.evaluate_every else {})
         keeper.publish(step)
     with (
         Log(run, console, settings, ranks, manifest.steps, speed) as log,
@@ -115,8 +118,9 @@ def train(
             stopping = ranks.any(stop.is_set() or ranks.orphaned)
             last = step == steps
             validate = last or step % settings.validate_every == 0
+            evaluate = settings.evaluate_every > 0 and (last or step % settings.evaluate_every == 0)
             save = last or step % settings.checkpoint_every == 0 or stopping
-            if validate or save or step % settings.log_every == 0:
+            if validate or evaluate or save or step % settings.log_every == 0:
                 _check(stage, keeper)
                 log.flush(step)
             progress.advance(1, log.shown)
@@ -126,9 +130,13 @@ def train(
                 keeper.keep_best(step, stage.score(figures))
                 if ranks.first:
                     stage.draw(run, step)
+            if evaluate:
+                found = stage.evaluate()
+                log.validation(step, found)
+                figures = {**figures, **found}
             if save:
                 keeper.save(step)
-            if validate or save:
+            if validate or evaluate or save:
                 log.restart_clock()
             if stopping and not last:
                 raise InterruptedRunError(

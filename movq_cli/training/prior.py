@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from movq_cli.models.transformer import Block
 from movq_cli.ranks import ALONE, Ranks
 from movq_cli.runs import Run
 from movq_cli.settings import Preset, TrainPriorSettings
+from movq_cli.training.judge import Judge
 from movq_cli.training.log import Figures, Metrics
 from movq_cli.training.loop import step_seed
 from movq_cli.training.trainable import Guard, Stateful, Trainable, check_shares, recompute
@@ -47,6 +48,7 @@ class PriorTraining:
         tokenizer_hash: SHA-256 of its weight file.
         device: Where.
         ranks: Which part of each batch is this process's.
+        judge: Of samples, who has seen training images; None = no FID.
 
     Raises:
         BadRequestError: There are too few views, or the batch does not divide.
@@ -63,7 +65,9 @@ class PriorTraining:
         tokenizer_hash: str,
         device: torch.device,
         ranks: Ranks = ALONE,
+        judge: Judge | None = None,
     ) -> None:
+        self.judge = judge
         self.preset = preset
         self.settings = settings = preset.train_prior
         self.training, self.validation = training, validation
@@ -183,6 +187,15 @@ class PriorTraining:
             figures["bits_per_code"] = loss / math.log(2)
         return figures | {"unigram_entropy": self._unigram_entropy()}
 
+    @torch.inference_mode()
+    def evaluate(self) -> Figures:
+        """FID of samples, of the same seeds each time, classes in turn."""
+        assert self.judge is not None
+        mine = range(self.settings.evaluate_images)[self.ranks.share(self.settings.evaluate_images)]
+        size = self.settings.batch_size // self.ranks.world
+        batches = (mine[start : start + size] for start in range(0, len(mine), size))
+        return {"fid": self.judge.fid(map(self._samples, batches))}
+
     def score(self, figures: Figures) -> float:
         """The loss, lower being better."""
         loss = figures["loss"]
@@ -198,14 +211,18 @@ class PriorTraining:
     def draw(self, run: Run, step: int) -> None:
         """Samples of the same seeds at every step; classes in turn."""
         number = max(_PICTURES, self.preset.prior.classes) if self.preset.prior.classes <= _PICTURES else _PICTURES
-        classes = None
-        if self.preset.prior.classes:
-            classes = torch.arange(number, device=self.device) % self.preset.prior.classes
-        with devices.autocast(self.device, self.settings.precision):
-            codes = self.prior.exported.decode(range(number), classes, self.preset.sample)
-            images = pixels.to_bytes(self.tokenizer.decode(codes))
+        images = self._samples(range(number))
         columns = math.ceil(math.sqrt(number))
         pixels.save_grid(run.picture(step), images, columns, pixels.grid_scale(images.shape[-1]))
+
+    def _samples(self, seeds: Sequence[int]) -> Tensor:
+        """Images of these seeds, uint8 [B, 3, H, W]; their classes are all in turn."""
+        classes = None
+        if self.preset.prior.classes:
+            classes = torch.tensor(seeds, device=self.device) % self.preset.prior.classes
+        with devices.autocast(self.device, self.settings.precision):
+            codes = self.prior.exported.decode(seeds, classes, self.preset.sample)
+            return pixels.to_bytes(self.tokenizer.decode(codes))
 
     def parts(self) -> dict[str, Stateful]:
         """The model with its optimiser and average."""

@@ -23,6 +23,7 @@ from movq_cli.ranks import ALONE, Ranks
 from movq_cli.runs import Run
 from movq_cli.settings import Preset, TrainVQSettings
 from movq_cli.training import losses
+from movq_cli.training.judge import Judge
 from movq_cli.training.log import Figures, Metrics
 from movq_cli.training.trainable import Guard, ModelT, Stateful, Trainable, check_shares, recompute
 
@@ -39,6 +40,7 @@ class TokenizerTraining:
         device: Where.
         weights: Folder with VGG's and AlexNet's weights, for LPIPS as a loss and as a figure; None = torch hub's.
         ranks: Which part of each batch is this process's.
+        judge: Of the reconstructions, who has seen the validation images that the settings ask for; None = no rFID.
 
     Raises:
         BadRequestError: The images are too small or too few, weights are missing, or the batch does not divide.
@@ -53,7 +55,9 @@ class TokenizerTraining:
         device: torch.device,
         weights: Path | None = None,
         ranks: Ranks = ALONE,
+        judge: Judge | None = None,
     ) -> None:
+        self.judge = judge
         self.preset = preset
         self.settings = settings = preset.train_vq
         self.device = device
@@ -74,8 +78,8 @@ class TokenizerTraining:
         self.model = self.tokenizer.model
         self.discriminator: Trainable[PatchDiscriminator] | None = None
         if settings.adversarial_weight > 0:
-            judge = PatchDiscriminator(settings.discriminator_channels, settings.discriminator_layers)
-            self.discriminator = self._trainable(judge, average=False)
+            discriminator = PatchDiscriminator(settings.discriminator_channels, settings.discriminator_layers)
+            self.discriminator = self._trainable(discriminator, average=False)
         if settings.activation_checkpointing:
             recompute(self.model, (ResidualBlock, AttentionBlock))
         self.uses = CodebookHealth(1, preset.vq.codebook_size).to(device)
@@ -244,6 +248,23 @@ class TokenizerTraining:
         for name, (overall, of_chunks) in (("usage", health.usage()), ("perplexity", health.perplexity())):
             figures |= {name: overall, f"{name}_of_chunks": of_chunks}
         return figures
+
+    @torch.inference_mode()
+    def evaluate(self) -> Figures:
+        """RFID of validation images, evenly spread."""
+        assert self.judge is not None
+        chosen = pixels.spread(len(self.validation_split), self.settings.evaluate_images)
+        mine = chosen[self.ranks.share(len(chosen))]
+        size = self.settings.batch_size // self.ranks.world // self.settings.accumulate
+        batches = (mine[start : start + size] for start in range(0, len(mine), size))
+        return {
+            "rfid": self.judge.fid(
+                self._reconstruct(
+                    loader.center_crops(self.validation_split, batch, side=self.side, device=self.device)
+                )[1]
+                for batch in batches
+            )
+        }
 
     def score(self, figures: Figures) -> float:
         """LPIPS, which the discriminator does not spoil as it does PSNR; PSNR where there is no LPIPS."""
