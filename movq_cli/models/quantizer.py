@@ -12,6 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
+_DISTANCES = 2**24
+"""Numbers that are held at once: 64 MiB, however many vectors and entries there are."""
+
+
 class Quantized(NamedTuple):
     """What quantization gives."""
 
@@ -44,10 +48,11 @@ class VectorQuantizer(nn.Module):
         """Quantize [B, D, h, w] of any float type; the arithmetic is float32 whatever autocast says."""
         with torch.autocast(z.device.type, enabled=False):
             split = self._split(z.float())
-            codes = self._nearest(split.detach())
+            rows = split.contiguous()  # of one layout with the vectors, or the losses' loops are slow on the CPU
+            codes = self._nearest(rows)
             vectors = self.embedding(codes)
-            codebook_loss = F.mse_loss(vectors, split.detach())
-            commitment_loss = F.mse_loss(split, vectors.detach())
+            codebook_loss = F.mse_loss(vectors, rows.detach())
+            commitment_loss = F.mse_loss(rows, vectors.detach())
             straight_through = split + (vectors - split).detach()
         return Quantized(self._join(straight_through), codes, codebook_loss, commitment_loss)
 
@@ -85,15 +90,17 @@ class VectorQuantizer(nn.Module):
         """[B, h, w, c, d] to [B, D, h, w]."""
         return split.flatten(-2).permute(0, 3, 1, 2)
 
+    @torch.no_grad()
     def _nearest(self, split: Tensor) -> Tensor:
         """Codes [B, h, w, c] of the nearest entries.
 
         |z|^2 is the same for every entry and is left out: beside it the distances between entries drown in rounding.
         """
         entries = self.embedding.weight
-        z = split.reshape(-1, entries.shape[1])
-        distance = torch.addmm(entries.square().sum(1), z, entries.t(), alpha=-2)
-        return distance.argmin(1).view(split.shape[:-1])
+        squares = entries.square().sum(1)
+        blocks = split.reshape(-1, entries.shape[1]).split(max(1, _DISTANCES // len(entries)))
+        codes = [torch.addmm(squares, block, entries.t(), alpha=-2).argmin(1) for block in blocks]
+        return torch.cat(codes).view(split.shape[:-1])
 
 
 class CodebookHealth(nn.Module):
