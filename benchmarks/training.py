@@ -13,19 +13,14 @@ them is the step's arithmetic at the rate of one large matrix product, measured 
 
 from __future__ import annotations
 
-import argparse
 import gc
 import importlib
-import json
 import shutil
-import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import chdir, contextmanager, redirect_stdout
-from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -34,18 +29,15 @@ import lpips
 import torch
 import torch.nn.functional as F
 import torchvision
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
+from benchmarks import measure
 from benchmarks.machine import machine
+from benchmarks.measure import Contender
 from movq_cli import console, devices, presets
 from movq_cli.commands.prepare import prepare
 from movq_cli.data import pixels
 from movq_cli.data.shards import PreparedSet
-from movq_cli.files import atomic_write
 from movq_cli.metrics.weights import WEIGHTS
 from movq_cli.training.vq import TokenizerTraining
 
@@ -77,18 +69,6 @@ PEER_MODEL = {
 """The peer's faces model as it publishes it, its discriminator on from the first step."""
 
 
-@dataclass
-class Contender:
-    """A training that takes steps, and what is measured of them."""
-
-    name: str
-    step: Callable[[], object]
-    parameters: int
-    flops: int = 0  # of a step
-    memory: int = 0  # bytes on the GPU that a step takes on top of weights and optimiser states
-    seconds: list[float] = field(default_factory=list)
-
-
 def report(device: torch.device, batch_size: int, repeats: int, clone: Path | None) -> dict[str, Any]:
     """The benchmark's figures.
 
@@ -107,7 +87,7 @@ def report(device: torch.device, batch_size: int, repeats: int, clone: Path | No
         for precision in ("float32", "bf16") if device.type == "cuda" else ("float32",):
             contenders = contest(work, batch, precision, with_peer=skipped is None)
             rate = devices.matrix_rate(device, precision)
-            race(contenders, device, repeats)
+            measure.race(contenders, device, repeats)
             rows += [row(contender, contenders, precision, batch_size, rate) for contender in contenders]
             del contenders
             gc.collect()
@@ -124,8 +104,7 @@ def why_no_peer(clone: Path | None) -> str | None:
     """The reason why the peer cannot run here; None where it can."""
     if clone is not None:
         sys.path.append(str(clone))
-    missing = [package for package in ("taming", "einops", "requests") if find_spec(package) is None]
-    return f"no package {missing[0]}" if missing else None
+    return measure.missing(("taming", "einops", "requests"))
 
 
 def draw_lpips(work: Path) -> None:
@@ -175,17 +154,15 @@ def draw_images(work: Path, count: int) -> Tensor:
 def contest(work: Path, batch: Tensor, precision: str, *, with_peer: bool) -> list[Contender]:
     """The contenders, checked to do the same work."""
     ours = {name: our_training(name, precision, batch, work) for name in ("ffhq", "vqgan-ffhq")}
-    contenders = [
-        Contender(name, partial(training.step, batch, 0), count(training.model)) for name, training in ours.items()
-    ]
+    contenders = [Contender(name, partial(training.step, batch, 0)) for name, training in ours.items()]
+    assert all(PARAMETERS[name] == count(training.model) for name, training in ours.items())
     if with_peer:
         peer = peer_model(work).to(batch.device)
         check_equal_work(ours["vqgan-ffhq"], peer, pixels.to_signed(batch))
         optimizers, _ = peer.configure_optimizers()
         images = pixels.to_signed(batch).permute(0, 2, 3, 1).contiguous()  # as its data sets give them
-        own = count(peer) - count(peer.loss)
-        contenders.append(Contender(PEER, partial(peer_step, peer, optimizers, images, precision), own))
-    assert all(PARAMETERS[contender.name] == contender.parameters for contender in contenders)
+        assert PARAMETERS[PEER] == count(peer) - count(peer.loss)
+        contenders.append(Contender(PEER, partial(peer_step, peer, optimizers, images, precision)))
     return contenders
 
 
@@ -287,108 +264,32 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-class Arithmetic(TorchDispatchMode):
-    """Counts the operations of matrix products and convolutions, forward and backward, while it is entered.
-
-    By PyTorch's own formulas, but not by its FlopCounterMode, whose hooks allow no gradient at a leaf.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.flops = 0
-
-    def __torch_dispatch__(
-        self,
-        operation: torch._ops.OpOverload[..., Any],
-        types: object,
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401 - whatever the operation gives
-        """Run an operation and count it."""
-        result = operation(*args, **(kwargs or {}))
-        formula = flop_registry.get(operation.overloadpacket)
-        if formula is not None:
-            self.flops += formula(*args, **(kwargs or {}), out_val=result)
-        return result
-
-
-def race(contenders: list[Contender], device: torch.device, repeats: int) -> None:
-    """Warm all contenders up with a step that counts their arithmetic; then let them step in turn."""
-    for contender in contenders:
-        with Arithmetic() as arithmetic:
-            contender.step()
-        contender.flops = arithmetic.flops
-    for _ in range(repeats):
-        for contender in contenders:
-            if device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(device)
-            held = torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
-            contender.seconds.append(devices.seconds(contender.step, device))
-            if device.type == "cuda":
-                contender.memory = torch.cuda.max_memory_allocated(device) - held
-
-
 def row(
     contender: Contender, contenders: list[Contender], precision: str, batch_size: int, rate: float
 ) -> dict[str, Any]:
     """A contender's figures."""
-    seconds = statistics.median(contender.seconds)
-    peers = [statistics.median(other.seconds) for other in contenders if other.name == PEER]
+    peer = contenders[-1] if contenders[-1].name == PEER else None
     return {
         "name": contender.name,
         "precision": precision,
-        "parameters": contender.parameters,
-        "seconds": seconds,
-        "steps": contender.seconds,
-        "images_per_second": batch_size / seconds,
-        "peer_over_this": peers[0] / seconds if peers else None,
-        "flops": contender.flops,
-        "matrix_flops_per_second": rate,
-        "floor_seconds": contender.flops / rate,
-        "memory_bytes": contender.memory or None,
+        "parameters": PARAMETERS[contender.name],
+        **measure.figures(contender, peer, rate),
+        "images_per_second": batch_size / contender.median,
     }
-
-
-def show(figures: dict[str, Any]) -> None:
-    """Print a report as a table."""
-    table = Table(title=f"one training step, {figures['batch_size']} x {SIDE} x {SIDE}")
-    for heading in ("step of", "parameters"):
-        table.add_column(heading, no_wrap=True)
-    for heading in ("s", "img/s", "ratio", "TFLOP", "floor", "GiB"):
-        table.add_column(heading, justify="right")
-    for figure in figures["rows"]:
-        ratio, memory = figure["peer_over_this"], figure["memory_bytes"]
-        table.add_row(
-            f"{figure['name']} {figure['precision']}",
-            f"{figure['parameters']:,}",
-            f"{figure['seconds']:.3g}",
-            f"{figure['images_per_second']:.3g}",
-            "-" if ratio is None else f"{ratio:.2f}",
-            f"{figure['flops'] / 1e12:.2f}",
-            f"{figure['floor_seconds']:.3g}",
-            "-" if memory is None else f"{memory / 2**30:.1f}",
-        )
-    Console().print(table)
-    print(f"ratio: the time of {PEER}'s step over this one's; peer: {figures['peer']}")
-    print("floor: seconds that the arithmetic alone takes at the rate of one large matrix product")
-    print("GiB: what a step takes on a GPU on top of weights and optimiser states")
 
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description="Time a training step of stage 1.")
+    parser = measure.parser("Time a training step of stage 1.", repeats=5)
     parser.add_argument("--batch-size", type=int, help="images a step; 16 on CUDA, else 1, where not given")
     parser.add_argument("--taming", type=Path, help="a clone of CompVis/taming-transformers")
-    parser.add_argument("--device", help="CUDA where there is one, if not given")
-    parser.add_argument("--repeats", type=int, default=5, help="timed steps of each contender")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of results")
     arguments = parser.parse_args()
     device = devices.pick(arguments.device)
     batch_size = arguments.batch_size or (16 if device.type == "cuda" else 1)
     figures = report(device, batch_size, arguments.repeats, arguments.taming)
-    show(figures)
-    path = arguments.out / f"training-{device.type}.json"
-    atomic_write(path, (json.dumps(figures, indent=2) + "\n").encode())
+    measure.show(f"one training step, {batch_size} x {SIDE} x {SIDE}", figures["rows"])
+    print(f"peer: {figures['peer']}")
+    measure.save(figures, arguments.out, "training", device)
 
 
 if __name__ == "__main__":

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks import training
+from benchmarks import measure, training
 from benchmarks.machine import machine
 
 
 def test_arithmetic_is_counted_forward_and_backward() -> None:
     layer = nn.Conv2d(4, 8, 3, padding=1)
     images = torch.randn(2, 4, 5, 6, requires_grad=True)
-    with training.Arithmetic() as forward:
+    with measure.Arithmetic() as forward:
         out = layer(images)
-    with training.Arithmetic() as backward:
+    with measure.Arithmetic() as backward:
         torch.autograd.grad(out.sum(), [images, *layer.parameters()])
     assert forward.flops == 2 * (2 * 8 * 5 * 6) * (4 * 3 * 3)
     assert backward.flops == 2 * forward.flops

@@ -1,0 +1,229 @@
+"""The tokenizer's passes at 256 x 256: ours beside diffusers' `VQModel` as a MoVQ decoder, in the same run.
+
+    python -m benchmarks.autoencoder
+
+Forward is encoder, quantizer and decoder; forward and backward adds the gradients of a sum of the image and of the two
+losses of the codes. The peer (the package `diffusers`; skipped where it is not installed), with its `spatial` norm, has
+the architecture of our preset `kandinsky-67m`: the same parameters, which are copied over, and the same codes, image
+and gradient, which is checked first. On CUDA ours runs as training runs it, channels last and compiled; the peer runs
+as it comes, and so as well.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import re
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import measure
+from benchmarks.machine import machine
+from benchmarks.measure import Contender
+from movq_cli import Tokenizer, devices, presets
+from movq_cli.settings import TokenizerSettings
+
+PEER = "diffusers"
+PACKAGES = ("diffusers", "huggingface_hub")
+SHARED = "kandinsky-67m"
+"""Our preset of the architecture that the peer has too."""
+
+PARAMETERS = {SHARED: 67_832_495, "ffhq": 82_692_995, "vqgan-ffhq": 72_141_699}
+LEGACY = 0.25
+"""The peer's weight of the codebook's loss, beside 1 for the commitment's."""
+
+NAMES = (
+    (r"\.resnets\.(\d)\.", r".block.\1."),
+    (r"\.attentions\.(\d)\.", r".attn.\1."),
+    (r"mid_block\.block\.0\.", "mid.block_1."),
+    (r"mid_block\.block\.1\.", "mid.block_2."),
+    (r"mid_block\.attn\.0\.", "mid.attn_1."),
+    (r"\.(down|up)samplers\.0\.", r".\1sample."),
+    (r"down_blocks\.", "down."),
+    (r"\.conv_shortcut\.", ".nin_shortcut."),
+    (r"\.conv_norm_out\.", ".norm_out."),
+    (r"\.(group|spatial)_norm\.", ".norm."),
+    (r"\.to_([qkv])\.", r".\1."),
+    (r"\.to_out\.0\.", ".proj_out."),
+)
+"""The peer's parameter names, as patterns, and what they become in ours; its `up_blocks` count the other way."""
+
+
+def report(device: torch.device, batch_size: int, side: int, repeats: int) -> dict[str, Any]:
+    """The benchmark's figures.
+
+    Args:
+        device: Where.
+        batch_size: Images of a pass.
+        side: Pixels; the models are those for 256.
+        repeats: Timed passes of each contender.
+    """
+    skipped = measure.missing(PACKAGES)
+    torch.manual_seed(0)
+    images = torch.rand(batch_size, 3, side, side, device=device) * 2 - 1
+    rows: list[dict[str, Any]] = []
+    difference = None
+    for precision in ("float32", "bf16") if device.type == "cuda" else ("float32",):
+        models: dict[str, nn.Module] = {name: ours(name, device) for name in PARAMETERS}
+        if skipped is None:
+            its = models[PEER] = peer_model(models[SHARED].settings).to(device)
+            difference = difference or check_equal_work(models[SHARED], its, images)
+            if device.type == "cuda":
+                as_trained = models[f"{PEER}, compiled"] = peer_model(models[SHARED].settings).to(device)
+                as_trained.to(memory_format=torch.channels_last)
+                as_trained.compile()
+        rate = devices.matrix_rate(device, precision)
+        for backward in (False, True):
+            rows += race(models, images, precision, rate, repeats, backward=backward)
+        del models
+        gc.collect()
+    return {
+        "peer": f"skipped: {skipped}" if skipped else f"{PEER}' VQModel",
+        "batch_size": batch_size,
+        "side": side,
+        "difference": difference,
+        "rows": rows,
+        "machine": machine(device),
+    }
+
+
+def race(
+    models: dict[str, nn.Module], images: Tensor, precision: str, rate: float, repeats: int, *, backward: bool
+) -> list[dict[str, Any]]:
+    """The rows of one pass in one precision."""
+    contenders = [Contender(name, Pass(model, images, precision, backward)) for name, model in models.items()]
+    measure.race(contenders, images.device, repeats)
+    timed = {contender.name: contender for contender in contenders}
+    kind = "forward and backward" if backward else "forward"
+    return [
+        {
+            "name": f"{name}, {kind}",
+            "precision": precision,
+            "parameters": PARAMETERS.get(name, PARAMETERS[SHARED]),
+            # The other presets are of other architectures.
+            **measure.figures(contender, timed.get(PEER) if name == SHARED or PEER in name else None, rate),
+        }
+        for name, contender in timed.items()
+    ]
+
+
+class Pass:
+    """One pass of a model, ours or the peer's, over images.
+
+    Args:
+        model: Whose.
+        images: [B, 3, H, W] in [-1, 1].
+        precision: As for `devices.autocast`.
+        backward: Whether the gradients are taken too.
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor, precision: str, backward: bool) -> None:
+        self.model = model
+        self.images = images
+        self.precision = precision
+        self.backward = backward
+
+    def __call__(self) -> tuple[Tensor, Tensor]:
+        """The images that come out, and the loss of the codes."""
+        self.model.zero_grad()
+        with torch.set_grad_enabled(self.backward), devices.autocast(self.images.device, self.precision):
+            out = self.model(self.images)
+        if isinstance(self.model, Tokenizer):
+            image, loss = out.images, LEGACY * out.codebook_loss + out.commitment_loss
+        else:
+            image, loss = out.sample, out.commit_loss
+        if self.backward:
+            (image.float().square().mean() + loss).backward()
+        return image, loss
+
+
+def ours(preset: str, device: torch.device) -> Tokenizer:
+    """Our model of a preset, its codes as spread as what they stand for."""
+    model = Tokenizer(presets.load(preset).vq).to(device)
+    nn.init.normal_(model.quantize.embedding.weight)
+    if device.type == "cuda":
+        model.to(memory_format=torch.channels_last)
+        model.compile()
+    assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[preset]
+    return model
+
+
+def peer_model(settings: TokenizerSettings) -> Any:  # noqa: ANN401 - the peer is untyped
+    """The peer's model of the same architecture."""
+    levels = len(settings.widths)
+    last = levels - 1  # the only one with attention
+    return importlib.import_module("diffusers").VQModel(
+        down_block_types=("DownEncoderBlock2D",) * last + ("AttnDownEncoderBlock2D",),
+        up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * last,
+        block_out_channels=settings.widths,
+        layers_per_block=settings.blocks,
+        latent_channels=settings.z_channels,
+        vq_embed_dim=settings.embed_dim,
+        num_vq_embeddings=settings.codebook_size,
+        norm_type="spatial",
+    )
+
+
+def our_names(weights: dict[str, Tensor], levels: int) -> dict[str, Tensor]:
+    """The peer's weights under our names and in our shapes."""
+    renamed = {}
+    for name, tensor in weights.items():
+        for pattern, replacement in NAMES:
+            name = re.sub(pattern, replacement, name)  # noqa: PLW2901
+        name = re.sub(r"up_blocks\.(\d)", lambda found: f"up.{levels - 1 - int(found[1])}", name)  # noqa: PLW2901
+        is_matrix = tensor.ndim == 2 and "embedding" not in name
+        renamed[name] = tensor[:, :, None, None] if is_matrix else tensor
+    return renamed
+
+
+def check_equal_work(model: nn.Module, peer: Any, images: Tensor) -> dict[str, float]:  # noqa: ANN401
+    """Copy the peer's weights to ours and assert that both compute the same.
+
+    Returns:
+        The largest differences: of the image and of the first layer's gradient, relative to its largest value; and the
+        share of codes that differ.
+    """
+    assert isinstance(model, Tokenizer)
+    with torch.no_grad():
+        z = peer.encode(images).latents
+        # Entries as spread as what is quantized, so that few codes hang on rounding.
+        peer.quantize.embedding.weight.copy_(z.mean() + z.std() * torch.randn_like(peer.quantize.embedding.weight))
+    model.load_state_dict(our_names(peer.state_dict(), len(model.settings.widths)))
+    codes = model.encode(images)
+    its_codes = peer.quantize(z)[2][2].view(codes.shape)
+    with torch.no_grad():
+        # Of the same codes: one that differs changes the whole image.
+        quantized = model.quantize.decode(codes)
+        image = model.decoder(model.post_quant_conv(quantized), quantized)
+        its_image = peer.decoder(peer.post_quant_conv(quantized), quantized)
+    gradients = []
+    for side in (model, peer):
+        Pass(side, images, "float32", True)()
+        gradients.append(side.encoder.conv_in.weight.grad)
+    found = {
+        "image": ((image - its_image).abs().max() / its_image.abs().max()).item(),
+        "gradient": ((gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max()).item(),
+        "codes": (codes != its_codes).float().mean().item(),
+    }
+    assert found["image"] < 1e-3 and found["codes"] < 1e-2, f"the two sides differ: {found}"
+    return found
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = measure.parser("Time the tokenizer's passes.", repeats=5)
+    parser.add_argument("--batch-size", type=int, help="images of a pass; 16 on CUDA, else 1, where not given")
+    parser.add_argument("--side", type=int, default=256, help="pixels")
+    arguments = parser.parse_args()
+    device = devices.pick(arguments.device)
+    batch_size = arguments.batch_size or (16 if device.type == "cuda" else 1)
+    figures = report(device, batch_size, arguments.side, arguments.repeats)
+    measure.show(f"the tokenizer, {batch_size} x {arguments.side} x {arguments.side}", figures["rows"])
+    print(f"peer: {figures['peer']}; largest relative differences to it: {figures['difference']}")
+    measure.save(figures, arguments.out, "autoencoder", device)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""How the benchmarks measure: in turn, in the same run, with arithmetic and peak memory beside the time."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from movq_cli import devices
+from movq_cli.files import atomic_write
+
+RESULTS = Path("benchmarks/results")
+
+_WIDTH = 110
+"""Of the tables: a log is read as well as a terminal."""
+
+
+@dataclass
+class Contender:
+    """A piece of work, and what is measured of it."""
+
+    name: str
+    work: Callable[[], object]
+    flops: int = 0  # of the matrix products and convolutions
+    memory: int = 0  # bytes that it holds at most, on top of what is held before
+    seconds: list[float] = field(default_factory=list)
+
+    @property
+    def median(self) -> float:
+        """Seconds of the runs' median."""
+        return statistics.median(self.seconds)
+
+
+class Arithmetic(TorchDispatchMode):
+    """Counts the operations of matrix products and convolutions, forward and backward, while it is entered.
+
+    By PyTorch's own formulas, but not by its FlopCounterMode, whose hooks allow no gradient at a leaf. Compiled modules
+    run uncompiled in it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_dispatch__(
+        self,
+        operation: torch._ops.OpOverload[..., Any],
+        types: object,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - whatever the operation gives
+        """Run an operation and count it."""
+        result = operation(*args, **(kwargs or {}))
+        formula = flop_registry.get(operation.overloadpacket)
+        if formula is not None:
+            self.flops += formula(*args, **(kwargs or {}), out_val=result)
+        return result
+
+
+def race(contenders: Sequence[Contender], device: torch.device, repeats: int) -> None:
+    """Measure each contender's arithmetic and memory, which warms it up; then time them in turn."""
+    for contender in contenders:
+        with Arithmetic() as arithmetic:
+            contender.work()
+        contender.flops = arithmetic.flops
+        contender.work()  # compiled, where it is to be
+        contender.memory = peak_memory(contender.work, device)
+    for _ in range(repeats):
+        for contender in contenders:
+            contender.seconds.append(devices.seconds(contender.work, device))
+
+
+def peak_memory(work: Callable[[], object], device: torch.device) -> int:
+    """Bytes that a piece of work holds at most on top of what is held before.
+
+    CUDA: of the caching allocator. CPU: of PyTorch's allocator as its profiler records it, temporaries of operators
+    included, the scratch memory of oneDNN not.
+    """
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        held = torch.cuda.memory_allocated(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        torch.cuda.synchronize(device)
+        return torch.cuda.max_memory_allocated(device) - held
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        work()
+    assert recorded.profiler is not None and recorded.profiler.kineto_results is not None
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    return max(accumulate((event.nbytes() for event in sorted(events, key=lambda e: e.start_ns())), initial=0))
+
+
+def figures(contender: Contender, peer: Contender | None, rate: float) -> dict[str, Any]:
+    """What every benchmark tells of a contender.
+
+    Args:
+        contender: After its race.
+        peer: Whom it ran against.
+        rate: Operations a second of one large matrix product.
+    """
+    return {
+        "seconds": contender.median,
+        "runs": contender.seconds,
+        "peer_over_this": None if peer is None else peer.median / contender.median,
+        "flops": contender.flops,
+        "matrix_flops_per_second": rate,
+        "floor_seconds": contender.flops / rate,
+        "memory_bytes": contender.memory,
+    }
+
+
+def missing(packages: Sequence[str]) -> str | None:
+    """The reason why a peer that needs these packages cannot run here; None where it can."""
+    absent = [package for package in packages if find_spec(package) is None]
+    return f"no package {absent[0]}" if absent else None
+
+
+# --- the command line and the result ---------------------------------------------------------------------------------
+
+
+def parser(description: str, repeats: int) -> argparse.ArgumentParser:
+    """A benchmark's options, those that all have."""
+    options = argparse.ArgumentParser(description=description)
+    options.add_argument("--device", help="CUDA where there is one, if not given")
+    options.add_argument("--repeats", type=int, default=repeats, help="timed runs of each contender")
+    options.add_argument("--out", type=Path, default=RESULTS, help="folder of results")
+    return options
+
+
+def save(figures: Mapping[str, Any], out: Path, name: str, device: torch.device) -> None:
+    """Write a report where `benchmarks.summary` finds it."""
+    atomic_write(out / f"{name}-{device.type}.json", (json.dumps(figures, indent=2) + "\n").encode())
+
+
+def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print the rows' names, seconds, ratios, floors and memory as a table."""
+    table = Table(title=title)
+    table.add_column("", no_wrap=True)
+    for heading in ("s", "peer / this", "floor, s", "of the floor", "GiB"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        table.add_row(f"{row['name']} {row.get('precision', '')}", *cells(row))
+    Console(width=_WIDTH).print(table)
+    print("floor: the arithmetic at the rate of one large matrix product; GiB: held at most on top of what was before")
+
+
+def cells(row: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
+    """Seconds, ratio, floor, share of the floor and memory as text, a dash for what a row has not."""
+    ratio, floor, memory = (row.get(key) for key in ("peer_over_this", "floor_seconds", "memory_bytes"))
+    return (
+        f"{row['seconds']:.3g}",
+        "-" if ratio is None else f"{ratio:.2f}",
+        "-" if floor is None else f"{floor:.3g}",
+        "-" if floor is None else f"{floor / row['seconds']:.0%}",
+        "-" if memory is None else f"{memory / 2**30:.3g}",
+    )

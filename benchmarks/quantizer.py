@@ -1,0 +1,178 @@
+"""The quantizer, forward and backward: ours beside that of vector-quantize-pytorch, in the same run.
+
+    python -m benchmarks.quantizer
+
+The shapes are the paper's, 256 channels in 4 chunks at 16 x 16 positions. The peer (the package
+`vector-quantize-pytorch`; skipped where it is not installed) is asked for the same work and no more: four heads on one
+codebook that is learned by gradient, no moving averages, the plain straight-through gradient, a commitment loss of
+weight 1, which moves both sides as our two losses together do. Codes, output, loss and all gradients are compared
+before anything is timed, on inputs near entries, so that rounding decides no code.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks import measure
+from benchmarks.machine import machine
+from benchmarks.measure import Contender
+from movq_cli import devices
+from movq_cli.models.quantizer import VectorQuantizer
+
+PEER = "vector-quantize-pytorch"
+PACKAGES = ("vector_quantize_pytorch", "einops", "einx", "loguru", "torch_einops_utils")
+CHANNELS, CHUNKS, GRID = 256, 4, 16
+SIZES = (1024, 16384)
+
+
+class Outcome(NamedTuple):
+    """What one forward and backward pass gives."""
+
+    vectors: Tensor
+    codes: Tensor
+    loss: Tensor
+    input_gradient: Tensor
+    codebook_gradient: Tensor
+
+
+def report(device: torch.device, batch_sizes: list[int], sizes: list[int], repeats: int) -> dict[str, Any]:
+    """The benchmark's figures.
+
+    Args:
+        device: Where.
+        batch_sizes: Images, of 16 x 16 positions each.
+        sizes: K, entries of the codebook.
+        repeats: Timed runs of each contender.
+    """
+    skipped = measure.missing(PACKAGES)
+    with torch.backends.cudnn.flags(allow_tf32=False):  # the distances are of full float32
+        rate = devices.matrix_rate(device, "float32")
+    rows = []
+    for size in sizes:
+        for images in batch_sizes:
+            rows += race(device, images, size, rate, repeats, with_peer=skipped is None)
+            gc.collect()
+    return {
+        "peer": f"skipped: {skipped}" if skipped else PEER,
+        "channels": CHANNELS,
+        "chunks": CHUNKS,
+        "grid": GRID,
+        "rows": rows,
+        "machine": machine(device),
+    }
+
+
+def race(
+    device: torch.device, images: int, size: int, rate: float, repeats: int, *, with_peer: bool
+) -> list[dict[str, Any]]:
+    """The rows of one batch and one codebook."""
+    torch.manual_seed(0)
+    ours = VectorQuantizer(size, CHANNELS // CHUNKS).to(device)
+    nn.init.normal_(ours.embedding.weight)
+    z, weight = inputs(ours, images)
+    passes = {"movq": lambda: our_pass(ours, z, weight)}
+    if device.type == "cuda":
+        compiled = VectorQuantizer(size, CHANNELS // CHUNKS).to(device)
+        compiled.load_state_dict(ours.state_dict())
+        compiled.compile()  # as training has it
+        passes["movq, compiled"] = lambda: our_pass(compiled, z, weight)
+    if with_peer:
+        peer = peer_model(ours)
+        passes[PEER] = lambda: peer_pass(peer, z, weight)
+        check_equal_work(passes["movq"](), passes[PEER]())
+    contenders = [Contender(name, work) for name, work in passes.items()]
+    measure.race(contenders, device, repeats)
+    rival = contenders[-1] if with_peer else None
+    floor = 2 * images * GRID**2 * CHUNKS * size * (CHANNELS // CHUNKS) / rate  # of the distances' matrix product
+    return [
+        {
+            "name": f"{contender.name}, K = {size:,}, batch {images}",
+            "precision": "float32",
+            **measure.figures(contender, rival, rate),
+            "floor_seconds": floor,
+        }
+        for contender in contenders
+    ]
+
+
+def inputs(quantizer: VectorQuantizer, images: int) -> tuple[Tensor, Tensor]:
+    """Vectors near entries, [B, D, h, w], and as many weights, by which the output is summed to a loss."""
+    entries = quantizer.embedding.weight
+    codes = torch.randint(len(entries), (images, GRID, GRID, CHUNKS), device=entries.device)
+    with torch.no_grad():
+        z = quantizer.decode(codes)
+    z = z + 0.1 * torch.randn_like(z)
+    return z.requires_grad_(), torch.randn_like(z)
+
+
+def our_pass(quantizer: VectorQuantizer, z: Tensor, weight: Tensor) -> Outcome:
+    """Our forward and backward pass."""
+    z.grad, quantizer.embedding.weight.grad = None, None
+    out = quantizer(z)
+    ((out.vectors * weight).sum() + out.codebook_loss + out.commitment_loss).backward()
+    return Outcome(out.vectors, out.codes, out.commitment_loss, gradient(z), gradient(quantizer.embedding.weight))
+
+
+def peer_model(ours: VectorQuantizer) -> Any:  # noqa: ANN401 - the peer is untyped
+    """The peer with our codebook, in training."""
+    size, width = ours.embedding.weight.shape
+    model = importlib.import_module("vector_quantize_pytorch").VectorQuantize(
+        dim=CHANNELS,
+        codebook_size=size,
+        codebook_dim=width,
+        heads=CHUNKS,
+        accept_image_fmap=True,
+        ema_update=False,
+        learnable_codebook=True,
+        rotation_trick=False,
+        commitment_weight=1.0,
+    )
+    with torch.no_grad():
+        model._codebook.embed.copy_(ours.embedding.weight[None])
+    return model.to(ours.embedding.weight.device).train()
+
+
+def peer_pass(model: Any, z: Tensor, weight: Tensor) -> Outcome:  # noqa: ANN401
+    """The peer's forward and backward pass."""
+    entries = model._codebook.embed
+    z.grad, entries.grad = None, None
+    vectors, codes, loss = model(z)
+    ((vectors * weight).sum() + loss).backward()
+    return Outcome(vectors, codes, loss, gradient(z), gradient(entries)[0])
+
+
+def gradient(tensor: Tensor) -> Tensor:
+    """The gradient that a backward pass has left."""
+    assert tensor.grad is not None
+    return tensor.grad
+
+
+def check_equal_work(ours: Outcome, peers: Outcome) -> None:
+    """Assert that both sides give the same codes, and the same numbers but for rounding."""
+    assert torch.equal(ours.codes, peers.codes), "the codes differ"
+    for (part, mine), its in zip(ours._asdict().items(), peers, strict=True):
+        close = torch.allclose(mine, its, atol=1e-6, rtol=1e-4)
+        assert close, f"{part}: the two sides differ by up to {(mine - its).abs().max().item():.1e}"
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = measure.parser("Time the quantizer, forward and backward.", repeats=11)
+    parser.add_argument("--batch-size", type=int, nargs="+", help="images; 16 and 48 on CUDA, else 1 and 4")
+    parser.add_argument("--codebook-size", type=int, nargs="+", default=list(SIZES), help="K")
+    arguments = parser.parse_args()
+    device = devices.pick(arguments.device)
+    batch_sizes = arguments.batch_size or ([16, 48] if device.type == "cuda" else [1, 4])
+    figures = report(device, batch_sizes, arguments.codebook_size, arguments.repeats)
+    measure.show("the quantizer, forward and backward", figures["rows"])
+    print(f"peer: {figures['peer']}")
+    measure.save(figures, arguments.out, "quantizer", device)
+
+
+if __name__ == "__main__":
+    main()
