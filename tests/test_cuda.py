@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -12,10 +15,14 @@ from movq_cli.data.shards import PreparedSet
 from movq_cli.models import masked_prior, priors
 from movq_cli.models.masked_prior import MaskedPrior
 from movq_cli.models.quantizer import VectorQuantizer
+from movq_cli.models.recorder import Recorder
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.settings import Preset, SampleSettings
 from movq_cli.training import cost
 from movq_cli.training.vq import TokenizerTraining
+
+if TYPE_CHECKING:
+    from tests.conftest import Movq
 
 pytestmark = [pytest.mark.cuda, pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")]
 
@@ -116,6 +123,63 @@ def test_autoregressive_samples_on_the_device_are_those_of_the_cpu(mode: str) ->
     expected = model.decode(range(10), classes, SampleSettings())
     found = model.to(CUDA).decode(range(10), classes.to(CUDA), SampleSettings()).cpu()
     assert (found == expected).float().mean() > 0.95
+
+
+def test_a_recorded_step_is_what_was_run_before_and_is_called_no_more() -> None:
+    recorder, number, called = Recorder(CUDA), torch.zeros(1, device=CUDA), []
+
+    def step(by: int) -> None:
+        called.append(by)
+        number.add_(by * (torch.arange(4, device=CUDA) <= 1).sum())
+
+    for _ in range(5):
+        recorder.run("one", partial(step, 1))
+        recorder.run("ten", partial(step, 10))
+    assert number.item() == 5 * 2 * 11
+    assert called == [1, 10, 1, 10]
+
+
+@pytest.mark.parametrize("guidance", [0.0, 1.5])
+@pytest.mark.parametrize("mode", ["auto", "depth"])
+def test_recorded_steps_draw_the_codes_of_plain_ones(
+    mode: str, guidance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    preset = presets.load("ffhq", [f"prior.mode={mode}", "prior.classes=10", "prior.layers=4"])
+    model = priors.build(preset.prior, preset.vq.code_shape).to(CUDA).eval()
+    devices.store_as_multiplied(model, CUDA, "bf16")
+    labels, sample = torch.arange(6, device=CUDA), SampleSettings(guidance=guidance, guidance_schedule="linear")
+    with devices.autocast(CUDA, "bf16"):
+        found = [model.decode(range(6), labels, sample) for _ in range(2)]
+        monkeypatch.setattr(Recorder, "run", lambda self, kind, step: step())
+        expected = model.decode(range(6), labels, sample)
+    assert torch.equal(found[0], expected)
+    assert torch.equal(found[1], expected)
+    assert len(expected.unique()) > 500
+
+
+def test_compiled_blocks_give_the_logits_of_plain_ones() -> None:
+    torch.manual_seed(0)
+    preset = presets.load("ffhq", ["prior.layers=4"])
+    model = MaskedPrior(preset.prior, preset.vq.code_shape).to(CUDA).eval()
+    codes = torch.randint(0, 1025, (9, 16, 16, 4), device=CUDA)
+    with torch.inference_mode():
+        expected = model(codes)
+        model.compile_blocks()
+        for batch in (9, 1, 4):
+            torch.testing.assert_close(model(codes[:batch]), expected[:batch], atol=2e-2, rtol=2e-2)
+        drawn = model.decode(range(4), None, SampleSettings())
+    assert ((drawn >= 0) & (drawn < 1024)).all()
+
+
+def test_an_image_is_the_same_in_a_last_batch_that_is_not_full(trained_once: Path, tmp_path: Path, movq: Movq) -> None:
+    prior = trained_once / "runs" / "tiny-prior"
+    for count in (5, 8):
+        movq("sample", f"{count}", "-n", count, "--batch-size", 4, "--run", prior, "--device", "cuda")
+    for index in range(5):
+        name = f"{index:06d}.png"
+        assert (tmp_path / "5" / name).read_bytes() == (tmp_path / "8" / name).read_bytes()
+    assert len(list((tmp_path / "5").glob("*.png"))) == 5
 
 
 def test_the_papers_prior_learns_in_bf16() -> None:

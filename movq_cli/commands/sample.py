@@ -31,6 +31,8 @@ from movq_cli.settings import SampleSettings
 
 _GRID_IMAGES = 100
 _GRID_COLUMNS = 10
+_COMPILED_FROM = 10_000
+"""Images from which compiled blocks are worth the seconds that compiling takes; CUDA."""
 _MASKED_ONLY = ("steps", "choice_temperature")
 """Settings without a meaning to a prior that draws one code after another."""
 
@@ -83,6 +85,10 @@ def sample(
         console.log(f"prior: {weights}")
         prior = Prior.load(weights, tokenizer).to(where)
         devices.store_as_multiplied(prior.transformer, where, "auto")
+        if where.type == "cuda":
+            prior.tokenizer.to(memory_format=torch.channels_last)
+            if n >= _COMPILED_FROM:
+                prior.transformer.compile_blocks()
         settings = _settings(prior, asked)
         ids = prior.class_ids(classes)
         target = Target(out, _manifest(prior, settings, sha256(weights), n, seed, ids))
@@ -94,7 +100,9 @@ def sample(
                 missing = mine.from_first(target.begin)
                 made = len(missing)
                 draw = partial(prior.sample, seed=seed, classes=ids, settings=settings)
-                _make(draw, missing, target, batch_size, mine, all_here, console)
+                # A batch of another size is rounded otherwise there: the last one is filled up.
+                whole = min(batch_size, n) if where.type == "cuda" else 1
+                _make(draw, missing, target, batch_size, whole, mine, all_here, console)
                 if mine.first:
                     target.finish([ids[index % len(ids)] for index in range(n)] if ids else [], console)
                 all_here()
@@ -149,11 +157,12 @@ def _make(
     missing: Sequence[int],
     target: Target,
     batch_size: int,
+    whole: int,
     mine: Ranks,
     all_here: Callable[[], None],
     console: Console,
 ) -> None:
-    """Write this rank's share of the images that are missing, and wait for the others'."""
+    """Write this rank's share of the images that are missing, in batches of `whole` at least; wait for the others'."""
     images = target.manifest.images
     there = len(images) - len(missing)
     if there:
@@ -167,11 +176,12 @@ def _make(
         writing: list[Future[None]] = []
         for start in range(0, len(share), batch_size):
             indices = share[start : start + batch_size]
-            drawn = pixels.to_bytes(draw(indices=indices))
+            fill = range(len(images), len(images) + whole - len(indices))
+            drawn = pixels.to_bytes(draw(indices=[*indices, *fill]))
             _settle(writing)  # one batch is encoded while the next is drawn: memory stays bounded
             writing = [
                 encoders.submit(_write, target.folder / images[index]["file"], image)
-                for index, image in zip(indices, drawn.cpu(), strict=True)
+                for index, image in zip(indices, drawn.cpu(), strict=False)  # without those that fill it
             ]
             progress.advance(tally.add(len(indices)))
         _settle(writing)

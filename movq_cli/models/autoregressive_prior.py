@@ -8,17 +8,39 @@ Shapes: B batch, h w code grid, c chunks, K codes, N = h w c codes of an image, 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from movq_cli.models import draws
-from movq_cli.models.transformer import INIT_STD, Block, CodeTransformer, KeyValues, advance, empty_past
+from movq_cli.models.recorder import Recorder
+from movq_cli.models.transformer import INIT_STD, Block, CodeTransformer, KeyValues, advance, empty_past, look_back
 from movq_cli.settings import CodeShape, PriorSettings, SampleSettings
 
 DEPTH_LAYERS = 2
 """Of DepthPrior's layers, those over the chunks of a position."""
+
+
+class Decoding(NamedTuple):
+    """What the steps of one decoding share; its tensors are changed in place, so that a step can be recorded."""
+
+    settings: SampleSettings
+    rows: int
+    """Of the batch that the model is passed; see draws.guided_rows."""
+    start: int
+    """Tokens that stand before the first code's."""
+    uniforms: Tensor
+    """[B, N] float32: what the codes are drawn with."""
+    strengths: Tensor
+    """[N] float32, of guidance."""
+    past: list[KeyValues]
+    sequence: Tensor
+    """[B, c + N] int64: the codes after a row of c unknown ones."""
+    position: Tensor
+    """[1] int64, the one whose codes are drawn next."""
 
 
 class CausalPrior(CodeTransformer):
@@ -40,6 +62,47 @@ class CausalPrior(CodeTransformer):
 
     def inputs(self, codes: Tensor, targets: Tensor) -> Tensor:
         """What is shown of codes [B, h, w, c] that are to be predicted: all, for each sees only those before it."""
+        return codes
+
+    def _begin(
+        self,
+        blocks: list[Block],
+        tokens: int,
+        seeds: Sequence[int],
+        classes: Tensor | None,
+        settings: SampleSettings,
+        known: Tensor | None,
+    ) -> Decoding:
+        """A decoding of `decode`'s arguments, with a cache of so many tokens in these blocks; the class is in it."""
+        device, steps = self.position.device, self.shape.codes
+        rows = draws.guided_rows(len(seeds), classes, settings)
+        past = empty_past(blocks, rows, tokens + 1, self.position)
+        position = torch.zeros(1, dtype=torch.int64, device=device)
+        guided = draws.guided_classes(classes, self.unknown, settings)
+        if guided is not None:
+            x = self.class_tokens(guided) + self.position[:, -1:]
+            advance(blocks, past, x, position, look_back(0, tokens + 1))
+        size = (len(seeds), *self.shape.size)
+        given = torch.full(size, self.unknown, device=device) if known is None else known.to(device)
+        return Decoding(
+            settings,
+            rows,
+            0 if guided is None else 1,
+            draws.image_uniforms(seeds, (steps,)).to(device),
+            torch.tensor([settings.guidance_at(step, steps) for step in range(steps)], device=device),
+            past,
+            _after_unknown(given, self.unknown),
+            position,
+        )
+
+    def _draw(self, decoding: Decoding, place: Tensor, logits: Tensor) -> Tensor:
+        """Draw the codes [B] at a place of the sequence, [1] int64, where none is given, and put them there."""
+        strength = decoding.strengths.index_select(0, place)
+        uniforms = decoding.uniforms.index_select(1, place)[:, 0]
+        drawn = draws.draw_guided(logits, uniforms, decoding.settings, strength)
+        given = decoding.sequence.index_select(1, place + self.shape.chunks)[:, 0]
+        codes = torch.where(given == self.unknown, drawn, given)
+        decoding.sequence.index_copy_(1, place + self.shape.chunks, codes[:, None])
         return codes
 
 
@@ -108,19 +171,24 @@ class AutoregressivePrior(CausalPrior):
         Returns:
             [B, h, w, c] int64 in [0, K).
         """
-        given, uniforms = _begin(self, seeds, known)
-        rows = draws.guided_rows(len(seeds), classes, settings)
-        sequence = _after_unknown(given, self.unknown)
-        past = empty_past(self._blocks, rows, self.shape.codes + 1, self.position)
-        start = _pass_class(self, self._blocks, past, draws.guided_classes(classes, self.unknown, settings))
-        for t in range(self.shape.codes):
-            position, chunk = divmod(t, self.shape.chunks)
-            x = self.tokens(sequence[:, self.newest[t]])[:, None] + self.position[:, position] + self.channel[chunk]
-            x = advance(self._blocks, past, draws.repeat_guided(x, rows), start + t)
-            drawn = draws.draw_guided(self.code_logits(x, chunk), uniforms[:, t], settings, t, self.shape.codes)
-            place = sequence[:, self.shape.chunks + t]
-            place.copy_(torch.where(place == self.unknown, drawn, place))
-        return sequence[:, self.shape.chunks :].view(given.shape)
+        tokens, chunks = self.shape.codes, self.shape.chunks
+        decoding = self._begin(self._blocks, tokens, seeds, classes, settings, known)
+        recorder = Recorder(self.position.device)
+        for first in range(decoding.start, decoding.start + tokens, chunks):
+            looked_at = tuple(look_back(place, tokens + 1) for place in range(first, first + chunks))
+            recorder.run(looked_at, partial(self._draw_position, decoding, looked_at))
+        return decoding.sequence[:, chunks:].view(len(seeds), *self.shape.size)
+
+    def _draw_position(self, decoding: Decoding, looked_at: Sequence[int]) -> None:
+        """Draw the codes of the next position, given how many tokens each looks at."""
+        for chunk, of_chunk in enumerate(looked_at):
+            place = decoding.position * self.shape.chunks + chunk
+            newest = decoding.sequence.index_select(1, self.newest.index_select(0, place)[0])
+            where = self.position.index_select(1, decoding.position)
+            x = draws.repeat_guided(self.tokens(newest)[:, None] + where + self.channel[chunk], decoding.rows)
+            x = advance(self._blocks, decoding.past, x, place + decoding.start, of_chunk)
+            self._draw(decoding, place, self.code_logits(x, chunk))
+        decoding.position.add_(1)
 
     @property
     def _blocks(self) -> list[Block]:
@@ -171,25 +239,28 @@ class DepthPrior(CausalPrior):
         known: Tensor | None = None,
     ) -> Tensor:
         """As AutoregressivePrior.decode."""
-        given, uniforms = _begin(self, seeds, known)
-        rows, shape = draws.guided_rows(len(seeds), classes, settings), self.shape
-        sequence = _after_unknown(given, self.unknown).unflatten(1, (-1, shape.chunks))
-        past = empty_past(self._body, rows, shape.positions + 1, self.position)
-        start = _pass_class(self, self._body, past, draws.guided_classes(classes, self.unknown, settings))
-        for position in range(shape.positions):
-            x = self.tokens(sequence[:, position])[:, None] + self.position[:, position]
-            body = self.body_norm(advance(self._body, past, draws.repeat_guided(x, rows), start + position))
-            inner = empty_past(self._depth, rows, shape.chunks, self.position)
-            code = torch.full_like(sequence[:, 0, 0], self.unknown)
-            for chunk in range(shape.chunks):
-                before = draws.repeat_guided(self.previous(self.table(code))[:, None], rows)
-                y = advance(self._depth, inner, body + before + self.channel[chunk], chunk)
-                t = position * shape.chunks + chunk
-                drawn = draws.draw_guided(self.code_logits(y, chunk), uniforms[:, t], settings, t, shape.codes)
-                place = sequence[:, position + 1, chunk]
-                code = torch.where(place == self.unknown, drawn, place)
-                place.copy_(code)
-        return sequence[:, 1:].reshape(given.shape)
+        tokens, chunks = self.shape.positions, self.shape.chunks
+        decoding = self._begin(self._body, tokens, seeds, classes, settings, known)
+        recorder = Recorder(self.position.device)
+        for place in range(decoding.start, decoding.start + tokens):
+            looked_at = look_back(place, tokens + 1)
+            recorder.run(looked_at, partial(self._draw_position, decoding, looked_at))
+        return decoding.sequence[:, chunks:].view(len(seeds), *self.shape.size)
+
+    def _draw_position(self, decoding: Decoding, looked_at: int) -> None:
+        """Draw the codes of the next position, given how many tokens it looks at."""
+        position, chunks = decoding.position, self.shape.chunks
+        before = decoding.sequence.unflatten(1, (-1, chunks)).index_select(1, position)
+        x = draws.repeat_guided(self.tokens(before) + self.position.index_select(1, position), decoding.rows)
+        body = self.body_norm(advance(self._body, decoding.past, x, position + decoding.start, looked_at))
+        inner = empty_past(self._depth, decoding.rows, chunks, self.position)
+        code = torch.full_like(before[:, 0, 0], self.unknown)
+        for chunk in range(chunks):
+            newest = draws.repeat_guided(self.previous(self.table(code))[:, None], decoding.rows)
+            place = torch.full_like(position, chunk)
+            y = advance(self._depth, inner, body + newest + self.channel[chunk], place, chunks)
+            code = self._draw(decoding, position * chunks + chunk, self.code_logits(y, chunk))
+        position.add_(1)
 
     @property
     def _body(self) -> list[Block]:
@@ -203,19 +274,3 @@ class DepthPrior(CausalPrior):
 def _after_unknown(codes: Tensor, unknown: int) -> Tensor:
     """Codes [B, h, w, c] as sequences [B, c + N], after a row of c unknown ones."""
     return F.pad(codes.flatten(1), (codes.shape[-1], 0), value=unknown)
-
-
-def _begin(model: CodeTransformer, seeds: Sequence[int], known: Tensor | None) -> tuple[Tensor, Tensor]:
-    """What is known of the images' codes [B, h, w, c], and the uniform numbers [B, N] to draw the rest with."""
-    device = model.position.device
-    size = (len(seeds), *model.shape.size)
-    given = torch.full(size, model.unknown, device=device) if known is None else known.to(device)
-    return given, draws.image_uniforms(seeds, (model.shape.codes,)).to(device)
-
-
-def _pass_class(model: CodeTransformer, blocks: list[Block], past: list[KeyValues], classes: Tensor | None) -> int:
-    """Pass the class token into the cache; the number of tokens that stand before the first code."""
-    if classes is None:
-        return 0
-    advance(blocks, past, model.class_tokens(classes) + model.position[:, -1:], 0)
-    return 1

@@ -101,7 +101,7 @@ def repeat_guided(x: Tensor, rows: int) -> Tensor:
     return x if len(x) == rows else torch.cat([x, x])
 
 
-def guide(logits: Tensor, images: int, strength: float) -> Tensor:
+def guide(logits: Tensor, images: int, strength: float | Tensor) -> Tensor:
     """Logits moved away from those without a class: conditional + strength (conditional - unconditional).
 
     Args:
@@ -115,6 +115,6 @@ def guide(logits: Tensor, images: int, strength: float) -> Tensor:
     return conditional + strength * (conditional - unconditional)
 
 
-def draw_guided(logits: Tensor, uniforms: Tensor, settings: SampleSettings, step: int, steps: int) -> Tensor:
-    """Draw codes [B] from logits [B or 2 B, K] of a step, of so many."""
-    return draw_codes(guide(logits, len(uniforms), settings.guidance_at(step, steps)), uniforms, settings)[0]
+def draw_guided(logits: Tensor, uniforms: Tensor, settings: SampleSettings, strength: Tensor) -> Tensor:
+    """Draw codes [B] from logits [B or 2 B, K], guided with a strength, [1]."""
+    return draw_codes(guide(logits, len(uniforms), strength), uniforms, settings)[0]

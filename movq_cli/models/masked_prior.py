@@ -73,8 +73,10 @@ class MaskedPrior(CodeTransformer):
         device, steps = self.position.device, settings.steps
         size = (len(seeds), *self.shape.size)
         codes = torch.full(size, self.unknown, device=device) if known is None else known.to(device)
-        uniforms = draws.image_uniforms(seeds, (steps, 2, self.shape.codes)).to(device)
         start = (codes == self.unknown).flatten(1).sum(1, keepdim=True)
+        if known is not None and not start.any():
+            return codes.clone()
+        uniforms = draws.image_uniforms(seeds, (steps, 2, self.shape.codes)).to(device)
         for step in range(steps):
             logits = (
                 self._first_logits(len(seeds), classes, settings)

@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-
 _DISTANCES = 2**24
 """Numbers that are held at once: 64 MiB, however many vectors and entries there are."""
 

@@ -110,6 +110,14 @@ class CodeTransformer(nn.Module):
         """Tokens of an image, its class left out."""
         return self.shape.positions
 
+    def compile_blocks(self) -> None:
+        """Compile the blocks' whole pass, one program for all of them.
+
+        Not the model's: as many blocks in one program take minutes, and gain no more.
+        """
+        for block in self.blocks:
+            block.compile()
+
     def tokens(self, codes: Tensor) -> Tensor:
         """The tokens [..., W], without their places, of c codes each: [..., c] int64 in [0, K]."""
         return self.table(codes).flatten(-2)
@@ -142,16 +150,19 @@ def empty_past(blocks: Sequence[Block], batch: int, tokens: int, like: Tensor) -
     return [KeyValues(*(torch.zeros(size, dtype=dtype, device=like.device) for _ in "kv")) for _ in blocks]
 
 
-def advance(blocks: Sequence[Block], past: Sequence[KeyValues], x: Tensor, place: int) -> Tensor:
-    """Pass the token [B, 1, W] at a place through blocks that remember those before it.
+def look_back(place: int, tokens: int) -> int:
+    """How many of the first of so many tokens the one at a place looks at.
 
-    What is looked at grows by LOOK_BACK tokens at a time: few shapes to compile, and few idle reads.
+    Grows by LOOK_BACK at a time: few shapes to record, and few idle reads.
     """
-    looked_at = min(past[0].keys.shape[2], (place // LOOK_BACK + 1) * LOOK_BACK)
+    return min(tokens, (place // LOOK_BACK + 1) * LOOK_BACK)
+
+
+def advance(blocks: Sequence[Block], past: Sequence[KeyValues], x: Tensor, place: Tensor, looked_at: int) -> Tensor:
+    """Pass the token [B, 1, W] at a place, [1] int64, through blocks that remember those before it; see look_back."""
     visible = torch.arange(looked_at, device=x.device) <= place
-    where = torch.full((1,), place, device=x.device)
     for block, of_block in zip(blocks, past, strict=True):
-        x = block.step(x, of_block, where, visible)
+        x = block.step(x, of_block, place, visible)
     return x
 
 

@@ -193,3 +193,15 @@ def test_matrices_stored_as_they_are_multiplied_give_the_same_codes(mode: str) -
     assert model.blocks[0].qkv.weight.dtype == torch.bfloat16
     assert model.norm.weight.dtype == model.table.weight.dtype == torch.float32
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_drawing_a_position_never_looks_at_its_tensors_from_the_host(mode: str) -> None:
+    """What can be traced whole can be recorded as a CUDA graph, and what is traced once serves all positions."""
+    model, labels = random_model(mode, 3, layers=3), torch.arange(5) % 3
+    sample = SampleSettings(guidance=1.5, guidance_schedule="linear", top_p=0.9)
+    expected = model.decode(range(5), labels, sample)
+    torch._dynamo.utils.counters.clear()
+    model._draw_position = torch.compile(model._draw_position, backend="aot_eager", fullgraph=True)
+    assert torch.equal(model.decode(range(5), labels, sample), expected)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

@@ -1,6 +1,7 @@
 """The masked prior: its schedule, its loss, and its decoding against loops over single codes."""
 
 import math
+from functools import partialmethod
 from itertools import pairwise
 
 import numpy as np
@@ -328,9 +329,31 @@ def test_known_codes_are_kept_and_every_other_is_drawn(images, seed, steps, shar
     assert ((codes >= 0) & (codes < SHAPE.codebook_size)).all()
 
 
-def test_an_image_that_is_all_known_comes_back():
-    known = partly_known(3, 1.1)
-    assert torch.equal(random_model().decode([0, 1, 2], None, SampleSettings(), known), known)
+def test_images_that_are_all_known_come_back_without_a_pass():
+    model, known, passes = random_model(), partly_known(3, 1.1), []
+    model.register_forward_pre_hook(lambda *_: passes.append(1))
+    codes = model.decode([0, 1, 2], None, SampleSettings(), known)
+    assert torch.equal(codes, known)
+    assert codes.data_ptr() != known.data_ptr()
+    known[1, 0, 0, 0] = UNKNOWN
+    assert not passes
+    assert torch.equal(model.decode([0, 1, 2], None, SampleSettings(), known)[::2], known[::2])
+    assert passes
+
+
+@pytest.mark.parametrize("classes", [0, 3])
+def test_compiled_blocks_draw_the_same_in_batches_of_any_size(classes, monkeypatch):
+    model, sample = random_model(classes), SampleSettings(guidance=1.0)
+    labels = torch.arange(7) % classes if classes else None
+    expected = model.decode(range(7), labels, sample)
+    # What is captured is what CUDA compiles; generating code for the CPU would take minutes.
+    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="aot_eager", fullgraph=True))
+    model.compile_blocks()
+    torch._dynamo.utils.counters.clear()
+    parts = [model.decode(part, None if labels is None else labels[part], sample) for part in (range(4), range(4, 7))]
+    assert torch.equal(torch.cat(parts), expected)
+    # One program for a single row, one for the first number of rows, one for any other: not one for each block.
+    assert 1 <= torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 3
 
 
 def test_a_single_unknown_code_is_drawn_given_all_others():
