@@ -66,14 +66,15 @@ def report(device: torch.device, batch_size: int, side: int, repeats: int) -> di
     rows: list[dict[str, Any]] = []
     difference = None
     for precision in ("float32", "bf16") if device.type == "cuda" else ("float32",):
-        models: dict[str, nn.Module] = {name: ours(name, device) for name in PARAMETERS}
+        tokenizers = {name: ours(name, device) for name in PARAMETERS}
+        models: dict[str, nn.Module] = {**tokenizers}
         if skipped is None:
-            its = models[PEER] = peer_model(models[SHARED].settings).to(device)
-            difference = difference or check_equal_work(models[SHARED], its, images)
+            its = models[PEER] = peer_model(tokenizers[SHARED].settings).to(device)
+            difference = difference or check_equal_work(tokenizers[SHARED], its, images)
             if device.type == "cuda":
-                as_trained = models[f"{PEER}, compiled"] = peer_model(models[SHARED].settings).to(device)
-                as_trained.to(memory_format=torch.channels_last)
-                as_trained.compile()
+                as_ours = models[f"{PEER}, compiled"] = peer_model(tokenizers[SHARED].settings).to(device)
+                as_ours.to(memory_format=torch.channels_last)
+                as_ours.compile()
         rate = devices.matrix_rate(device, precision)
         for backward in (False, True):
             rows += race(models, images, precision, rate, repeats, backward=backward)
@@ -178,14 +179,13 @@ def our_names(weights: dict[str, Tensor], levels: int) -> dict[str, Tensor]:
     return renamed
 
 
-def check_equal_work(model: nn.Module, peer: Any, images: Tensor) -> dict[str, float]:  # noqa: ANN401
+def check_equal_work(model: Tokenizer, peer: Any, images: Tensor) -> dict[str, float]:  # noqa: ANN401
     """Copy the peer's weights to ours and assert that both compute the same.
 
     Returns:
         The largest differences: of the image and of the first layer's gradient, relative to its largest value; and the
         share of codes that differ.
     """
-    assert isinstance(model, Tokenizer)
     with torch.no_grad():
         z = peer.encode(images).latents
         # Entries as spread as what is quantized, so that few codes hang on rounding.
@@ -198,17 +198,24 @@ def check_equal_work(model: nn.Module, peer: Any, images: Tensor) -> dict[str, f
         quantized = model.quantize.decode(codes)
         image = model.decoder(model.post_quant_conv(quantized), quantized)
         its_image = peer.decoder(peer.post_quant_conv(quantized), quantized)
-    gradients = []
-    for side in (model, peer):
-        Pass(side, images, "float32", True)()
-        gradients.append(side.encoder.conv_in.weight.grad)
     found = {
         "image": ((image - its_image).abs().max() / its_image.abs().max()).item(),
-        "gradient": ((gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max()).item(),
+        "gradient": gradient_difference(model, peer, images),
         "codes": (codes != its_codes).float().mean().item(),
     }
     assert found["image"] < 1e-3 and found["codes"] < 1e-2, f"the two sides differ: {found}"
     return found
+
+
+def gradient_difference(model: nn.Module, peer: nn.Module, images: Tensor) -> float:
+    """The largest difference of the first layer's gradients, relative to the largest of them."""
+    gradients = []
+    for side in (model, peer):
+        Pass(side, images, "float32", True)()
+        gradient = side.get_parameter("encoder.conv_in.weight").grad
+        assert gradient is not None
+        gradients.append(gradient)
+    return ((gradients[0] - gradients[1]).abs().max() / gradients[1].abs().max()).item()
 
 
 def main() -> None:

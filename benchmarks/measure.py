@@ -63,10 +63,13 @@ class Arithmetic(TorchDispatchMode):
         kwargs: dict[str, Any] | None = None,
     ) -> Any:  # noqa: ANN401 - whatever the operation gives
         """Run an operation and count it."""
-        result = operation(*args, **(kwargs or {}))
         formula = flop_registry.get(operation.overloadpacket)
-        if formula is not None:
-            self.flops += formula(*args, **(kwargs or {}), out_val=result)
+        if formula is None:
+            with self:  # in inference mode those made of others arrive whole
+                parts = operation.decompose(*args, **(kwargs or {}))
+            return operation(*args, **(kwargs or {})) if parts is NotImplemented else parts
+        result = operation(*args, **(kwargs or {}))
+        self.flops += formula(*args, **(kwargs or {}), out_val=result)
         return result
 
 

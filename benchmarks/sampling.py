@@ -12,23 +12,20 @@ copy: every step reads all weights, and all keys and values so far.
 
 from __future__ import annotations
 
-import argparse
-import json
+import copy
 import math
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import measure
 from benchmarks.machine import machine
+from benchmarks.measure import Contender
 from movq_cli import devices, presets
-from movq_cli.files import atomic_write
 from movq_cli.models import priors
 from movq_cli.models.autoregressive_prior import AutoregressivePrior
 from movq_cli.models.masked_prior import MaskedPrior, mask_ratio
@@ -47,7 +44,7 @@ def report(preset: Preset, name: str, device: torch.device, batch_size: int, rep
         name: The preset's.
         device: Where.
         batch_size: Images at once.
-        repeats: Of each timing; the best counts, for what disturbs only ever adds.
+        repeats: Of each timing.
     """
     rate, bandwidth = devices.matrix_rate(device, "auto"), copy_rate(device)
     rows = []
@@ -55,15 +52,13 @@ def report(preset: Preset, name: str, device: torch.device, batch_size: int, rep
         for mode in ("mask", "auto", "depth"):
             model = build(preset, mode, device)
             classes = torch.arange(batch_size, device=device) % preset.prior.classes if preset.prior.classes else None
-            flops = pass_flops(model, batch_size, device, classes)
             if isinstance(model, MaskedPrior):
-                rows += masked_rows(model, batch_size, classes, flops / rate, device, repeats)
+                rows += masked_rows(model, batch_size, classes, rate, device, repeats)
             else:
-                rows += causal_rows(model, mode, batch_size, classes, flops / rate, bandwidth, device, repeats)
+                rows += causal_rows(model, mode, batch_size, classes, rate, bandwidth, device, repeats)
             del model
     for row in rows:
         row["images_per_second"] = batch_size / row["seconds"]
-        row["share_of_floor"] = None if row["floor_seconds"] is None else row["floor_seconds"] / row["seconds"]
     return {
         "preset": name,
         "batch_size": batch_size,
@@ -85,16 +80,30 @@ def build(preset: Preset, mode: str, device: torch.device) -> priors.CodePrior:
 
 
 def masked_rows(
-    model: MaskedPrior, images: int, classes: Tensor | None, pass_floor: float, device: torch.device, repeats: int
+    model: MaskedPrior, images: int, classes: Tensor | None, rate: float, device: torch.device, repeats: int
 ) -> list[dict[str, Any]]:
-    """Ours and the plain loop at each number of steps."""
+    """Ours and the plain loop at each number of steps; on CUDA ours with compiled blocks, and at 8 steps without."""
+    plain_model = copy.deepcopy(model)
+    if device.type == "cuda":
+        model.compile_blocks()  # as `movq sample` does for many images
+        compiling = devices.seconds(partial(model.decode, range(images), classes, SampleSettings(steps=2)), device)
+        print(f"the first two steps, compiling included: {compiling:.1f} s")
     rows = []
     for steps in STEPS:
         settings = SampleSettings(steps=steps)
-        ours = best(partial(model.decode, range(images), classes, settings), device, repeats)
-        plain = best(partial(plain_masked, model, images, classes, settings), device, repeats)
-        floor = steps * pass_floor
-        rows += [timing(f"mask, {steps} steps", ours, floor, plain), timing(f"plain loop, {steps} steps", plain, floor)]
+        contenders = [
+            Contender(f"mask, {steps} steps", partial(model.decode, range(images), classes, settings)),
+            Contender(f"plain loop, {steps} steps", partial(plain_masked, plain_model, images, classes, settings)),
+        ]
+        if device.type == "cuda" and steps == 8:
+            work = partial(plain_model.decode, range(images), classes, settings)
+            contenders.append(Contender("mask, 8 steps, not compiled", work))
+        measure.race(contenders, device, repeats)
+        plain = contenders[1]
+        rows += [
+            {"name": contender.name, **measure.figures(contender, plain, rate)}  # ours passes the first step once
+            for contender in contenders
+        ]
     return rows
 
 
@@ -103,24 +112,28 @@ def causal_rows(
     mode: str,
     images: int,
     classes: Tensor | None,
-    arithmetic: float,
+    rate: float,
     bandwidth: float,
     device: torch.device,
     repeats: int,
 ) -> list[dict[str, Any]]:
     """Ours with the cache and, for the prior of the paper, without one."""
-    ours = best(lambda: model.decode(range(images), classes, SampleSettings()), device, repeats)
-    floor = max(arithmetic, bytes_read(model, images) / bandwidth)
+    ours = Contender(mode, lambda: model.decode(range(images), classes, SampleSettings()))
+    measure.race([ours], device, repeats)
+    flops = pass_flops(model, images, device, classes)
+    row = {
+        "name": mode,
+        **measure.figures(ours, None, rate),
+        "flops": flops,  # in a recorded graph they are not seen
+        "floor_seconds": max(flops / rate, bytes_read(model, images) / bandwidth),
+    }
     if not isinstance(model, AutoregressivePrior):
-        return [timing(mode, ours, floor)]
+        return [row]
     plain = uncached(model, images, classes, device)
-    return [timing(mode, ours, floor, plain), timing(f"{mode}, no cache", plain, None)]
-
-
-def timing(name: str, seconds: float, floor: float | None, plain: float | None = None) -> dict[str, Any]:
-    """A row: seconds, those at the device's limit, and how many times as long the plain loop takes."""
-    ratio = None if plain is None else plain / seconds
-    return {"name": name, "seconds": seconds, "floor_seconds": floor, "peer_over_this": ratio}
+    return [
+        {**row, "peer_over_this": plain / ours.median},
+        {"name": f"{mode}, no cache", "seconds": plain, "peer_over_this": 1.0},
+    ]
 
 
 def plain_masked(model: MaskedPrior, images: int, classes: Tensor | None, settings: SampleSettings) -> Tensor:
@@ -197,44 +210,19 @@ def best(work: Callable[[], object], device: torch.device, repeats: int) -> floa
     return min(devices.seconds(work, device) for _ in range(repeats))
 
 
-def show(figures: dict[str, Any]) -> None:
-    """Print a report as a table."""
-    table = Table(
-        title=f"drawing {figures['batch_size']} images of {figures['codes']} codes at once ({figures['preset']})"
-    )
-    table.add_column("prior", no_wrap=True)
-    for heading in ("s", "img/s", "plain / this", "floor, s", "of the floor"):
-        table.add_column(heading, justify="right")
-    for row in figures["rows"]:
-        ratio, floor, share = row["peer_over_this"], row["floor_seconds"], row["share_of_floor"]
-        table.add_row(
-            row["name"],
-            f"{row['seconds']:.3g}",
-            f"{row['images_per_second']:.3g}",
-            "-" if ratio is None else f"{ratio:.2f}",
-            "-" if floor is None else f"{floor:.2g}",
-            "-" if share is None else f"{share:.0%}",
-        )
-    Console().print(table)
-    print("of the floor: what would be 100% if nothing but matrix products, or reads of weights and cache, took time")
-
-
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description="Images a second of each prior.")
+    parser = measure.parser("Images a second of each prior.", repeats=3)
     parser.add_argument("--preset", help="whose sizes; ffhq on CUDA, else digits, where not given")
     parser.add_argument("--batch-size", type=int, help="images at once; 64 on CUDA, else 16, where not given")
-    parser.add_argument("--device", help="CUDA where there is one, if not given")
-    parser.add_argument("--repeats", type=int, default=3, help="of each timing")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of results")
     arguments = parser.parse_args()
     device = devices.pick(arguments.device)
     name = arguments.preset or ("ffhq" if device.type == "cuda" else "digits")
     batch_size = arguments.batch_size or (64 if device.type == "cuda" else 16)
     figures = report(presets.load(name), name, device, batch_size, arguments.repeats)
-    show(figures)
-    path = arguments.out / f"sampling-{device.type}.json"
-    atomic_write(path, (json.dumps(figures, indent=2) + "\n").encode())
+    measure.show(f"drawing {batch_size} images of {figures['codes']} codes at once ({name})", figures["rows"])
+    print("floor of auto and depth: where that is more, the reads of weights, keys and values")
+    measure.save(figures, arguments.out, "sampling", device)
 
 
 if __name__ == "__main__":
