@@ -5,8 +5,9 @@
 #   make test       the tests
 #   make lint       formatting, lint, types
 #   make install    .venv with movq and what development needs
-#   make gpu-check  the CUDA tests and benchmarks, from the source tree, with the Python that is there (GPU_PYTHON);
-#                   results to OUT; TAMING=CLONE adds taming-transformers as a peer
+#   make bench      every benchmark on the CPU beside its peers, which it installs, and a table; results to OUT
+#   make gpu-check  the CUDA tests, every benchmark on CUDA and the table, from the source tree, with the Python that is
+#                   there (GPU_PYTHON); installs nothing: see below for the peers
 #   make clean-demo remove what the demo made
 
 PYTHON ?= python3
@@ -15,9 +16,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 MOVQ := $(BIN)/movq
 INSTALLED := $(VENV)/installed
+PEERS := $(VENV)/peers
 
 .DELETE_ON_ERROR:
-.PHONY: demo modes test lint format install gpu-check clean-demo
+.PHONY: demo modes test lint format install bench gpu-check clean-demo
 
 # --- the environment ------------------------------------------------------------------------------------------------
 
@@ -44,11 +46,35 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-gpu-check: OUT ?= benchmarks/results
+# --- benchmarks -----------------------------------------------------------------------------------------------------
+# A peer that is not there is skipped by name. A machine without internet gets wheels that were fetched elsewhere, of the
+# peers and of what movq itself needs and is missing there, unpacked into a folder that SITE names:
+#
+#   pip download --no-deps --only-binary=:all: --python-version 3.12 -d wheels \
+#       pydantic pydantic-core annotated-types typing-inspection lpips torch-fidelity \
+#       vector-quantize-pytorch einops einx loguru frozendict torch-einops-utils \
+#       diffusers huggingface_hub importlib_metadata taming-transformers-rom1504
+#   pip install --no-index --no-deps --target site wheels/*.whl      # there
+#   make gpu-check SITE=site
+#
+# TAMING=CLONE takes taming-transformers from a clone.
+
+bench gpu-check: OUT ?= benchmarks/results
+
+bench: $(PEERS)
+	PYTHONPATH=. $(BIN)/python -m benchmarks --device cpu --out $(OUT) $(if $(TAMING),--taming $(TAMING))
+
+$(PEERS): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[peers]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps taming-transformers-rom1504
+	touch $@
+
+gpu-check: export PYTHONPATH := .$(if $(SITE),:$(SITE))
 gpu-check:
-	PYTHONPATH=. $(GPU_PYTHON) -m pytest -m cuda -n 0 tests
-	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.training --device cuda --out $(OUT) $(if $(TAMING),--taming $(TAMING))
-	PYTHONPATH=. $(GPU_PYTHON) -m benchmarks.sampling --device cuda --out $(OUT)
+	@failed=0; \
+	$(GPU_PYTHON) -m pytest -m cuda -n 0 tests || failed=1; \
+	$(GPU_PYTHON) -m benchmarks --device cuda --out $(OUT) $(if $(TAMING),--taming $(TAMING)) || failed=1; \
+	exit $$failed
 
 # --- the demo -------------------------------------------------------------------------------------------------------
 # Each target is the JSON result of one command, moved into place when the command has ended well: a second `make demo`

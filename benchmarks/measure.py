@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.table import Table
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -24,8 +24,10 @@ from movq_cli.files import atomic_write
 
 RESULTS = Path("benchmarks/results")
 
-_WIDTH = 110
+WIDTH = 140
 """Of the tables: a log is read as well as a terminal."""
+
+_MARK = "measured"
 
 
 @dataclass
@@ -100,10 +102,16 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - held
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        work()
+        work()  # memory from before the recording is freed unseen
+        with record_function(_MARK):
+            work()
     assert recorded.profiler is not None and recorded.profiler.kineto_results is not None
-    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
-    return max(accumulate((event.nbytes() for event in sorted(events, key=lambda e: e.start_ns())), initial=0))
+    events = recorded.profiler.kineto_results.events()
+    start = next(event.start_ns() for event in events if event.name() == _MARK)
+    changes = sorted((event.start_ns(), event.nbytes()) for event in events if event.name() == "[memory]")
+    levels = list(accumulate((size for _, size in changes), initial=0))
+    before = sum(when < start for when, _ in changes)
+    return max(levels[before:]) - levels[before]
 
 
 def figures(contender: Contender, peer: Contender | None, rate: float) -> dict[str, Any]:
@@ -156,7 +164,7 @@ def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
         table.add_column(heading, justify="right")
     for row in rows:
         table.add_row(f"{row['name']} {row.get('precision', '')}", *cells(row))
-    Console(width=_WIDTH).print(table)
+    Console(width=WIDTH).print(table)
     print("floor: the arithmetic at the rate of one large matrix product; GiB: held at most on top of what was before")
 
 
@@ -170,3 +178,9 @@ def cells(row: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
         "-" if floor is None else f"{floor / row['seconds']:.0%}",
         "-" if memory is None else f"{memory / 2**30:.3g}",
     )
+
+
+def growth_cells(curve: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    """A curve of growth as text: what, the powers of time and memory, and what dominates."""
+    time, memory = (f"{curve['size']}^{curve[key]:.2f}" for key in ("exponent", "memory_exponent"))
+    return curve["what"], time, memory, f"{curve['dominant'][:60]} ({curve['dominant_share']:.0%})"

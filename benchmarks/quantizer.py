@@ -50,8 +50,10 @@ def report(device: torch.device, batch_sizes: list[int], sizes: list[int], repea
         repeats: Timed runs of each contender.
     """
     skipped = measure.missing(PACKAGES)
-    with torch.backends.cudnn.flags(allow_tf32=False):  # the distances are of full float32
-        rate = devices.matrix_rate(device, "float32")
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False  # the distances are of full float32
+    rate = devices.matrix_rate(device, "float32")
+    torch.backends.cudnn.allow_tf32 = before
     rows = []
     for size in sizes:
         for images in batch_sizes:
@@ -112,10 +114,10 @@ def inputs(quantizer: VectorQuantizer, images: int) -> tuple[Tensor, Tensor]:
 
 def our_pass(quantizer: VectorQuantizer, z: Tensor, weight: Tensor) -> Outcome:
     """Our forward and backward pass."""
-    z.grad, quantizer.embedding.weight.grad = None, None
     out = quantizer(z)
-    ((out.vectors * weight).sum() + out.codebook_loss + out.commitment_loss).backward()
-    return Outcome(out.vectors, out.codes, out.commitment_loss, gradient(z), gradient(quantizer.embedding.weight))
+    loss = (out.vectors * weight).sum() + out.codebook_loss + out.commitment_loss
+    gradients = torch.autograd.grad(loss, (z, quantizer.embedding.weight))
+    return Outcome(out.vectors, out.codes, out.commitment_loss, *gradients)
 
 
 def peer_model(ours: VectorQuantizer) -> Any:  # noqa: ANN401 - the peer is untyped
@@ -139,17 +141,9 @@ def peer_model(ours: VectorQuantizer) -> Any:  # noqa: ANN401 - the peer is unty
 
 def peer_pass(model: Any, z: Tensor, weight: Tensor) -> Outcome:  # noqa: ANN401
     """The peer's forward and backward pass."""
-    entries = model._codebook.embed
-    z.grad, entries.grad = None, None
     vectors, codes, loss = model(z)
-    ((vectors * weight).sum() + loss).backward()
-    return Outcome(vectors, codes, loss, gradient(z), gradient(entries)[0])
-
-
-def gradient(tensor: Tensor) -> Tensor:
-    """The gradient that a backward pass has left."""
-    assert tensor.grad is not None
-    return tensor.grad
+    of_input, of_entries = torch.autograd.grad((vectors * weight).sum() + loss, (z, model._codebook.embed))
+    return Outcome(vectors, codes, loss, of_input, of_entries[0])
 
 
 def check_equal_work(ours: Outcome, peers: Outcome) -> None:

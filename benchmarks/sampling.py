@@ -61,6 +61,7 @@ def report(preset: Preset, name: str, device: torch.device, batch_size: int, rep
         row["images_per_second"] = batch_size / row["seconds"]
     return {
         "preset": name,
+        "peer": "plain loops",
         "batch_size": batch_size,
         "codes": preset.vq.code_shape.codes,
         "matrix_flops_per_second": rate,

@@ -1,12 +1,13 @@
 """One training step of stage 1 at the paper's size: ours beside that of taming-transformers, in the same run.
 
-    python -m benchmarks.training                     ours alone
-    python -m benchmarks.training --taming CLONE      beside the peer's, from a clone of CompVis/taming-transformers
+    python -m benchmarks.training                     beside the peer's, where the package `taming` is installed
+    python -m benchmarks.training --taming CLONE      from a clone of CompVis/taming-transformers
 
 A step is all that a batch of 256 x 256 images costs once the adversarial term is on: tokenizer, LPIPS, discriminator,
 the adaptive weight, the backward passes, both optimisers. The peer's classes run as they are, driven as its training
 loop (PyTorch Lightning 1.0.8) drives them: each batch goes through `training_step` once for each optimiser, the
-parameters of the other one frozen. They need the packages `einops` and `requests`, and nothing is downloaded: both
+parameters of the other one frozen. The package index has them as `taming-transformers-rom1504` (`--no-deps`); they
+need the packages `einops` and `requests` too. Nothing is downloaded: both
 sides get the same LPIPS, its trunk drawn from a seed. The steps alternate, and medians are given. The floor beside
 them is the step's arithmetic at the rate of one large matrix product, measured in the same run.
 """
@@ -212,12 +213,14 @@ def stand_ins() -> Iterator[None]:
     lightning, script = ModuleType("pytorch_lightning"), ModuleType("main")
     vars(lightning)["LightningModule"] = LightningModule
     vars(script)["instantiate_from_config"] = instantiate_from_config
+    # The script lies beside the package in a clone, and in it as it is published.
+    stands = {"pytorch_lightning": lightning, "main": script, "taming.main": script}
     before = sys.modules.copy()
-    sys.modules |= {"pytorch_lightning": lightning, "main": script}
+    sys.modules |= stands
     try:
         yield
     finally:
-        for name in ("pytorch_lightning", "main"):
+        for name in stands:
             del sys.modules[name]
             sys.modules |= {name: before[name]} if name in before else {}
 

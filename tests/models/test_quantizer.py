@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from movq_cli.models import quantizer as module
 from movq_cli.models.quantizer import CodebookHealth, VectorQuantizer
 
 SHAPES = {
@@ -73,6 +74,17 @@ def test_the_faint_entries_of_the_start_are_told_apart_under_bf16_autocast(sprea
     assert agreeing.mean() > 0.99
     assert len(out.codes.unique()) > 100
     assert out.vectors.dtype == out.codebook_loss.dtype == out.commitment_loss.dtype == torch.float32
+
+
+@pytest.mark.parametrize("held", [1, 50, 130])
+def test_codes_are_the_nearest_however_few_distances_are_held_at_once(held, monkeypatch):
+    quantizer, z = ready(size=40, code_dim=4, chunks=3, batch=2, height=3, width=3)
+    expected = quantizer(z)
+    monkeypatch.setattr(module, "_DISTANCES", held)
+    out = quantizer(z)
+    assert_nearest(out.codes, z, quantizer.embedding.weight)
+    assert torch.equal(out.codes, expected.codes)
+    assert torch.equal(out.vectors, expected.vectors)
 
 
 def test_bf16_input_is_quantized_as_the_float32_it_stands_for():

@@ -1,0 +1,199 @@
+"""How cost grows: with resolution, batch, codebook size, decoding steps and number of images.
+
+    python -m benchmarks.growth
+
+Every curve is one piece of work at growing sizes: the tokenizer's forward and backward pass (preset `ffhq`), the
+quantizer's, and the masked prior's decoding (`ffhq` on CUDA, `digits` on the CPU). Through its times a power of the
+size is fitted; the floor is the arithmetic at the rate of one large matrix product; and the operator that takes most of
+the largest size's time is named. Nothing is compiled: as many shapes would be compiled as there are points.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks import measure
+from benchmarks.autoencoder import Pass
+from benchmarks.machine import machine
+from benchmarks.measure import Contender
+from benchmarks.quantizer import CHANNELS, CHUNKS, inputs, our_pass
+from movq_cli import Tokenizer, devices, presets
+from movq_cli.models.masked_prior import MaskedPrior
+from movq_cli.models.quantizer import VectorQuantizer
+from movq_cli.settings import SampleSettings
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The points of each curve, and what is held fixed."""
+
+    side: tuple[int, ...]  # pixels, at `batch[0]` images
+    batch: tuple[int, ...]  # images, at `side[0]` pixels
+    codebook: tuple[int, ...]  # entries, at `vectors` images of 16 x 16 positions
+    vectors: int
+    steps: tuple[int, ...]  # of decoding, at `images[0]` images
+    images: tuple[int, ...]  # drawn at once, at 8 steps
+
+
+SIZES = {
+    "cuda": Sizes((128, 256, 512), (4, 8, 16, 32), (1024, 4096, 16384, 65536), 16, (4, 8, 16, 32), (16, 32, 64, 128)),
+    "cpu": Sizes((64, 128, 256), (1, 2, 4, 8), (256, 1024, 4096, 16384), 2, (2, 4, 8, 16, 32), (16, 32, 64, 128)),
+}
+
+Make = Callable[[int], Callable[[], object]]
+"""Makes the work of a size."""
+
+
+def report(device: torch.device, sizes: Sizes, repeats: int) -> dict[str, Any]:
+    """The benchmark's figures.
+
+    Args:
+        device: Where.
+        sizes: Of each curve.
+        repeats: Timed runs of each point.
+    """
+    precision = "bf16" if device.type == "cuda" else "float32"
+    rate = devices.matrix_rate(device, precision)
+    curves = [curve(*each, rate, device, repeats) for each in works(device, precision, sizes)]
+    return {"precision": precision, "curves": curves, "machine": machine(device)}
+
+
+def works(device: torch.device, precision: str, sizes: Sizes) -> Iterator[tuple[str, str, tuple[int, ...], Make]]:
+    """What is done, by which size it grows, the sizes, and the work."""
+    torch.manual_seed(0)
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    tokenizer = Tokenizer(presets.load("ffhq").vq).to(device).to(memory_format=layout)
+
+    def tokenizer_pass(side: int, images: int) -> Callable[[], object]:
+        return Pass(tokenizer, torch.rand(images, 3, side, side, device=device), precision, backward=True)
+
+    def quantizer_pass(entries: int) -> Callable[[], object]:
+        quantizer = VectorQuantizer(entries, CHANNELS // CHUNKS).to(device)
+        return partial(our_pass, quantizer, *inputs(quantizer, sizes.vectors))
+
+    yield "tokenizer", "side", sizes.side, partial(tokenizer_pass, images=sizes.batch[0])
+    yield "tokenizer", "batch", sizes.batch, partial(tokenizer_pass, sizes.side[0])
+    yield "quantizer", "codebook", sizes.codebook, quantizer_pass
+    preset = presets.load("ffhq" if device.type == "cuda" else "digits")
+    prior = MaskedPrior(preset.prior, preset.vq.code_shape).to(device).eval()
+    devices.store_as_multiplied(prior, device, precision)
+
+    def drawing(steps: int, images: int) -> Callable[[], object]:
+        settings = SampleSettings(steps=steps)
+        classes = torch.arange(images, device=device) % preset.prior.classes if preset.prior.classes else None
+
+        def draw() -> object:
+            with devices.autocast(device, precision):
+                return prior.decode(range(images), classes, settings)
+
+        return draw
+
+    yield "sampling", "steps", sizes.steps, partial(drawing, images=sizes.images[0])
+    yield "sampling", "images", sizes.images, partial(drawing, 8)
+
+
+def curve(
+    what: str, size: str, values: tuple[int, ...], make: Make, rate: float, device: torch.device, repeats: int
+) -> dict[str, Any]:
+    """One curve: its points, the exponent of the size, and what dominates."""
+    points = []
+    for value in values:
+        contender = Contender(f"{what}, {size} {value}", make(value))
+        measure.race([contender], device, repeats)
+        points.append({"value": value, **measure.figures(contender, None, rate)})
+        operator, share = dominant(contender.work, device)
+        del contender
+        gc.collect()
+    times, memory = ([point[key] for point in points] for key in ("seconds", "memory_bytes"))
+    return {
+        "what": what,
+        "size": size,
+        "exponent": exponent(values, times),
+        "memory_exponent": exponent(values, memory),
+        "dominant": operator,
+        "dominant_share": share,
+        "points": points,
+    }
+
+
+def exponent(values: tuple[int, ...], costs: list[float]) -> float:
+    """The p of value^p that fits costs best, up to a factor, by least squares of their logarithms."""
+    slope, _ = np.polyfit(np.log(values), np.log(costs), 1)
+    return float(slope)
+
+
+def dominant(work: Callable[[], object], device: torch.device) -> tuple[str, float]:
+    """The operator or kernel that takes most of a piece of work's time, without those it calls, and its share."""
+    on_cuda = device.type == "cuda"
+    with profile(activities=[ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU]) as recorded:
+        devices.seconds(work, device)
+    times = {
+        event.key: event.self_device_time_total if on_cuda else event.self_cpu_time_total
+        for event in recorded.key_averages()
+    }
+    name = max(times, key=lambda key: times[key])
+    return name, times[name] / sum(times.values())
+
+
+def show(figures: dict[str, Any]) -> None:
+    """Print a report as tables."""
+    for one in figures["curves"]:
+        measure.show(
+            f"{one['what']}, by {one['size']}",
+            [{**point, "name": f"{one['size']} {point['value']}"} for point in one["points"]],
+        )
+    table = Table("", "time grows with", "memory with", "of the largest size most time goes to", title="growth")
+    for one in figures["curves"]:
+        table.add_row(*measure.growth_cells(one))
+    Console(width=measure.WIDTH).print(table)
+
+
+def plot(figures: dict[str, Any], path: Path) -> None:
+    """Draw every curve's times and floors, on logarithmic axes."""
+    matplotlib = importlib.import_module("matplotlib")
+    matplotlib.use("Agg")
+    pyplot = importlib.import_module("matplotlib.pyplot")
+    curves = figures["curves"]
+    figure, axes = pyplot.subplots(1, len(curves), figsize=(3.2 * len(curves), 3.2), layout="constrained")
+    for axis, one in zip(axes, curves, strict=True):
+        values = [point["value"] for point in one["points"]]
+        for key, style in (("seconds", "o-"), ("floor_seconds", "--")):
+            axis.plot(values, [point[key] for point in one["points"]], style, label=key.replace("_", " "))
+        axis.set(
+            xscale="log", yscale="log", xlabel=one["size"], title=f"{one['what']}: {one['size']}^{one['exponent']:.2f}"
+        )
+        axis.set_xticks(values, values)
+        axis.minorticks_off()
+    axes[0].legend()
+    figure.savefig(path, dpi=100)
+
+
+def main() -> None:
+    """Measure, print, draw and write."""
+    parser = measure.parser("How cost grows.", repeats=3)
+    arguments = parser.parse_args()
+    device = devices.pick(arguments.device)
+    figures = report(device, SIZES[device.type], arguments.repeats)
+    show(figures)
+    measure.save(figures, arguments.out, "growth", device)
+    skipped = measure.missing(["matplotlib"])
+    if skipped:
+        print(f"plot skipped: {skipped}")
+    else:
+        plot(figures, arguments.out / f"growth-{device.type}.png")
+
+
+if __name__ == "__main__":
+    main()
