@@ -57,12 +57,13 @@ format: $(INSTALLED)
 #   pip install --no-index --no-deps --target site wheels/*.whl      # there
 #   make gpu-check SITE=site
 #
-# TAMING=CLONE takes taming-transformers from a clone.
+# TAMING=CLONE takes taming-transformers from a clone; ONLY="sampling growth" runs some.
 
 bench gpu-check: OUT ?= benchmarks/results
+gpu-check: MINUTES ?= 7.5
 
 bench: $(PEERS)
-	PYTHONPATH=. $(BIN)/python -m benchmarks --device cpu --out $(OUT) $(if $(TAMING),--taming $(TAMING))
+	PYTHONPATH=. $(BIN)/python -m benchmarks --device cpu --out $(OUT) $(if $(TAMING),--taming $(TAMING)) $(ONLY)
 
 $(PEERS): $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[peers]'
@@ -73,7 +74,8 @@ gpu-check: export PYTHONPATH := .$(if $(SITE),:$(SITE))
 gpu-check:
 	@failed=0; \
 	$(GPU_PYTHON) -m pytest -m cuda -n 0 tests || failed=1; \
-	$(GPU_PYTHON) -m benchmarks --device cuda --out $(OUT) $(if $(TAMING),--taming $(TAMING)) || failed=1; \
+	$(GPU_PYTHON) -m benchmarks --device cuda --minutes $(MINUTES) --out $(OUT) \
+		$(if $(TAMING),--taming $(TAMING)) $(ONLY) || failed=1; \
 	exit $$failed
 
 # --- the demo -------------------------------------------------------------------------------------------------------

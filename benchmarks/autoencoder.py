@@ -5,8 +5,8 @@
 Forward is encoder, quantizer and decoder; forward and backward adds the gradients of a sum of the image and of the two
 losses of the codes. The peer (the package `diffusers`; skipped where it is not installed), with its `spatial` norm, has
 the architecture of our preset `kandinsky-67m`: the same parameters, which are copied over, and the same codes, image
-and gradient, which is checked first. On CUDA ours runs as training runs it, channels last and compiled; the peer runs
-as it comes, and so as well.
+and gradient, which is checked first. On CUDA ours lies channels last, as training has it, and the peer as it comes; in
+bf16 both are raced once more as training runs ours, channels last and compiled.
 """
 
 from __future__ import annotations
@@ -69,16 +69,21 @@ def report(device: torch.device, batch_size: int, side: int, repeats: int) -> di
         tokenizers = {name: ours(name, device) for name in PARAMETERS}
         models: dict[str, nn.Module] = {**tokenizers}
         if skipped is None:
-            its = models[PEER] = peer_model(tokenizers[SHARED].settings).to(device)
-            difference = difference or check_equal_work(tokenizers[SHARED], its, images)
-            if device.type == "cuda":
-                as_ours = models[f"{PEER}, compiled"] = peer_model(tokenizers[SHARED].settings).to(device)
-                as_ours.to(memory_format=torch.channels_last)
-                as_ours.compile()
+            models[PEER] = peer_model(tokenizers[SHARED].settings).to(device)
+            with measure.full_float32():
+                difference = difference or check_equal_work(tokenizers[SHARED], models[PEER], images)
         rate = devices.matrix_rate(device, precision)
         for backward in (False, True):
             rows += race(models, images, precision, rate, repeats, backward=backward)
-        del models
+        if precision == "bf16":
+            pair = {
+                name: models[name].to(memory_format=torch.channels_last) for name in (SHARED, PEER) if name in models
+            }
+            for model in pair.values():
+                model.compile()
+            compiled = race(pair, images, precision, rate, repeats, backward=True)
+            rows += [{**row, "name": f"{row['name']}, compiled"} for row in compiled]
+        del models, tokenizers
         gc.collect()
     return {
         "peer": f"skipped: {skipped}" if skipped else f"{PEER}' VQModel",
@@ -104,7 +109,7 @@ def race(
             "precision": precision,
             "parameters": PARAMETERS.get(name, PARAMETERS[SHARED]),
             # The other presets are of other architectures.
-            **measure.figures(contender, timed.get(PEER) if name == SHARED or PEER in name else None, rate),
+            **measure.figures(contender, timed.get(PEER) if name in (SHARED, PEER) else None, rate),
         }
         for name, contender in timed.items()
     ]
@@ -146,7 +151,6 @@ def ours(preset: str, device: torch.device) -> Tokenizer:
     nn.init.normal_(model.quantize.embedding.weight)
     if device.type == "cuda":
         model.to(memory_format=torch.channels_last)
-        model.compile()
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[preset]
     return model
 

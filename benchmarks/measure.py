@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from itertools import accumulate
@@ -131,6 +132,15 @@ def figures(contender: Contender, peer: Contender | None, rate: float) -> dict[s
         "floor_seconds": contender.flops / rate,
         "memory_bytes": contender.memory,
     }
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Convolutions in it are of full float32 on CUDA too, not TF32."""
+    before = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = before
 
 
 def missing(packages: Sequence[str]) -> str | None:

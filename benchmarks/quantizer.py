@@ -50,10 +50,8 @@ def report(device: torch.device, batch_sizes: list[int], sizes: list[int], repea
         repeats: Timed runs of each contender.
     """
     skipped = measure.missing(PACKAGES)
-    before = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False  # the distances are of full float32
-    rate = devices.matrix_rate(device, "float32")
-    torch.backends.cudnn.allow_tf32 = before
+    with measure.full_float32():  # as the distances are
+        rate = devices.matrix_rate(device, "float32")
     rows = []
     for size in sizes:
         for images in batch_sizes:

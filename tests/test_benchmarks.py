@@ -124,18 +124,18 @@ def test_the_summary_has_what_was_measured_and_no_peers(tmp_path: Path, capsys: 
     assert {line.count("|") for line in lines} == {len(summary.FLOORS) + 1}
 
 
-def test_a_benchmark_that_fails_hides_no_others_figures(
+def test_a_benchmark_that_fails_or_is_late_hides_no_others_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     result(tmp_path, "thing-cpu.json", rows=[{"name": "ours", "seconds": 2.0, "peer_over_this": 1.5}])
-    monkeypatch.setattr(everything, "NAMES", ("no_such_benchmark", "machine"))
-    monkeypatch.setattr(sys, "argv", ["benchmarks", "--device", "cpu", "--out", str(tmp_path)])
+    arguments = ["--device", "cpu", "--minutes", "0.05", "--out", str(tmp_path), "no_such_benchmark", "growth"]
+    monkeypatch.setattr(sys, "argv", ["benchmarks", *arguments])
     assert everything.main() == 1
     out, said = capfd.readouterr()
-    assert "no_such_benchmark: failed" in out
-    assert "machine: done" in out
+    assert "no_such_benchmark: failed, exit code 1" in out
+    assert "growth: out of time" in out
     assert "1.50" in out
-    assert said.splitlines()[-1] == "failed: no_such_benchmark"
+    assert said.splitlines()[-1] == "not done: no_such_benchmark, growth"
 
 
 def test_without_the_peer_its_absence_is_the_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
