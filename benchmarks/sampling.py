@@ -4,10 +4,10 @@
     python -m benchmarks.sampling --preset ffhq   the paper's size anywhere
 
 The weights are random: speed does not depend on them. The plain loops are what one writes first: MaskGIT's decoding
-with a whole pass at every step and torch.multinomial, and autoregressive decoding without a cache, a whole pass for
-every code. The latter is timed at some places of the sequence and scaled to all. The floor is arithmetic over the rate
-of one large matrix product, or for the autoregressive priors, where that is larger, bytes over the rate of one large
-copy: every step reads all weights, and all keys and values so far.
+with a whole pass at every step and torch.multinomial, in our precision and once in float32, and autoregressive decoding
+without a cache, a whole pass for every code. The latter is timed at some places of the sequence and scaled to all. The
+floor is arithmetic over the rate of one large matrix product, or for the autoregressive priors, where that is larger,
+bytes over the rate of one large copy: every step reads all weights, and all keys and values so far.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def masked_rows(
     model: MaskedPrior, images: int, classes: Tensor | None, rate: float, device: torch.device, repeats: int
 ) -> list[dict[str, Any]]:
     """Ours and the plain loop at each number of steps; on CUDA ours with compiled blocks, and at 8 steps without."""
-    plain_model = copy.deepcopy(model)
+    plain_model, exact = copy.deepcopy(model), copy.deepcopy(model).float()
     if device.type == "cuda":
         model.compile_blocks()  # as `movq sample` does for many images
         compiling = devices.seconds(partial(model.decode, range(images), classes, SampleSettings(steps=2)), device)
@@ -96,9 +96,12 @@ def masked_rows(
             Contender(f"mask, {steps} steps", partial(model.decode, range(images), classes, settings)),
             Contender(f"plain loop, {steps} steps", partial(plain_masked, plain_model, images, classes, settings)),
         ]
-        if device.type == "cuda" and steps == 8:
-            work = partial(plain_model.decode, range(images), classes, settings)
-            contenders.append(Contender("mask, 8 steps, not compiled", work))
+        if steps == 8:
+            work = partial(plain_float32, exact, images, classes, settings)
+            contenders.append(Contender("plain loop, 8 steps, float32", work))
+            if device.type == "cuda":
+                work = partial(plain_model.decode, range(images), classes, settings)
+                contenders.append(Contender("mask, 8 steps, not compiled", work))
         measure.race(contenders, device, repeats)
         plain = contenders[1]
         rows += [
@@ -155,6 +158,12 @@ def plain_masked(model: MaskedPrior, images: int, classes: Tensor | None, settin
             decided.scatter_(1, confidence.argsort(1)[:, :count], model.unknown)
         codes = decided.view(codes.shape)
     return codes
+
+
+def plain_float32(model: MaskedPrior, images: int, classes: Tensor | None, settings: SampleSettings) -> Tensor:
+    """The same in float32, as a loop without a word about precision runs."""
+    with devices.autocast(model.position.device, "float32"):
+        return plain_masked(model, images, classes, settings)
 
 
 def uncached(model: AutoregressivePrior, images: int, classes: Tensor | None, device: torch.device) -> float:
