@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import threading
 import uuid
 import weakref
 from collections.abc import Iterator
@@ -137,15 +138,17 @@ class PositionalFiles:
     """Reads at given offsets from many files, a bounded number of them kept open.
 
     A forked process shares its parent's file position, and two of them seeking would read each other's
-    bytes: `pread` has no position. Pickling leaves the descriptors behind; the copy opens its own.
+    bytes: `pread` has no position. Threads may read at once. Pickling leaves the descriptors behind; the copy opens its
+    own.
 
     Args:
-        limit: Files kept open at once; a set of thousands of shards must not use up the process's share.
+        limit: Files kept open between reads; a set of thousands of shards must not use up the process's share.
     """
 
     def __init__(self, limit: int = 64) -> None:
         self.limit = limit
         self._open: dict[Path, int] = {}
+        self._lock = threading.Lock()
         weakref.finalize(self, _close_all, self._open)
 
     def read(self, path: Path, offset: int, length: int) -> bytes:
@@ -154,13 +157,23 @@ class PositionalFiles:
         Raises:
             OSError: The file cannot be opened or read.
         """
-        descriptor = self._open.pop(path, None)
+        with self._lock:
+            descriptor = self._open.pop(path, None)  # while it is read from, nobody else can close it
         if descriptor is None:
-            if len(self._open) >= self.limit:
-                os.close(self._open.pop(next(iter(self._open))))
             descriptor = os.open(path, os.O_RDONLY)
-        self._open[path] = descriptor  # put back last: the first one is the one longest unused
-        return os.pread(descriptor, length, offset)
+        try:
+            return os.pread(descriptor, length, offset)
+        finally:
+            self._put_back(path, descriptor)
+
+    def _put_back(self, path: Path, descriptor: int) -> None:
+        with self._lock:
+            surplus = self._open.pop(path, None)  # another thread has read the same file
+            if surplus is None and len(self._open) >= self.limit:
+                surplus = self._open.pop(next(iter(self._open)))
+            self._open[path] = descriptor  # last: the first one is the one longest unused
+        if surplus is not None:
+            os.close(surplus)
 
     def __reduce__(self) -> tuple[type[PositionalFiles], tuple[int]]:
         return PositionalFiles, (self.limit,)

@@ -29,7 +29,8 @@ class DataSettings(Settings):
 
     path: Path = Field(Path("data/images"), description="prepared set, as `movq prepare` writes it")
     crop: Literal["center", "random"] = Field("center", description="where training crops are taken")
-    workers: int = Field(-1, ge=-1, description="decoding processes; -1 = cores - 1 on CUDA, 0 on the CPU")
+    flip: bool = Field(False, description="mirror half of the training images, drawn anew each epoch")
+    workers: int = Field(-1, ge=-1, description="decoding threads; -1 = cores - 1 on CUDA, 0 on the CPU")
 
 
 class ViewSettings(Settings):

@@ -6,6 +6,7 @@ import resource
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,20 @@ def _keep(files, path):
 def _read_kept(i):
     files, path = _kept["both"]
     return files.read(path, i, 2) == bytes([i % 256, (i + 1) % 256])
+
+
+def test_threads_read_many_files_at_once_with_few_descriptors(tmp_path):
+    paths = [tmp_path / str(i) for i in range(12)]
+    for path in paths:
+        path.write_bytes(path.name.encode() * 4000)
+    files, before = PositionalFiles(limit=4), _descriptors()
+
+    with ThreadPoolExecutor(8) as pool:
+        for i, data in enumerate(pool.map(files.read, paths * 500, [0] * 6000, [20_000] * 6000)):
+            assert data == str(i % 12).encode() * 4000
+    assert _descriptors() <= before + 4
+    del files
+    assert _descriptors() == before
 
 
 def _descriptors():

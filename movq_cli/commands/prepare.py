@@ -17,10 +17,12 @@ from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+import numpy as np
 from PIL import Image
 
 from movq_cli.console import Console
-from movq_cli.data.images import FILTER, BadImageError, center_crop, decode, encode_png, resize_short_side
+from movq_cli.data import png
+from movq_cli.data.images import FILTER, BadImageError, center_crop, decode, resize_short_side
 from movq_cli.data.shards import (
     MANIFEST,
     PLAN,
@@ -58,6 +60,7 @@ class Policy:
     upscale: bool  # enlarge smaller images, not refuse them
     background: tuple[int, int, int]  # RGB in 0..255, below transparent pixels
     orientation: bool  # turn upright as EXIF says
+    compression: png.Compression  # of the stored file
 
     def apply(self, data: bytes) -> Image.Image:
         """Decode, resize and crop an image file.
@@ -121,11 +124,12 @@ class Plan:
         for place, index in enumerate(shard.indices, start=shard.number * SHARD_IMAGES):
             name = self.source.names[index]
             try:
-                png = encode_png(self.policy.apply(self.source.read(index)))
+                image = self.policy.apply(self.source.read(index))
             except BadImageError as error:
                 yield Reject(name, str(error))
             else:
-                yield Entry(member_name(place), png, None if labels is None else labels[index], name)
+                data = png.encode(np.asarray(image), self.policy.compression)
+                yield Entry(member_name(place), data, None if labels is None else labels[index], name)
 
     def record(self) -> str:
         """What `plan.json` holds: equal for equal plans, and for them alone."""
@@ -155,6 +159,7 @@ def prepare(
     orientation: bool,
     workers: int,
     console: Console,
+    compression: png.Compression = "none",
 ) -> None:
     """Make a prepared set; run again after an interruption, it goes on where it was.
 
@@ -171,6 +176,7 @@ def prepare(
         orientation: Turn images upright as their EXIF says.
         workers: Processes; 0 and 1 work in this one.
         console: Where to report.
+        compression: Of the stored images.
 
     Raises:
         BadRequestError: The source or the folder cannot be used, or no image of a split is good.
@@ -179,7 +185,7 @@ def prepare(
     images = open_source(source)
     if not labels:
         images = replace(images, labels=None, classes=())
-    policy = Policy(size, square, upscale, background, orientation)
+    policy = Policy(size, square, upscale, background, orientation, compression)
     splits = split_images(images, val, val_list, lambda index: policy.accepts(images, index))
     plan = Plan(images, out, policy, tuple(_cut(splits)))
     _announce(plan, console)

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
-from movq_cli.data import images, pixels
+from movq_cli.data import images
 from movq_cli.settings import ViewSettings
 
 
-def of_image(image: NDArray[np.uint8], side: int, settings: ViewSettings) -> Tensor:
+def of_image(image: NDArray[np.uint8], side: int, settings: ViewSettings) -> NDArray[np.uint8]:
     """All views of an image.
 
     Args:
@@ -29,8 +27,8 @@ def of_image(image: NDArray[np.uint8], side: int, settings: ViewSettings) -> Ten
         crops = [crop for scale in settings.scales for crop in _five_crops(whole, side, int(scale * side))]
     else:
         crops = [images.center_crop(whole, side)]
-    plain = torch.stack([pixels.from_array(np.asarray(crop)) for crop in crops])
-    return torch.cat([plain, plain.flip(-1)]) if settings.mirror else plain
+    plain = np.stack([np.asarray(crop).transpose(2, 0, 1) for crop in crops])
+    return np.concatenate([plain, plain[..., ::-1]]) if settings.mirror else plain
 
 
 def _five_crops(image: Image.Image, side: int, square: int) -> list[Image.Image]:

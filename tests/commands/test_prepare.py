@@ -157,6 +157,16 @@ def test_background_orientation_and_labels_are_what_was_asked(tmp_path):
     assert PreparedSet.open(tmp_path / "out2").manifest.classes == ()
 
 
+def test_compressed_or_not_the_pixels_are_the_same_and_others_read_them(tmp_path, small_shards):
+    folder = images(tmp_path / "in", 9, side=40)
+    for compression in ("none", "zlib"):
+        prepare(folder, tmp_path / compression, compression=compression)
+        assert PreparedSet.open(tmp_path / compression).manifest.compression == compression
+    for split in ("train", "val"):
+        plain, packed = (sources(tmp_path / compression, split) for compression in ("none", "zlib"))
+        assert plain.keys() == packed.keys() and all(np.array_equal(plain[name], packed[name]) for name in plain)
+
+
 def test_a_prepared_set_prepares_again_with_its_split(tmp_path, small_shards):
     prepare(images(tmp_path / "in", 10, side=32), tmp_path / "one", val="3")
     prepare(tmp_path / "one", tmp_path / "two", size=16)
@@ -262,7 +272,7 @@ def test_a_finished_set_is_not_made_again(tmp_path, capsys):
     "change",
     [
         *({"size": 8}, {"square": True}, {"val": "2"}, {"upscale": True}, {"background": (0, 0, 0)}),
-        *({"labels": False}, {"orientation": False}, "more images", "another folder"),
+        *({"labels": False}, {"orientation": False}, {"compression": "zlib"}, "more images", "another folder"),
     ],
 )
 def test_another_plan_in_the_same_folder_is_a_bad_request(tmp_path, change):

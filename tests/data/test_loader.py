@@ -1,7 +1,10 @@
-"""Batches for stage 1: the right pixels, the same on any number of workers and from any step."""
+"""Batches for stage 1: the right pixels, the same on any number of threads and from any step."""
 
 from __future__ import annotations
 
+import dataclasses
+import threading
+from collections.abc import Generator, Iterator
 from itertools import islice
 
 import numpy as np
@@ -11,8 +14,9 @@ import torch
 from movq_cli.data import loader, pixels
 from movq_cli.data.sampler import EpochOrder
 from movq_cli.data.shards import PreparedSet, Split
-from movq_cli.errors import BadRequestError
-from movq_cli.settings import DataSettings
+from movq_cli.errors import BadRequestError, FailureError
+from movq_cli.files import PositionalFiles
+from movq_cli.settings import DataSettings, ViewSettings
 
 CPU = torch.device("cpu")
 
@@ -22,11 +26,16 @@ def split(prepared: PreparedSet) -> Split:
     return prepared.split("train")
 
 
+def stream(split: Split, data: DataSettings, start: int = 0) -> Generator[torch.Tensor]:
+    order = EpochOrder(len(split), 8, seed=5)
+    found = loader.training_batches(split, order, data, side=12, seed=5, start=start, device=CPU)
+    assert isinstance(found, Generator)
+    return found
+
+
 def batches(split: Split, number: int, *, start: int = 0, workers: int = 0, crop: str = "random") -> list[torch.Tensor]:
     data = DataSettings(crop=crop, workers=workers)  # type: ignore[arg-type]
-    order = EpochOrder(len(split), 8, seed=5)
-    stream = loader.training_batches(split, order, data, side=12, seed=5, start=start, device=CPU)
-    return list(islice(stream, number))
+    return list(islice(stream(split, data, start), number))
 
 
 def test_batches_are_the_images_that_the_order_names(split: Split) -> None:
@@ -39,10 +48,10 @@ def test_batches_are_the_images_that_the_order_names(split: Split) -> None:
 
 
 def test_random_crops_lie_inside_and_differ_between_epochs(split: Split) -> None:
-    crops = loader.Crops(split, 12, random=True, seed=5)
+    crops = loader.Crops(split, 12, random=True, flip=False, seed=5)
     places = set()
     for epoch in range(40):
-        crop = crops[epoch, 3].permute(1, 2, 0).numpy()
+        crop = crops.batch([(epoch, 3)])[0].permute(1, 2, 0).numpy()
         whole = split.pixels(3)
         found = [
             (top, left)
@@ -56,7 +65,48 @@ def test_random_crops_lie_inside_and_differ_between_epochs(split: Split) -> None
     assert len({left for _, left in places}) > 6
 
 
-def test_worker_processes_and_a_later_start_give_the_same_batches(split: Split) -> None:
+def test_flips_mirror_half_of_the_crops_anew_each_epoch_and_leave_their_places(split: Split) -> None:
+    plain, flipped = (loader.Crops(split, 12, random=True, flip=flip, seed=5) for flip in (False, True))
+    mirrored = []
+    for epoch in range(100):
+        before, after = (crops.batch([(epoch, 3)])[0] for crops in (plain, flipped))
+        mirrored.append(not torch.equal(before, after))
+        assert torch.equal(after, before.flip(-1) if mirrored[-1] else before)
+    assert 35 < sum(mirrored) < 65
+    batch = next(iter(stream(split, DataSettings(flip=True, workers=2))))
+    assert torch.equal(batch, next(iter(stream(split, DataSettings(flip=True, workers=0)))))
+
+
+def test_what_is_wrong_in_a_thread_is_raised_as_it_was_and_leaves_no_thread(split: Split) -> None:
+    before = threading.active_count()
+    whole = stream(split, DataSettings(workers=2))
+    next(whole)
+    assert threading.active_count() > before
+    whole.close()
+    assert threading.active_count() == before
+    split.paths[0].unlink()
+    broken = stream(dataclasses.replace(split, files=PositionalFiles()), DataSettings(workers=2))
+    with pytest.raises(FailureError, match=r"^cannot read .*00000\.zip: No such file or directory$"):
+        next(broken)
+    assert threading.active_count() == before
+
+
+def test_no_more_is_decoded_ahead_than_two_batches_a_thread(split: Split) -> None:
+    asked = []
+
+    def wanted() -> Iterator[list[int]]:
+        for number in range(100):
+            asked.append(number)
+            yield [number]
+
+    views = loader.Views(split, 12, ViewSettings())
+    batches = loader.view_batches(views, wanted(), DataSettings(workers=3), device=CPU)
+    for taken in range(1, 5):
+        next(batches)
+        assert len(asked) == taken + 6
+
+
+def test_threads_and_a_later_start_give_the_same_batches(split: Split) -> None:
     here = batches(split, 9)
     for workers, start in [(2, 0), (0, 4), (1, 7)]:
         again = batches(split, 9 - start, start=start, workers=workers)
@@ -64,8 +114,8 @@ def test_worker_processes_and_a_later_start_give_the_same_batches(split: Split) 
 
 
 def test_validation_sees_every_image_once_in_order(split: Split) -> None:
-    stream = loader.validation_batches(split, DataSettings(), side=16, batch_size=7, device=CPU)
-    images = torch.cat(list(stream))
+    whole = loader.validation_batches(split, DataSettings(), side=16, batch_size=7, device=CPU)
+    images = torch.cat(list(whole))
     assert len(images) == len(split)
     assert np.array_equal(images[10].permute(1, 2, 0), split.pixels(10)[:, 2:18])
 
