@@ -104,7 +104,11 @@ def prepare(
     ],
     out: Annotated[
         Path | None,
-        typer.Argument(metavar="OUT", help="The prepared set's folder. [default: data/NAME]", show_default=False),
+        typer.Argument(
+            metavar="OUT",
+            help="The prepared set's folder, [default: data/NAME], or --show's picture. [default: SET.png]",
+            show_default=False,
+        ),
     ] = None,
     size: Annotated[
         int | None,
@@ -134,10 +138,23 @@ def prepare(
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes. [default: one a core]", show_default=False)
     ] = None,
+    check: Annotated[bool, typer.Option("--check", help="SRC is a prepared set: verify every byte of it.")] = False,
+    show: Annotated[bool, typer.Option("--show", help="SRC is a prepared set: make a contact sheet of it.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Make a prepared set: images decoded, resized and split once, for training to read."""
+    if check and (show or out is not None):
+        raise BadRequestError("--check takes a prepared set alone", "Example: movq prepare --check data/ffhq")
+    if check or show:
+        from movq_cli.commands import prepared
+
+        console = _console(as_json, quiet)
+        if show:
+            prepared.show(Path(source), out, console=console)
+        else:
+            prepared.check(Path(source), workers=_cores(workers), console=console)
+        return
     from movq_cli.commands import prepare as command
 
     command.prepare(
@@ -151,7 +168,7 @@ def prepare(
         background=_color(background),
         labels=labels,
         orientation=orientation,
-        workers=(os.cpu_count() or 1) if workers is None else workers,
+        workers=_cores(workers),
         console=_console(as_json, quiet),
         compression=_compression(compression),
     )
@@ -639,6 +656,10 @@ def _color(text: str) -> tuple[int, int, int]:
         )
     red, green, blue = map(int, parts)
     return red, green, blue
+
+
+def _cores(workers: int | None) -> int:
+    return (os.cpu_count() or 1) if workers is None else workers
 
 
 def _compression(name: str) -> Any:  # noqa: ANN401 - a literal of the data layer, which is imported late

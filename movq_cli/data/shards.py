@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
-import numpy.typing as npt
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from movq_cli.data import png
@@ -49,7 +49,9 @@ MANIFEST = "manifest.json"
 REJECTS = "rejects.jsonl"
 PLAN = "plan.json"
 """Made before the shards: which images go where, and with which settings."""
-_INDEX = "dataset.json"
+INDEX = "dataset.json"
+"""In each shard: labels as NVIDIA's tools read them, where each image came from, and what was refused."""
+
 _LOCAL_HEADER = 30  # bytes of a zip member's header before its name; ours have no extra field
 _PNG_HEADER = 24  # bytes up to the end of a PNG's width and height
 
@@ -152,7 +154,7 @@ def write_shard(path: Path, images: Iterable[Entry | Reject]) -> None:
             else:
                 archive.writestr(_member(image.name), image.data)
                 entries.append(image._replace(data=image.data[:_PNG_HEADER]))
-        archive.writestr(_member(_INDEX), json.dumps(_describe(entries, rejects)))
+        archive.writestr(_member(INDEX), json.dumps(_describe(entries, rejects)))
 
 
 def inspect_shard(path: Path) -> ShardReport:
@@ -162,7 +164,7 @@ def inspect_shard(path: Path) -> ShardReport:
         BadRequestError: It is damaged.
     """
     with _reading(path), zipfile.ZipFile(path) as archive:
-        index = json.loads(archive.read(_INDEX))
+        index = json.loads(archive.read(INDEX))
         return ShardReport(
             images=len(index["sources"]),
             rejects=tuple(Reject(*reject) for reject in index["rejects"]),
@@ -219,8 +221,8 @@ class Split:
 
     paths: tuple[Path, ...]
     classes: tuple[str, ...]
-    labels: npt.NDArray[np.int64] | None  # [N], each below len(classes)
-    places: npt.NDArray[np.int64]  # [N, 4]: shard, offset in bytes, length in bytes, number in the plan
+    labels: NDArray[np.int64] | None  # [N], each below len(classes)
+    places: NDArray[np.int64]  # [N, 4]: shard, offset in bytes, length in bytes, number in the plan
     files: PositionalFiles = field(default_factory=PositionalFiles)
 
     @classmethod
@@ -254,20 +256,28 @@ class Split:
         except OSError as error:
             raise FailureError(f"cannot read {self.paths[shard]}: {error.strerror}") from error
 
-    def pixels(self, index: int) -> npt.NDArray[np.uint8]:
+    def pixels(self, index: int) -> NDArray[np.uint8]:
         """The image as uint8 [H, W, 3], RGB in 0..255, perhaps read-only.
 
         Raises:
             FailureError: The shard cannot be read, or its bytes are no longer the image that was written.
         """
-        data = self.read(index)
         try:
-            ours = png.decode(data)
-            return np.asarray(decode(data, orientation=False)) if ours is None else ours
+            return decode_stored(self.read(index))
         except BadImageError as error:
             path = self.paths[int(self.places[index, 0])]
             remedy = "Remove the set and prepare it again."
             raise FailureError(f"{self.name(index)} in {path} is damaged ({error})", remedy) from None
+
+
+def decode_stored(data: bytes) -> NDArray[np.uint8]:
+    """A shard's image as uint8 [H, W, 3], perhaps read-only, whoever made the PNG.
+
+    Raises:
+        BadImageError: It is damaged.
+    """
+    ours = png.decode(data)
+    return np.asarray(decode(data, orientation=False)) if ours is None else ours
 
 
 def _describe(entries: list[Entry], rejects: list[Reject]) -> dict[str, Any]:
@@ -289,10 +299,10 @@ def _member(name: str) -> zipfile.ZipInfo:
     return info
 
 
-def _read_places(shard: int, path: Path) -> tuple[npt.NDArray[np.int64], list[int]]:
+def _read_places(shard: int, path: Path) -> tuple[NDArray[np.int64], list[int]]:
     with _reading(path), zipfile.ZipFile(path) as archive:
-        labels = json.loads(archive.read(_INDEX))["labels"]
-        members = [info for info in archive.infolist() if info.filename != _INDEX]
+        labels = json.loads(archive.read(INDEX))["labels"]
+        members = [info for info in archive.infolist() if info.filename != INDEX]
         places = [
             (
                 shard,
