@@ -138,6 +138,14 @@ def prepare(
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes. [default: one a core]", show_default=False)
     ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            metavar="I/N",
+            help="Make one N-th of the set, with N - 1 others in the same folder; I from 0 or from 1. [default: all]",
+            show_default=False,
+        ),
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="SRC is a prepared set: verify every byte of it.")] = False,
     show: Annotated[bool, typer.Option("--show", help="SRC is a prepared set: make a contact sheet of it.")] = False,
     as_json: Json = False,
@@ -171,6 +179,7 @@ def prepare(
         workers=_cores(workers),
         console=_console(as_json, quiet),
         compression=_compression(compression),
+        shard=None if shard is None else _part(shard),
     )
 
 
@@ -660,6 +669,13 @@ def _color(text: str) -> tuple[int, int, int]:
 
 def _cores(workers: int | None) -> int:
     return (os.cpu_count() or 1) if workers is None else workers
+
+
+def _part(text: str) -> tuple[int, int]:
+    number, _, parts = text.partition("/")
+    if not (number.isdecimal() and parts.isdecimal() and int(number) <= int(parts) > 0):
+        raise BadRequestError(f"--shard {text!r} is not a job's number of so many", "Example: --shard 3/8")
+    return int(number), int(parts)
 
 
 def _compression(name: str) -> Any:  # noqa: ANN401 - a literal of the data layer, which is imported late

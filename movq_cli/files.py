@@ -66,27 +66,46 @@ def atomic_path(path: Path, *, contested: bool = False) -> Iterator[Path]:
             partial.unlink()
 
 
-def atomic_write(path: Path, data: bytes) -> None:
+def atomic_write(path: Path, data: bytes, *, contested: bool = False) -> None:
     """Write a whole file or none.
 
     Args:
         path: The file to make or replace; its parent folders are created.
         data: Its content.
+        contested: As for `atomic_path`.
 
     Raises:
         FailureError: It could not be written; an existing file is then unchanged.
     """
-    with atomic_path(path) as partial:
+    with atomic_path(path, contested=contested) as partial:
         partial.write_bytes(data)
 
 
+def write_once(path: Path, data: bytes) -> None:
+    """Write a whole file unless there is one: of several processes at it at once, the first one's stays.
+
+    Raises:
+        FailureError: It could not be written.
+    """
+    own = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    atomic_write(own, data)
+    try:
+        with suppress(FileExistsError):
+            os.link(own, path)
+    except OSError as error:
+        raise FailureError(f"cannot write {path}: {error.strerror}", _REMEDIES.get(error.errno or 0, "")) from error
+    finally:
+        own.unlink()
+
+
 @contextmanager
-def claimed(folder: Path, command: str) -> Iterator[None]:
+def claimed(folder: Path, command: str, *, shared: bool = False) -> Iterator[None]:
     """A folder, made where it is missing, for this process alone.
 
     Args:
         folder: The folder.
         command: Who claims it, for the message to whoever comes second.
+        shared: Others who say so too may be at work in it.
 
     Raises:
         BadRequestError: It is a file, or another process is at work in it.
@@ -100,7 +119,7 @@ def claimed(folder: Path, command: str) -> Iterator[None]:
     except OSError as error:
         raise FailureError(f"cannot make {folder}: {error.strerror}", _PERMISSION) from None
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         raise BadRequestError(f"another {command} is at work in {folder}", "Wait until it has ended.") from None

@@ -105,6 +105,10 @@ def test_the_three_command_lines_of_the_readme_say_what_is_missing(movq: Movq, t
         (["prepare", "good", "out", "--val", "2.5"], ["2.5"]),
         (["prepare", "good", "out", "--background", "300,0,0"], ["300,0,0"]),
         (["prepare", "good", "out", "--compression", "zip"], ["'zip'", "none", "zlib"]),
+        *(
+            (["prepare", "good", "out", "--shard", text], [repr(text), "3/8"])
+            for text in ("2", "9/8", "0/0", "a/b", "-1/2")
+        ),
         (["train-vq", "--preset", "ffqh"], ["ffqh", "'ffhq'"]),
         (["train-vq", "--preset", "none.yaml"], ["none.yaml"]),
         (["train-vq", "--preset", "ffhq", "-o", "vq.codebok_size=3"], ["vq.codebok_size", "vq.codebook_size"]),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from movq_cli.errors import FailureError
-from movq_cli.files import PositionalFiles, atomic_path, atomic_write
+from movq_cli.files import PositionalFiles, atomic_path, atomic_write, write_once
 
 
 def test_writes_the_bytes_creates_parents_and_leaves_nothing_beside(tmp_path):
@@ -35,6 +35,16 @@ def test_two_who_write_the_same_file_at_once_do_not_write_into_each_others(tmp_p
         one.write_bytes(b"one")
         two.write_bytes(b"two")
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("f", b"one")]
+
+
+def test_of_several_who_write_once_one_wins_whole_and_nothing_is_left(tmp_path):
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: write_once(tmp_path / "a" / "f", bytes([n]) * 100_000), range(32)))
+    (path,) = (tmp_path / "a").iterdir()
+    assert path.name == "f" and len(path.read_bytes()) == 100_000 and len(set(path.read_bytes())) == 1
+    before = path.read_bytes()
+    write_once(path, b"later")
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

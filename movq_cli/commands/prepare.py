@@ -43,7 +43,7 @@ from movq_cli.data.shards import (
 from movq_cli.data.sources import Source, open_source
 from movq_cli.data.splits import split_images
 from movq_cli.errors import BadRequestError, FailureError, InterruptedRunError
-from movq_cli.files import atomic_write, claimed
+from movq_cli.files import atomic_write, claimed, write_once
 
 LARGEST_OWN_SIDE = 256
 """Without a size, images keep their own, but a short side above this is reduced to it."""
@@ -103,6 +103,7 @@ class Plan:
     out: Path
     policy: Policy
     shards: tuple[Shard, ...]
+    contested: bool  # other processes may be making shards of the same set
 
     def make(self, shard: Shard) -> ShardReport:
         """Make a shard unless it is there, and report what its file holds.
@@ -112,12 +113,22 @@ class Plan:
         """
         path = self.path(shard)
         if not path.exists():
-            write_shard(path, self._images(shard))
+            write_shard(path, self._images(shard), contested=self.contested)
         return inspect_shard(path)
 
     def path(self, shard: Shard) -> Path:
         """Where a shard goes."""
         return shard_path(self.out, shard.split, shard.number)
+
+    def there(self) -> set[str]:
+        """The names of the shards that are finished."""
+        # By listing: a network file system may remember for a while that a file was not there.
+        found = {f"{split}/{path.name}" for split in SPLITS for path in (self.out / split).glob("*.zip")}
+        return found & {shard.name for shard in self.shards}
+
+    def part(self, number: int, parts: int) -> Plan:
+        """Every `parts`-th shard."""
+        return replace(self, shards=self.shards[number % parts :: parts])
 
     def _images(self, shard: Shard) -> Iterator[Entry | Reject]:
         labels = self.source.labels
@@ -160,6 +171,7 @@ def prepare(
     workers: int,
     console: Console,
     compression: png.Compression = "none",
+    shard: tuple[int, int] | None = None,
 ) -> None:
     """Make a prepared set; run again after an interruption, it goes on where it was.
 
@@ -177,6 +189,8 @@ def prepare(
         workers: Processes; 0 and 1 work in this one.
         console: Where to report.
         compression: Of the stored images.
+        shard: (I, N), I from 0 or from 1: make every N-th shard only. Whichever of the N jobs finds all shards there
+            ends the set.
 
     Raises:
         BadRequestError: The source or the folder cannot be used, or no image of a split is good.
@@ -187,19 +201,36 @@ def prepare(
         images = replace(images, labels=None, classes=())
     policy = Policy(size, square, upscale, background, orientation, compression)
     splits = split_images(images, val, val_list, lambda index: policy.accepts(images, index))
-    plan = Plan(images, out, policy, tuple(_cut(splits)))
+    plan = Plan(images, out, policy, tuple(_cut(splits)), contested=shard is not None)
     _announce(plan, console)
-    with claimed(out, "movq prepare"):
+    with claimed(out, "movq prepare", shared=plan.contested):
         _check_plan(plan)
         if (out / MANIFEST).exists():
             console.log(f"{out} is prepared already, with these settings; remove it to prepare it again")
             manifest = Manifest.read(out)
         else:
-            atomic_write(out / PLAN, plan.record().encode())
-            manifest = _finish(plan, _make_all(plan, workers, console), console)
+            (write_once if plan.contested else atomic_write)(out / PLAN, plan.record().encode())
+            _check_plan(plan)  # of jobs that began at once, one has written it
+            reports = _make_all(plan if shard is None else plan.part(*shard), workers, console)
+            missing = len(plan.shards) - len(plan.there())
+            if missing:
+                _leave(plan, missing, console)
+                return
+            if shard is not None:
+                reports = _make_all(plan, workers, console)
+            manifest = _finish(plan, reports, console)
     train, held_out = (manifest.counts[split] for split in SPLITS)
     others = {"rejected": manifest.rejects, "classes": len(manifest.classes)}
     console.result({"path": str(out), "train": train, "val": held_out, **others}, str(out))
+
+
+def _leave(plan: Plan, missing: int, console: Console) -> None:
+    """The end of a job whose set is not finished yet."""
+    console.warn(
+        f"{missing} of {len(plan.shards)} shards are not there yet: the last of the other jobs ends the set, "
+        "or any job that is run again"
+    )
+    console.result({"path": str(plan.out), "shards": len(plan.shards), "missing": missing}, str(plan.out))
 
 
 def _cut(splits: Mapping[SplitName, Sequence[int]]) -> Iterator[Shard]:
@@ -223,8 +254,9 @@ def _announce(plan: Plan, console: Console) -> None:
 
 def _check_plan(plan: Plan) -> None:
     path = plan.out / PLAN
-    if not path.exists():
-        if any(plan.out.iterdir()):
+    names = {entry.name for entry in plan.out.iterdir()}
+    if PLAN not in names:
+        if not all(name.startswith(PLAN) for name in names):  # another job may be writing it
             raise BadRequestError(f"{plan.out} is not empty, and no prepared set", "Choose a new folder.")
     elif path.read_text() != plan.record():
         fault = f"{plan.out} holds a prepared set of another source or other settings (see {path})"
@@ -236,7 +268,7 @@ def _check_plan(plan: Plan) -> None:
 
 def _make_all(plan: Plan, workers: int, console: Console) -> dict[str, ShardReport]:
     """Every shard's report by the shard's name."""
-    there = {shard.name for shard in plan.shards if plan.path(shard).exists()}
+    there = plan.there()
     sizes = {shard.name: len(shard.indices) for shard in plan.shards}
     if there:
         console.log(f"going on: {len(there)} of {len(sizes)} shards are there")
@@ -306,7 +338,7 @@ def _make_planned(number: int) -> ShardReport:
 def _finish(plan: Plan, reports: dict[str, ShardReport], console: Console) -> Manifest:
     rejects = [(shard.split, reject) for shard in plan.shards for reject in reports[shard.name].rejects]
     lines = [json.dumps({"split": split, "name": name, "reason": reason}) for split, (name, reason) in rejects]
-    atomic_write(plan.out / REJECTS, "".join(line + "\n" for line in lines).encode())
+    atomic_write(plan.out / REJECTS, "".join(line + "\n" for line in lines).encode(), contested=plan.contested)
     if rejects:
         console.warn(f"{len(rejects)} of {len(plan.source)} images were refused: see {plan.out / REJECTS}")
     counts = dict.fromkeys(SPLITS, 0)
@@ -316,7 +348,9 @@ def _finish(plan: Plan, reports: dict[str, ShardReport], console: Console) -> Ma
         if not counts[split]:
             _refuse(plan, split, [reject for place, reject in rejects if place == split])
     manifest = _describe(plan, reports, counts, len(rejects))
-    manifest.write(plan.out)
+    for left in (partial for split in SPLITS for partial in (plan.out / split).glob("*.partial")):
+        left.unlink(missing_ok=True)  # of killed jobs
+    manifest.write(plan.out, contested=plan.contested)
     return manifest
 
 

@@ -116,13 +116,13 @@ class Manifest(Settings):
         except ValidationError:
             raise BadRequestError(f"{root / MANIFEST} is damaged or of another version", _remedy(root)) from None
 
-    def write(self, root: Path) -> None:
+    def write(self, root: Path, *, contested: bool = False) -> None:
         """Write it into `root`, which makes the set a finished one.
 
         Raises:
             FailureError: It could not be written.
         """
-        atomic_write(root / MANIFEST, (self.model_dump_json(indent=2) + "\n").encode())
+        atomic_write(root / MANIFEST, (self.model_dump_json(indent=2) + "\n").encode(), contested=contested)
 
 
 def member_name(number: int) -> str:
@@ -135,19 +135,23 @@ def shard_path(root: Path, split: SplitName, shard: int) -> Path:
     return root / split / f"{shard:05d}.zip"
 
 
-def write_shard(path: Path, images: Iterable[Entry | Reject]) -> None:
+def write_shard(path: Path, images: Iterable[Entry | Reject], *, contested: bool = False) -> None:
     """Write a shard, whole or not at all; the same images give the same bytes, whenever and wherever.
 
     Args:
         path: The zip file to make.
         images: In order of their names, taken one at a time.
+        contested: Another process may be writing it too.
 
     Raises:
         FailureError: It could not be written.
     """
     entries: list[Entry] = []
     rejects: list[Reject] = []
-    with atomic_path(path) as partial, zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive:
+    with (
+        atomic_path(path, contested=contested) as partial,
+        zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive,
+    ):
         for image in images:
             if isinstance(image, Reject):
                 rejects.append(image)

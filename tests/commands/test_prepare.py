@@ -254,6 +254,54 @@ def test_one_and_two_workers_make_the_same_bytes(tmp_path, small_shards):
     assert len(list((tmp_path / "2" / "train").iterdir())) == 7
 
 
+# Several jobs
+
+
+@pytest.mark.parametrize(
+    "jobs", [[(1, 3), (2, 3), (3, 3)], [(2, 3), (0, 3), (1, 3)], [(1, 1)], [(n, 20) for n in range(20)]]
+)
+def test_jobs_make_what_one_makes_and_the_last_one_ends_it(tmp_path, small_shards, capsys, jobs):
+    folder = images(tmp_path / "in", 30)
+    (folder / "a" / "bad.png").write_bytes(b"no")
+    prepare(folder, tmp_path / "whole")
+    whole = capsys.readouterr().out
+    made = 0
+    for number, shard in enumerate(jobs, start=1):
+        prepare(folder, tmp_path / "jobs", shard=shard, workers=number % 3)
+        out, err = capsys.readouterr()
+        now = len(list((tmp_path / "jobs").rglob("*.zip")))
+        if number < len(jobs) and now < 8:
+            assert json.loads(out) == {"path": str(tmp_path / "jobs"), "shards": 8, "missing": 8 - now}
+            assert f"{8 - now} of 8 shards are not there yet" in err and now - made <= -(-8 // len(jobs))
+            assert not (tmp_path / "jobs" / "manifest.json").exists()
+        made = now
+    assert json.loads(out) == {**json.loads(whole), "path": str(tmp_path / "jobs")}
+    assert tree(tmp_path / "jobs") == tree(tmp_path / "whole")
+
+
+def test_a_whole_run_ends_what_jobs_began_and_a_job_what_a_whole_run_began(tmp_path, small_shards):
+    folder = images(tmp_path / "in", 30)
+    prepare(folder, tmp_path / "whole")
+    prepare(folder, tmp_path / "one", shard=(1, 2))
+    (tmp_path / "one" / "train" / "00000.zip.0f.partial").write_bytes(b"of a killed job")
+    prepare(folder, tmp_path / "one", workers=2)
+    assert tree(tmp_path / "one") == tree(tmp_path / "whole")
+    shutil.copytree(tmp_path / "whole", tmp_path / "two")
+    (tmp_path / "two" / "manifest.json").unlink()
+    (tmp_path / "two" / "train" / "00001.zip").unlink()
+    prepare(folder, tmp_path / "two", shard=(1, 2))
+    assert tree(tmp_path / "two") == tree(tmp_path / "whole")
+
+
+def test_jobs_of_different_plans_do_not_mix(tmp_path, small_shards):
+    folder = images(tmp_path / "in", 30)
+    prepare(folder, tmp_path / "out", shard=(1, 2))
+    made = tree(tmp_path / "out")
+    with pytest.raises(BadRequestError, match=r"another source or other settings"):
+        prepare(folder, tmp_path / "out", shard=(2, 2), size=8)
+    assert tree(tmp_path / "out") == made
+
+
 # The folder
 
 

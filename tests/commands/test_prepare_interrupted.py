@@ -43,7 +43,7 @@ try:
     command.prepare(
         sys.argv[1], Path(sys.argv[2]), size=64, square=True, val="4", val_list=None, upscale=True,
         background=(255, 255, 255), labels=True, orientation=True, workers=int(sys.argv[3]),
-        console=Console(quiet=True),
+        console=Console(quiet=True), shard=tuple(map(int, sys.argv[4:])) or None,
     )
 except MovqError as error:
     print(error, file=sys.stderr)
@@ -51,9 +51,9 @@ except MovqError as error:
 """
 
 
-def start(source, out, workers, **options):
+def start(source, out, workers, *shard, **options):
     return subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, str(source), str(out), str(workers)],
+        [sys.executable, "-c", SCRIPT, *map(str, (source, out, workers, *shard))],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -150,6 +150,31 @@ def test_two_runs_in_one_folder_do_not_mix(tmp_path, large):
     second = start(folder, out, 1)
     error = second.communicate(timeout=20)[1]
     assert second.returncode == 2 and "another movq prepare is at work" in error
+    assert first.communicate(timeout=60)[1] == "" and tree(out) == expected
+
+
+def test_jobs_at_once_one_of_them_killed_and_one_started_twice_make_the_same_bytes(tmp_path, large):
+    folder, expected = large
+    out = tmp_path / "out"
+    jobs = [start(folder, out, 1, *shard) for shard in [(1, 3), (2, 3), (3, 3), (3, 3)]]
+    wait_until(lambda: len(list(out.glob("train/*.partial"))) >= 2, 20)
+    jobs[0].kill()
+    for job in jobs:
+        error = job.communicate(timeout=60)[1]
+        assert job.returncode == (-signal.SIGKILL if job is jobs[0] else 0), error
+        assert job is jobs[0] or all("shards are not there yet" in line for line in error.splitlines())
+    assert not (out / "manifest.json").exists()
+    again = start(folder, out, 1, 1, 3)
+    assert again.communicate(timeout=60)[1] == "" and tree(out) == expected
+
+
+def test_a_whole_run_and_a_job_do_not_mix(tmp_path, large):
+    folder, expected = large
+    out = tmp_path / "out"
+    first = start(folder, out, 1)
+    wait_until((out / "plan.json").exists)
+    second = start(folder, out, 1, 1, 3)
+    assert "another movq prepare is at work" in second.communicate(timeout=20)[1] and second.returncode == 2
     assert first.communicate(timeout=60)[1] == "" and tree(out) == expected
 
 
