@@ -138,6 +138,9 @@ def prepare(
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes. [default: one a core]", show_default=False)
     ] = None,
+    drop_duplicates: Annotated[
+        bool, typer.Option("--drop-duplicates", help="Of images that are the same file, keep the first by name.")
+    ] = False,
     shard: Annotated[
         str | None,
         typer.Option(
@@ -180,6 +183,7 @@ def prepare(
         console=_console(as_json, quiet),
         compression=_compression(compression),
         shard=None if shard is None else _part(shard),
+        drop_duplicates=drop_duplicates,
     )
 
 

@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
-from multiprocessing.connection import wait
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 import numpy as np
 from PIL import Image
 
+from movq_cli.commands.workers import results
 from movq_cli.console import Console
 from movq_cli.data import png
+from movq_cli.data.duplicates import Hashing, later_copies
 from movq_cli.data.images import FILTER, BadImageError, center_crop, decode, resize_short_side
 from movq_cli.data.shards import (
     MANIFEST,
@@ -42,7 +36,7 @@ from movq_cli.data.shards import (
 )
 from movq_cli.data.sources import Source, open_source
 from movq_cli.data.splits import split_images
-from movq_cli.errors import BadRequestError, FailureError, InterruptedRunError
+from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_write, claimed, write_once
 
 LARGEST_OWN_SIDE = 256
@@ -103,22 +97,20 @@ class Plan:
     out: Path
     policy: Policy
     shards: tuple[Shard, ...]
+    copies: Mapping[int, int] | None  # left out, and which image each is the same file as; None = nobody looked
     contested: bool  # other processes may be making shards of the same set
 
-    def make(self, shard: Shard) -> ShardReport:
-        """Make a shard unless it is there, and report what its file holds.
+    def make(self, number: int) -> ShardReport:
+        """Make one of the shards unless it is there, and report what its file holds.
 
         Raises:
             FailureError: It could not be written.
         """
-        path = self.path(shard)
+        shard = self.shards[number]
+        path = shard_path(self.out, shard.split, shard.number)
         if not path.exists():
             write_shard(path, self._images(shard), contested=self.contested)
         return inspect_shard(path)
-
-    def path(self, shard: Shard) -> Path:
-        """Where a shard goes."""
-        return shard_path(self.out, shard.split, shard.number)
 
     def there(self) -> set[str]:
         """The names of the shards that are finished."""
@@ -134,6 +126,9 @@ class Plan:
         labels = self.source.labels
         for place, index in enumerate(shard.indices, start=shard.number * SHARD_IMAGES):
             name = self.source.names[index]
+            if self.copies and index in self.copies:
+                yield Reject(name, f"the same file as {self.source.names[self.copies[index]]}")
+                continue
             try:
                 image = self.policy.apply(self.source.read(index))
             except BadImageError as error:
@@ -150,8 +145,9 @@ class Plan:
             "source": str(place.resolve()) if place.exists() else self.source.spec,
             "filter": FILTER,
             **asdict(self.policy),
+            "drop_duplicates": self.copies is not None,
         }
-        what = [settings, self.source.names, self.source.labels, self.source.classes, self.shards]
+        what = [settings, self.source.names, self.source.labels, self.source.classes, self.shards, self.copies]
         fingerprint = hashlib.sha256(json.dumps(what).encode()).hexdigest()
         return json.dumps({**settings, "images": len(self.source), "fingerprint": fingerprint}, indent=2) + "\n"
 
@@ -172,6 +168,7 @@ def prepare(
     console: Console,
     compression: png.Compression = "none",
     shard: tuple[int, int] | None = None,
+    drop_duplicates: bool = False,
 ) -> None:
     """Make a prepared set; run again after an interruption, it goes on where it was.
 
@@ -191,6 +188,7 @@ def prepare(
         compression: Of the stored images.
         shard: (I, N), I from 0 or from 1: make every N-th shard only. Whichever of the N jobs finds all shards there
             ends the set.
+        drop_duplicates: Of images that are the same file keep the first by name, in its split alone.
 
     Raises:
         BadRequestError: The source or the folder cannot be used, or no image of a split is good.
@@ -200,8 +198,11 @@ def prepare(
     if not labels:
         images = replace(images, labels=None, classes=())
     policy = Policy(size, square, upscale, background, orientation, compression)
-    splits = split_images(images, val, val_list, lambda index: policy.accepts(images, index))
-    plan = Plan(images, out, policy, tuple(_cut(splits)), contested=shard is not None)
+    copies = _find_copies(images, workers, console) if drop_duplicates else None
+    splits = split_images(
+        images, val, val_list, lambda index: index not in (copies or ()) and policy.accepts(images, index)
+    )
+    plan = Plan(images, out, policy, tuple(_cut(splits)), copies, contested=shard is not None)
     _announce(plan, console)
     with claimed(out, "movq prepare", shared=plan.contested):
         _check_plan(plan)
@@ -246,6 +247,8 @@ def _announce(plan: Plan, console: Console) -> None:
     console.log(f"source: {source.spec}, {len(source)} images, {len(source.classes)} classes")
     console.log(f"split: {counts[0]} train, {counts[1]} val ({origin})")
     size = f"short side {policy.size}" if policy.size else f"own size, short side at most {LARGEST_OWN_SIDE}"
+    if plan.copies is not None:
+        console.log(f"duplicates: {len(plan.copies)} images are the same file as an earlier one, and left out")
     console.log(f"images: {size}, {'centre square' if policy.square else 'uncropped'}, filter {FILTER}")
 
 
@@ -269,67 +272,35 @@ def _check_plan(plan: Plan) -> None:
 def _make_all(plan: Plan, workers: int, console: Console) -> dict[str, ShardReport]:
     """Every shard's report by the shard's name."""
     there = plan.there()
-    sizes = {shard.name: len(shard.indices) for shard in plan.shards}
+    sizes = [len(shard.indices) for shard in plan.shards]
     if there:
         console.log(f"going on: {len(there)} of {len(sizes)} shards are there")
-    done = sum(sizes[name] for name in there)
+    done = sum(len(shard.indices) for shard in plan.shards if shard.name in there)
     reports: dict[str, ShardReport] = {}
     with (
-        _working(plan, min(workers, len(plan.shards))) as finished,
-        console.progress(sum(sizes.values()), "preparing", "images", done) as progress,
+        results(plan.make, len(plan.shards), workers) as finished,
+        console.progress(sum(sizes), "preparing", "images", done) as progress,
     ):
-        for name, report in finished:
+        for number, report in finished:
+            name = plan.shards[number].name
             reports[name] = report
             if name not in there:
-                progress.advance(sizes[name])
+                progress.advance(sizes[number])
     return reports
 
 
-@contextmanager
-def _working(plan: Plan, workers: int) -> Iterator[Iterator[tuple[str, ShardReport]]]:
-    """Shards' names and reports as they are finished, made here or by as many processes."""
-    if workers <= 1:
-        yield ((shard.name, plan.make(shard)) for shard in plan.shards)
-        return
-    others = set(multiprocessing.active_children())
-    with ProcessPoolExecutor(workers, initializer=_start_worker, initargs=(plan,)) as pool:
-        try:
-            # All at once and before anything else: the processes fork here, while there is one thread.
-            futures = {pool.submit(_make_planned, number): shard.name for number, shard in enumerate(plan.shards)}
-            yield ((futures[future], future.result()) for future in as_completed(futures))
-        except (BrokenProcessPool, MemoryError):
-            remedy = "Finished shards are kept: run it again, with fewer --workers if memory was short."
-            raise FailureError("a worker process was killed or out of memory", remedy) from None
-        except (KeyboardInterrupt, InterruptedRunError):
-            for process in set(multiprocessing.active_children()) - others:
-                process.terminate()  # else leaving the pool waits until each has finished its shard
-            raise
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-_plan: Plan
-"""A worker's plan, set once as it starts: with every task it would be pickled a thousand times."""
-
-
-def _start_worker(plan: Plan) -> None:
-    global _plan  # noqa: PLW0603 - the executor's initializer has no other way to hand something on
-    _plan = plan
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C too, and ends the workers
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
-
-
-def _die_with_parent() -> None:
-    """A parent killed outright cannot end its workers, which would go on writing beside the next run's."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)
-
-
-def _make_planned(number: int) -> ShardReport:
-    return _plan.make(_plan.shards[number])
+def _find_copies(source: Source, workers: int, console: Console) -> dict[int, int]:
+    """Each image that is the same file as an earlier one, and the first of these."""
+    hashing = Hashing(source)
+    hashes = [b""] * hashing.chunks
+    with (
+        results(hashing.chunk, hashing.chunks, workers) as finished,
+        console.progress(len(source), "comparing", "images") as progress,
+    ):
+        for number, chunk in finished:
+            hashes[number] = chunk
+            progress.advance(len(chunk) // 32)
+    return later_copies(hashes)
 
 
 # The end
@@ -371,6 +342,7 @@ def _describe(plan: Plan, reports: dict[str, ShardReport], counts: dict[SplitNam
         min_side=min(sides),
         max_side=max(sides),
         rejects=rejects,
+        drop_duplicates=plan.copies is not None,
         hash=content_hash(reports),
         **asdict(plan.policy),
     )

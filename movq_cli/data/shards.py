@@ -93,6 +93,7 @@ class Manifest(Settings):
     background: tuple[int, int, int]
     orientation: bool
     compression: png.Compression = "zlib"
+    drop_duplicates: bool = False
     counts: dict[SplitName, int]  # images
     shards: dict[SplitName, int]
     classes: tuple[str, ...]  # empty without labels

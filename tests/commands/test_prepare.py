@@ -1,5 +1,6 @@
 """`movq prepare`: the same bytes for any number of workers and after any kill, and every fault in one line."""
 
+import hashlib
 import io
 import json
 import shutil
@@ -8,10 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from movq_cli.commands import prepare as command
 from movq_cli.console import Console
+from movq_cli.data import duplicates
 from movq_cli.data.images import encode_png
 from movq_cli.data.shards import PreparedSet
 from movq_cli.errors import BadRequestError, FailureError
@@ -242,6 +246,60 @@ def test_the_sources_own_split_wins(tmp_path):
     assert folder.exists()
 
 
+# Duplicates
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_of_the_same_file_the_first_by_name_is_kept_whoever_works_at_it(tmp_path, small_shards, monkeypatch, workers):
+    monkeypatch.setattr(duplicates, "_FILES", 5)
+    folder = images(tmp_path / "in", 30)
+    for copy, of in [("z/1", "b/0003"), ("z/0", "b/0003"), ("a/0001", "b/0029"), ("b/0031", "b/0029")]:
+        (folder / f"{copy}.png").parent.mkdir(exist_ok=True)
+        shutil.copy(folder / f"{of}.png", folder / f"{copy}.png")
+    for name in ("x", "y"):
+        (folder / "a" / f"{name}.png").symlink_to("nowhere")
+    prepare(folder, tmp_path / "out", drop_duplicates=True, workers=workers)
+    rejects = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
+    assert {(reject["name"], reject["reason"]) for reject in rejects} == {
+        ("z/0.png", "the same file as b/0003.png"),
+        ("z/1.png", "the same file as b/0003.png"),
+        ("b/0029.png", "the same file as a/0001.png"),
+        ("b/0031.png", "the same file as a/0001.png"),
+        ("a/x.png", "cannot be read: No such file or directory"),
+        ("a/y.png", "cannot be read: No such file or directory"),
+    }
+    kept = [*sources(tmp_path / "out", "train").values(), *sources(tmp_path / "out", "val").values()]
+    assert len(kept) == len({pixels.tobytes() for pixels in kept}) == 30
+    manifest = PreparedSet.open(tmp_path / "out").manifest
+    assert manifest.drop_duplicates and manifest.rejects == 6
+    for shard in [(1, 2), (2, 2)]:
+        prepare(folder, tmp_path / "jobs", drop_duplicates=True, shard=shard)
+    assert tree(tmp_path / "jobs") == tree(tmp_path / "out")
+
+
+def test_a_duplicate_stays_in_one_split_and_may_take_the_place_of_the_only_held_out_image(tmp_path):
+    folder = images(tmp_path / "in" / "train", 6)
+    images(tmp_path / "in" / "val", 8)
+    prepare(tmp_path / "in", tmp_path / "out", drop_duplicates=True)
+    assert PreparedSet.open(tmp_path / "out").manifest.counts == {"train": 6, "val": 2}
+    assert set(sources(tmp_path / "out", "val")) == {"val/a/0006.png", "val/b/0007.png"}
+    for number in range(20):
+        shutil.copy(folder / "a" / "0000.png", tmp_path / f"same{number}.png")
+    shutil.copy(folder / "b" / "0001.png", tmp_path / "other.png")
+    (tmp_path / "flat").mkdir()
+    for path in tmp_path.glob("*.png"):
+        path.rename(tmp_path / "flat" / path.name)
+    prepare(tmp_path / "flat", tmp_path / "two", val="1", drop_duplicates=True)
+    assert PreparedSet.open(tmp_path / "two").manifest.counts == {"train": 1, "val": 1}
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=40))
+def test_later_copies_lead_to_the_first(values):
+    hashes = [hashlib.sha256(bytes([value])).digest() for value in values]
+    expected = {i: values.index(value) for i, value in enumerate(values) if values.index(value) < i}
+    assert duplicates.later_copies(hashes) == expected
+
+
 # Any number of workers, any kill
 
 
@@ -320,7 +378,14 @@ def test_a_finished_set_is_not_made_again(tmp_path, capsys):
     "change",
     [
         *({"size": 8}, {"square": True}, {"val": "2"}, {"upscale": True}, {"background": (0, 0, 0)}),
-        *({"labels": False}, {"orientation": False}, {"compression": "zlib"}, "more images", "another folder"),
+        *(
+            {"labels": False},
+            {"orientation": False},
+            {"compression": "zlib"},
+            {"drop_duplicates": True},
+            "more images",
+            "another folder",
+        ),
     ],
 )
 def test_another_plan_in_the_same_folder_is_a_bad_request(tmp_path, change):
