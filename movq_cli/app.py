@@ -99,7 +99,8 @@ def prepare(
         str,
         typer.Argument(
             metavar="SRC",
-            help="Folder (class folders give labels), zip, tar, image, or a set's name: digits, cifar10 ...",
+            help="Folder (class folders give labels), zip, tar, folder of tars, 'train-{0000..0009}.tar' (WebDataset), "
+            "list of images (.txt), image, or a set's name: digits, cifar10 ...",
         ),
     ],
     out: Annotated[
@@ -121,10 +122,16 @@ def prepare(
     square: Annotated[bool, typer.Option("--square", help="Cut to the central square after resizing.")] = False,
     val: Annotated[
         str,
-        typer.Option(help="Held-out images: a share (0.1) or a count (500), unless SRC has its own split."),
+        typer.Option(
+            help="Held-out images: a share (0.1), a count (500), or nvidia (FFHQ from 60000 on), "
+            "unless SRC has its own split."
+        ),
     ] = "0.1",
     val_list: Annotated[
         Path | None, typer.Option(help="File with the names of the held-out images, one a line.")
+    ] = None,
+    val_labels: Annotated[
+        Path | None, typer.Option(help="File with the classes of a flat val folder, as ImageNet has one.")
     ] = None,
     upscale: Annotated[bool, typer.Option("--upscale", help="Enlarge smaller images, not leave them out.")] = False,
     background: Annotated[str, typer.Option(help="RGB below transparent pixels, each 0 to 255.")] = "255,255,255",
@@ -184,6 +191,7 @@ def prepare(
         compression=_compression(compression),
         shard=None if shard is None else _part(shard),
         drop_duplicates=drop_duplicates,
+        val_labels=val_labels,
     )
 
 

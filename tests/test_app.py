@@ -63,6 +63,7 @@ def test_every_option_says_what_it_is_and_its_default(command: str) -> None:
             shown = parameter.required or parameter.default is not None or "[default:" in parameter.help
             optional = parameter.name in {
                 "val_list",
+                "val_labels",
                 "codes",
                 "grid",
                 "out",

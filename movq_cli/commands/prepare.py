@@ -17,6 +17,7 @@ from movq_cli.console import Console
 from movq_cli.data import png
 from movq_cli.data.duplicates import Hashing, later_copies
 from movq_cli.data.images import FILTER, BadImageError, center_crop, decode, resize_short_side
+from movq_cli.data.label_files import label_held_out
 from movq_cli.data.shards import (
     MANIFEST,
     PLAN,
@@ -169,15 +170,16 @@ def prepare(
     compression: png.Compression = "none",
     shard: tuple[int, int] | None = None,
     drop_duplicates: bool = False,
+    val_labels: Path | None = None,
 ) -> None:
     """Make a prepared set; run again after an interruption, it goes on where it was.
 
     Args:
-        source: A folder, an archive, an image, a prepared set, or the name of a set.
+        source: What `open_source` takes.
         out: The set's folder, new or empty, or with the same plan begun.
         size: Short side of the stored images, pixels; None keeps their own, at most `LARGEST_OWN_SIDE`.
         square: Cut to the central square after resizing.
-        val: Held-out images, a share ("0.1") or a count ("500"), where neither the source nor a list says.
+        val: Held-out images, a share ("0.1"), a count ("500") or "nvidia", where neither the source nor a list says.
         val_list: A file with the names of the held-out images, one a line.
         upscale: Enlarge images smaller than `size`, not refuse them.
         background: RGB in 0..255 below transparent pixels.
@@ -189,12 +191,15 @@ def prepare(
         shard: (I, N), I from 0 or from 1: make every N-th shard only. Whichever of the N jobs finds all shards there
             ends the set.
         drop_duplicates: Of images that are the same file keep the first by name, in its split alone.
+        val_labels: A file with the classes of the held-out images, of a source with class folders in `train` alone.
 
     Raises:
         BadRequestError: The source or the folder cannot be used, or no image of a split is good.
         FailureError: Writing failed or a worker died; finished shards are kept.
     """
     images = open_source(source)
+    if val_labels is not None:
+        images = label_held_out(images, val_labels)
     if not labels:
         images = replace(images, labels=None, classes=())
     policy = Policy(size, square, upscale, background, orientation, compression)

@@ -10,6 +10,8 @@ import io
 import lzma
 import math
 import os
+import re
+import stat
 import struct
 import tarfile
 import tempfile
@@ -23,8 +25,10 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
+from movq_cli.data import tars
 from movq_cli.data.images import IMAGE_SUFFIXES, BadImageError, encode_png
 from movq_cli.data.named_sets import SETS, load_named_set
 from movq_cli.data.shards import PLAN, SPLITS, PreparedSet, Split, SplitName, shard_path
@@ -109,8 +113,9 @@ def open_source(spec: str, split: SplitName | None = None) -> Source:
     """List the images of a source.
 
     Args:
-        spec: The path of a folder, a zip, a tar (compressed or not), an .npz of pixels, an image or a prepared set; or
-            a name from `SETS`. A path that exists wins over a name.
+        spec: The path of a folder, a zip, a tar (compressed or not), a folder of tars, an .npz of pixels, a .txt list
+            of images, an image or a prepared set; or tars with a range of numbers, `train-{0000..0009}.tar`; or a name
+            from `SETS`. A path that exists wins over a name.
         split: Only this split, of a source that has splits.
 
     Returns:
@@ -127,6 +132,9 @@ def open_source(spec: str, split: SplitName | None = None) -> Source:
         source = _open_path(spec, path)
     elif spec in SETS:
         source = _open_named(spec)
+    elif tars.is_pattern(spec):
+        with _listing(path):
+            source = _open_tars(spec, [Path(name) for name in tars.expanded(spec)])
     else:
         raise BadRequestError(f"no file or folder at {spec!r}, nor a set of that name", did_you_mean(spec, SETS))
     return source if split is None else _only(source, split)
@@ -135,22 +143,33 @@ def open_source(spec: str, split: SplitName | None = None) -> Source:
 def _open_path(spec: str, path: Path) -> Source:
     with _listing(path):
         if path.is_dir():
-            # Not by the manifest: a folder of samples has one of its own.
-            if (path / PLAN).is_file() or shard_path(path, "train", 0).is_file():
-                return _open_prepared(spec, path)
-            found = list(_walk(path, "", frozenset()))
-            return _assemble(spec, found, FolderReader(path, tuple(found)))
+            return _open_folder(spec, path)
         if path.suffix.lower() in IMAGE_SUFFIXES:
             return Source(spec, (path.name,), (0,), FolderReader(path.parent, (path.name,)))
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                infos = archive.infolist()
-                if any(info.filename == _ARRAY for info in infos):
-                    return _open_arrays(spec, path, archive)
-            # Some packers write backslashes, against the format.
-            found = ["" if info.is_dir() else info.filename.replace("\\", "/") for info in infos]
-            return _assemble(spec, found, ZipReader(path))
-        return _open_tar(spec, path)
+        if path.suffix.lower() == ".txt":
+            return _open_list(spec, path)
+        return _open_zip(spec, path) if zipfile.is_zipfile(path) else _open_tars(spec, [path])
+
+
+def _open_folder(spec: str, path: Path) -> Source:
+    # Not by the manifest: a folder of samples has one of its own.
+    if (path / PLAN).is_file() or shard_path(path, "train", 0).is_file():
+        return _open_prepared(spec, path)
+    found = list(_walk(path, "", frozenset()))
+    shards = tars.alone(found)
+    if shards and not any(map(_is_image, found)):
+        return _open_tars(spec, [path / name for name in shards])
+    return _assemble(spec, found, FolderReader(path, tuple(found)))
+
+
+def _open_zip(spec: str, path: Path) -> Source:
+    with zipfile.ZipFile(path) as archive:
+        infos = archive.infolist()
+        if any(info.filename == _ARRAY for info in infos):
+            return _open_arrays(spec, path, archive)
+    # Some packers write backslashes, against the format.
+    found = ["" if info.is_dir() else info.filename.replace("\\", "/") for info in infos]
+    return _assemble(spec, found, ZipReader(path))
 
 
 @contextmanager
@@ -182,15 +201,47 @@ def _visible(part: str) -> bool:
     return not part.startswith(".") and part != "__MACOSX"
 
 
-def _open_tar(spec: str, path: Path) -> Source:
-    if not tarfile.is_tarfile(path):
-        raise BadRequestError(f"{path} is neither an image, nor a zip or tar archive, or it is damaged")
-    path = _uncompressed(path)
-    with tarfile.open(path, "r:") as archive:
-        # Links hold no bytes, and a sparse file's are not in one piece.
-        files = [member for member in archive if member.isreg() and not member.issparse()]
-    extents = tuple((member.offset_data, member.size) for member in files)
-    return _assemble(spec, [member.name for member in files], TarReader(path, extents))
+def _open_list(spec: str, path: Path) -> Source:
+    """Images by their paths, one a line, from the list's folder on; after a tab perhaps a class."""
+    lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    rows = [line.partition("\t") for line in lines if line.strip()]
+    files = tuple(file for file, _, _ in rows)
+    if not any((path.parent / file).exists() for file in files):
+        remedy = "A list has one path a line, absolute or from the list's folder on, and after a tab perhaps a class."
+        raise BadRequestError(f"none of the {len(files)} images that {path} lists is there", remedy)
+    source = _assemble(spec, files, FolderReader(path.parent, files), listed=True)
+    given = [rows[member][2].strip() for member in source.members]
+    if not all(given):
+        return source
+    numbers = {name: number for number, name in enumerate(sorted(set(given)))}
+    return replace(source, labels=tuple(numbers[name] for name in given), classes=tuple(numbers))
+
+
+def _open_tars(spec: str, paths: Sequence[Path]) -> Source:
+    for path in paths:
+        if not tarfile.is_tarfile(path):
+            raise BadRequestError(f"{path} is neither an image, nor a zip or tar archive, or it is damaged")
+    plain = [_uncompressed(path) for path in paths]
+    several = len(paths) > 1
+    # Several may hold files of the same names.
+    files = tars.list_files(plain, [f"{path.stem}/" if several else "" for path in paths])
+    source = _assemble(spec, files.names, TarReader(tuple(plain), files.extents))
+    if several:
+        kinds = [_split_of(path) for path in paths]
+        splits = [kinds[number] for number in files.extents[list(source.members), 0]]
+        known = tuple(split for split in splits if split is not None)
+        both = len(known) == len(splits) and len(set(known)) == len(SPLITS)
+        source = replace(source, labels=None, classes=(), splits=known if both else None)
+    labels = tuple(files.labels[member] for member in source.members)
+    if min(labels) < 0:
+        return source
+    return replace(source, labels=labels, classes=tuple(map(str, range(max(labels) + 1))))
+
+
+def _split_of(path: Path) -> SplitName | None:
+    """What a tar's name says, such as `imagenet1k-validation-03.tar`."""
+    words = set(re.split(r"[^a-z]+", path.stem.lower()))
+    return "train" if _TRAIN in words else "val" if words & _HELD_OUT else None
 
 
 def _uncompressed(path: Path) -> Path:
@@ -316,19 +367,30 @@ def _only(source: Source, split: SplitName) -> Source:
     return source.take(indices)
 
 
-def _assemble(spec: str, found: Sequence[str], reader: Reader) -> Source:
-    """A source from the names that a folder or an archive holds, the member's number being its place."""
+def _assemble(spec: str, found: Sequence[str], reader: Reader, *, listed: bool = False) -> Source:
+    """A source from the names that a folder or an archive holds, the member's number being its place.
+
+    Args:
+        spec: As it was asked for.
+        found: The names.
+        reader: Of the files.
+        listed: The user has named each of them: none is left out for its name.
+    """
     members: dict[str, int] = {}
     latest = {name: member for member, name in enumerate(found)}  # a name stored twice: the later one counts
     for name, member in sorted(latest.items()):
         clean = _clean(name)
-        if PurePosixPath(clean).suffix.lower() in IMAGE_SUFFIXES and all(map(_visible, clean.split("/"))):
+        if listed or (_is_image(clean) and all(map(_visible, clean.split("/")))):
             members[_distinct(clean, members)] = member
     if not members:
         raise BadRequestError(f"no image in {spec}", f"Looked for: {' '.join(sorted(IMAGE_SUFFIXES))}.")
     names = tuple(sorted(members))
     splits, labels, classes = _labels(names)
     return Source(spec, names, tuple(members[name] for name in names), reader, labels, classes, splits)
+
+
+def _is_image(name: str) -> bool:
+    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
 
 
 def _clean(name: str) -> str:
@@ -383,23 +445,26 @@ class FolderReader:
     def read(self, member: int) -> bytes:
         """The file's bytes."""
         path = self.root / self.files[member]
-        _check_bytes(path.stat().st_size)
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BadImageError("not a file")  # from a pipe one would read for ever
+        _check_bytes(status.st_size)
         return path.read_bytes()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TarReader:
-    """Members of an uncompressed tar, by place."""
+    """Members of uncompressed tars, by place."""
 
-    path: Path
-    extents: tuple[tuple[int, int], ...]  # offset and length, bytes
+    paths: tuple[Path, ...]
+    extents: NDArray[np.int64]  # [N, 3]: which tar, offset, length, bytes
     files: PositionalFiles = field(default_factory=PositionalFiles)
 
     def read(self, member: int) -> bytes:
         """The member's bytes."""
-        offset, length = self.extents[member]
+        number, offset, length = self.extents[member].tolist()
         _check_bytes(length)
-        return self.files.read(self.path, offset, length)
+        return self.files.read(self.paths[number], offset, length)
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,10 @@ from movq_cli.errors import BadRequestError
 
 _SALT = b"movq:"
 
+NVIDIA = "nvidia"
+_NVIDIA_FIRST = 60_000
+"""NVIDIA's rule for FFHQ: the images from this number on are held out."""
+
 
 def split_images(
     source: Source, val: str, val_list: Path | None, usable: Callable[[int], bool]
@@ -20,7 +24,8 @@ def split_images(
 
     Args:
         source: Its own splits, where it has any, win.
-        val: Else a share ("0.1") or a count ("500"), drawn by name; a single image is never held out.
+        val: Else a share ("0.1") or a count ("500"), drawn by name; or "nvidia", FFHQ's images numbered 60000 and
+            above. A single image is never held out.
         val_list: Else, before `val`, a file with the names of the held-out images, one a line.
         usable: Whether an image can be read: one of those drawn is made sure of, lest a small set with a bad image
             in the wrong place be left without validation.
@@ -35,6 +40,8 @@ def split_images(
         held_out = {index for index, split in enumerate(source.splits) if split == "val"}
     elif val_list is not None:
         held_out = _listed(source, val_list)
+    elif val == NVIDIA:
+        held_out = _numbered(source)
     else:
         held_out = _drawn(source, _held_out_count(val, len(source)), usable)
     train = [index for index in range(len(source)) if index not in held_out]
@@ -73,6 +80,19 @@ def _drawn(source: Source, count: int, usable: Callable[[int], bool]) -> set[int
     if chosen and not any(usable(index) for index in chosen):
         chosen[-1] = next((index for index in ranked[count:] if usable(index)), chosen[-1])
     return set(chosen)
+
+
+def _numbered(source: Source) -> set[int]:
+    stems = [PurePosixPath(name).stem for name in source.names]
+    wrong = next((stem for stem in stems if not (stem.isascii() and stem.isdecimal())), None)
+    if wrong is not None:
+        fault = f"--val {NVIDIA} goes by numbers, and {source.spec} has an image that is called {wrong!r}"
+        raise BadRequestError(fault, "Give a share, a count, or --val-list.")
+    held_out = {index for index, stem in enumerate(stems) if int(stem) >= _NVIDIA_FIRST}
+    if not held_out:
+        fault = f"--val {NVIDIA} holds out the images from {_NVIDIA_FIRST} on, and {source.spec} has none"
+        raise BadRequestError(fault, "Give a share, a count, or --val-list.")
+    return held_out
 
 
 def _listed(source: Source, val_list: Path) -> set[int]:

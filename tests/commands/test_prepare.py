@@ -3,15 +3,18 @@
 import hashlib
 import io
 import json
+import os
 import shutil
+import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from movq_cli.commands import prepare as command
 from movq_cli.console import Console
@@ -142,6 +145,89 @@ def test_bad_images_are_skipped_listed_with_reasons_and_counted(tmp_path, capsys
     assert PreparedSet.open(tmp_path / "out").manifest.rejects == 3
 
 
+def odd_images():
+    """Files that people have, each with what Pillow makes of it; None where it cannot be used."""
+    noise = Image.fromarray(np.random.default_rng(1).integers(0, 256, (40, 60, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    clear = noise.convert("P", palette=Image.Palette.ADAPTIVE)
+
+    def saved(image, kind, **options):
+        buffer = io.BytesIO()
+        image.save(buffer, kind, **options)
+        return buffer.getvalue()
+
+    rotated = saved(noise, "JPEG", exif=exif)
+    yield "rotated.jpg", rotated, ImageOps.exif_transpose(Image.open(io.BytesIO(rotated))).convert("RGB")
+    for name, kind, image, options in [
+        ("cmyk.jpg", "JPEG", noise.convert("CMYK"), {}),
+        ("bits.png", "PNG", noise.convert("1"), {}),
+        ("grey.jpeg", "JPEG", noise.convert("L"), {}),
+        ("palette.gif", "GIF", clear, {"save_all": True, "append_images": [clear.rotate(90)]}),
+        ("film.webp", "WEBP", noise, {"save_all": True, "append_images": [noise.rotate(180)], "lossless": True}),
+        ("数字 " + "n" * 200 + ".png", "PNG", noise, {}),
+    ]:
+        data = saved(image, kind, **options)
+        yield name, data, Image.open(io.BytesIO(data)).convert("RGB")
+    seen_through = saved(clear, "PNG", transparency=bytes(range(256)))
+    over = Image.new("RGBA", clear.size, (255, 255, 255, 255))
+    over.alpha_composite(Image.open(io.BytesIO(seen_through)).convert("RGBA"))
+    yield "alpha.png", seen_through, over.convert("RGB")
+    deep = np.arange(40 * 60, dtype=np.uint16).reshape(40, 60) * 27
+    yield (
+        "deep.png",
+        saved(Image.fromarray(deep), "PNG"),
+        Image.fromarray(np.rint(deep / 257).astype(np.uint8)).convert("RGB"),
+    )
+    yield "nothing.png", b"", None
+    yield "cut.jpg", rotated[: len(rotated) // 2], None
+    yield "page.jpg", b"<html><body>404</body></html>", None
+    bomb = bytearray(saved(Image.new("1", (30_000, 1)), "PNG"))
+    bomb[20:24] = (30_000).to_bytes(4)
+    bomb[29:33] = zlib.crc32(bomb[12:29]).to_bytes(4)
+    yield "bomb.png", bytes(bomb), None
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+def test_odd_images_under_hostile_names_are_right_or_refused_and_nothing_leaves_the_folder(tmp_path, kind, capsys):
+    home = tmp_path / "home"
+    home.mkdir()
+    prefixes = ["", "../../etc/", "/absolute/", "A/", "a/"] if kind != "folder" else ["A/", "a/"]
+    files = [(prefix + name, data, image) for prefix in prefixes for name, data, image in odd_images()]
+    place = home / f"in.{kind}"
+    if kind == "folder":
+        for name, data, _ in files:
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            (place / name).write_bytes(data)
+        (place / "a" / "loop").symlink_to(place)
+        os.mkfifo(place / "a" / "pipe.png")
+        files.append(("a/pipe.png", b"", None))
+    elif kind == "zip":
+        with zipfile.ZipFile(place, "w") as archive:
+            for name, data, _ in files:
+                archive.writestr(zipfile.ZipInfo(name), data)
+    else:
+        with tarfile.open(place, "w") as archive:
+            for name, data, _ in files:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    before = sorted(tmp_path.rglob("*"))
+    prepare(place, home / "out", val="2", workers=2)
+    assert [path for path in sorted(tmp_path.rglob("*")) if home / "out" not in (path, *path.parents)] == before
+    found = sources(home / "out", "train") | sources(home / "out", "val")
+    rejects = [json.loads(line)["name"] for line in (home / "out" / "rejects.jsonl").read_text().splitlines()]
+
+    def safe(name):
+        return name.replace("../", "").removeprefix("/")
+
+    assert sorted(rejects) == sorted(safe(name) for name, _, image in files if image is None)
+    assert found.keys() == {safe(name) for name, _, image in files if image is not None}
+    for name, _, image in files:
+        assert image is None or np.array_equal(found[safe(name)], np.asarray(image)), name
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
 def test_background_orientation_and_labels_are_what_was_asked(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
@@ -244,6 +330,34 @@ def test_the_sources_own_split_wins(tmp_path):
     prepare(tmp_path / "in", tmp_path / "out", val="3")
     assert PreparedSet.open(tmp_path / "out").manifest.counts == {"train": 6, "val": 2}
     assert folder.exists()
+
+
+def test_nvidias_rule_for_ffhq_goes_by_number(tmp_path):
+    for number in (0, 59_999, 60_000, 69_999):
+        path = tmp_path / "in" / f"{number // 1000 * 1000:05d}" / f"{number:05d}.png"
+        path.parent.mkdir(parents=True)
+        Image.new("RGB", (9, 9)).save(path)
+    prepare(tmp_path / "in", tmp_path / "out", val="nvidia", labels=False)
+    assert set(sources(tmp_path / "out", "val")) == {"60000/60000.png", "69000/69999.png"}
+    with pytest.raises(BadRequestError, match=r"from 60000 on, and .* has none"):
+        prepare(tmp_path / "in" / "00000", tmp_path / "none", val="nvidia")
+    Image.new("RGB", (9, 9)).save(tmp_path / "in" / "face.png")
+    with pytest.raises(BadRequestError, match="is called 'face'"):
+        prepare(tmp_path / "in", tmp_path / "named", val="nvidia")
+
+
+def test_imagenets_flat_val_folder_is_prepared_with_its_labels(tmp_path):
+    images(tmp_path / "in" / "train", 6)
+    for number in range(3):
+        shutil.copy(tmp_path / "in" / "train" / "a" / "0000.png", tmp_path / "in" / f"{number}.png")
+    (tmp_path / "in" / "val").mkdir()
+    for path in (tmp_path / "in").glob("*.png"):
+        path.rename(tmp_path / "in" / "val" / path.name)
+    (tmp_path / "labels").write_text("b\na\nb\n")
+    prepare(tmp_path / "in", tmp_path / "out", val_labels=tmp_path / "labels")
+    prepared = PreparedSet.open(tmp_path / "out")
+    assert prepared.split("val").labels.tolist() == [1, 0, 1]
+    assert prepared.split("train").labels.tolist() == [0, 0, 0, 1, 1, 1]
 
 
 # Duplicates

@@ -325,6 +325,105 @@ def test_no_room_for_the_decompressed_copy_is_a_failure(tmp_path):
     assert "cannot decompress" in run.stdout and "TMPDIR" in run.stdout and run.stderr == ""
 
 
+# WebDataset
+
+
+def sharded(path, count, start, label=None):
+    """A shard of three files a sample: the image, its class and a caption."""
+    with tarfile.open(path, "w") as archive:
+        for number in range(start, start + count):
+            parts = {"png": picture(number), "txt": b"a picture", **({} if label is None else label(number))}
+            for suffix, data in parts.items():
+                info = tarfile.TarInfo(f"{number - start:04d}.{suffix}")
+                info.size = len(data)
+                archive.addfile(info, io.BytesIO(data))
+    return path
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        lambda number: {"cls": str(number % 3).encode()},
+        lambda number: {"CLS": f"{number % 3}\n".encode()},
+        lambda number: {"json": b'{"label": %d, "width": 9}' % (number % 3)},
+    ],
+)
+@pytest.mark.parametrize("how", ["folder", "pattern", "one"])
+def test_shards_of_webdataset_give_images_and_the_class_of_the_same_key(tmp_path, label, how):
+    (tmp_path / "sets").mkdir()
+    for shard in range(3):
+        sharded(tmp_path / "sets" / f"x-{shard:03d}.tar", 4, 4 * shard, label)
+    (tmp_path / "sets" / "README.md").write_text("about")
+    spec = {"folder": "sets", "pattern": "sets/x-{000..002}.tar", "one": "sets/x-001.tar"}[how]
+    source = open_source(str(tmp_path / spec))
+    expected = range(4, 8) if how == "one" else range(12)
+    prefix = {number: "" if how == "one" else f"x-{number // 4:03d}/" for number in expected}
+    assert values(source) == {f"{prefix[number]}{number % 4:04d}.png": number for number in expected}
+    assert source.labels == tuple(number % 3 for number in expected) and source.classes == ("0", "1", "2")
+    assert source.splits is None
+
+
+def test_shards_without_usable_classes_have_none_and_their_names_tell_the_split(tmp_path):
+    for text in (b"", b"cat", b"-1", b"1.5"):
+        sharded(tmp_path / "a.tar", 3, 0, lambda number, text=text: {"cls": text if number else b"1"})
+        assert open_source(str(tmp_path / "a.tar")).labels is None
+    for text in (b"[]", b"{", b'{"label": "cat"}', b'{"caption": "x"}'):
+        sharded(tmp_path / "a.tar", 3, 0, lambda number, text=text: {"json": text})
+        assert open_source(str(tmp_path / "a.tar")).labels is None
+    (tmp_path / "a.tar").unlink()
+    sharded(tmp_path / "imagenet1k-train-00.tar", 2, 0)
+    sharded(tmp_path / "imagenet1k-validation-00.tar", 2, 2)
+    source = open_source(str(tmp_path))
+    assert source.splits == ("train", "train", "val", "val") and source.classes == ()
+    assert values(open_source(str(tmp_path), "val")) == {
+        "imagenet1k-validation-00/0000.png": 2,
+        "imagenet1k-validation-00/0001.png": 3,
+    }
+
+
+def test_a_missing_or_broken_shard_is_named(tmp_path):
+    sharded(tmp_path / "x-0.tar", 2, 0)
+    with pytest.raises(BadRequestError, match=r"x-1\.tar: No such file"):
+        open_source(str(tmp_path / "x-{0..1}.tar"))
+    (tmp_path / "x-1.tar").write_bytes(b"no tar")
+    for spec in ("", "x-{0..1}.tar"):
+        with pytest.raises(BadRequestError, match=r"x-1\.tar is neither"):
+            open_source(str(tmp_path / spec))
+
+
+def test_tars_beside_images_are_not_opened(tmp_path):
+    sharded(tmp_path / "a.tar", 2, 0)
+    fill(tmp_path, "b.png")
+    assert open_source(str(tmp_path)).names == ("b.png",)
+
+
+# Lists
+
+
+def test_a_list_names_files_from_its_folder_on_and_perhaps_their_classes(tmp_path):
+    fill(tmp_path / "in", "b/1.png", ".h/2.png", "3.data")
+    far = fill(tmp_path / "far", "x 数.png") / "x 数.png"
+    lines = ["in/b/1.png\tdog", "in/.h/2.png\tcat", "", "in/3.data\tdog", f"{far}\tcat", "../gone.png\tdog"]
+    (tmp_path / "list.txt").write_text("\r\n".join(lines))
+    source = open_source(str(tmp_path / "list.txt"))
+    names = ["gone.png", "in/.h/2.png", "in/3.data", "in/b/1.png", str(far).removeprefix("/")]
+    assert list(source.names) == sorted(names) and source.classes == ("cat", "dog")
+    labels = dict(zip(source.names, source.labels, strict=True))
+    assert labels == dict(zip(names, [1, 0, 1, 1, 0], strict=True))
+    assert source.read(source.names.index(names[4])) == picture(0)
+    with pytest.raises(BadImageError, match="No such file"):
+        source.read(source.names.index("gone.png"))
+    (tmp_path / "list.txt").write_text("in/b/1.png\tdog\nin/3.data\n")
+    assert open_source(str(tmp_path / "list.txt")).labels is None
+
+
+def test_a_list_of_nothing_that_is_there_is_a_bad_request(tmp_path):
+    for text in ("", "a.png\nb.png", "\0"):
+        (tmp_path / "list.txt").write_text(text)
+        with pytest.raises(BadRequestError, match=r"none of the \d images that .*list\.txt lists is there"):
+            open_source(str(tmp_path / "list.txt"))
+
+
 # Arrays
 
 
