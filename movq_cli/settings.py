@@ -282,7 +282,9 @@ class TrainPriorSettings(TrainSettings):
     epochs: float | None = Field(200, gt=0, description="passes over all views of the training images; or give steps")
     betas: tuple[Share, Share] = Field((0.9, 0.95), description="AdamW's moment decays")
     weight_decay: Weight = Field(0.01, description="AdamW's, on matrices only")
-    label_smoothing: Share = Field(0.1, description="share of the target spread over all codes")
+    label_smoothing: Share | None = Field(
+        None, description="share of the target spread over all codes; null = 0.1 for mode=mask, none for the others"
+    )
     label_dropout: Share = Field(0.1, description="share of images trained without their class, for guidance")
 
 
@@ -330,6 +332,14 @@ class Preset(Settings):
     train_prior: TrainPriorSettings = Field(TrainPriorSettings(), description="stage 2's training")
     sample: SampleSettings = Field(SampleSettings(), description="stage 2's decoding")
     target: Figures = Field(Figures(), description="published figures to reach")
+
+    @property
+    def label_smoothing(self) -> float:
+        """Stage 2's, in [0, 1). A masked prior drops its unlikely draws; the others keep every code that they draw."""
+        chosen = self.train_prior.label_smoothing
+        if chosen is None:
+            return 0.1 if self.prior.mode == "mask" else 0.0
+        return chosen
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -129,7 +129,7 @@ class PriorTraining:
             given = None if classes is None else classes.chunk(parts)[part]
             with self.prior.backward_of(part):
                 logits = self._logits(self.prior.forward, some, hidden, given)
-                loss = masked_prior.masked_loss(logits, some, hidden, self.settings.label_smoothing, count)
+                loss = masked_prior.masked_loss(logits, some, hidden, self.preset.label_smoothing, count)
                 (loss / parts).backward()
             losses.append(loss.detach())
         metrics = {"loss": torch.stack(losses).mean(), "gradient_norm": self.prior.clip()}
