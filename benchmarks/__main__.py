@@ -42,12 +42,14 @@ def main() -> int:
     parser.add_argument("--device", required=True, choices=("cpu", "cuda"))
     parser.add_argument("--minutes", type=float, help="for all together; what is not done by then is left out")
     parser.add_argument("--out", type=Path, default=measure.RESULTS, help="folder of results")
-    parser.add_argument("--taming", type=Path, help="a clone of CompVis/taming-transformers, the peer in training")
+    parser.add_argument("--taming", type=Path, help="a clone of CompVis/taming-transformers, a peer")
     arguments = parser.parse_args()
     end = None if arguments.minutes is None else time.monotonic() + 60 * arguments.minutes
     failed = []
     for name in arguments.names or NAMES:
-        options = ["--taming", str(arguments.taming)] if name == "training" and arguments.taming else []
+        options = (
+            ["--taming", str(arguments.taming)] if name in ("training", "autoencoder") and arguments.taming else []
+        )
         limit = None if end is None else max(0.0, end - time.monotonic())
         if not run(name, arguments.device, arguments.out, options, limit):
             failed.append(name)

@@ -1,12 +1,13 @@
-"""The tokenizer's passes at 256 x 256: ours beside diffusers' `VQModel` as a MoVQ decoder, in the same run.
+"""The tokenizer's passes at 256 x 256: ours beside diffusers and taming-transformers, in the same run.
 
-    python -m benchmarks.autoencoder
+    python -m benchmarks.autoencoder                     beside the packages `diffusers` and `taming`, where installed
+    python -m benchmarks.autoencoder --taming CLONE      taming from a clone of CompVis/taming-transformers
 
 Forward is encoder, quantizer and decoder; forward and backward adds the gradients of a sum of the image and of the two
-losses of the codes. The peer (the package `diffusers`; skipped where it is not installed), with its `spatial` norm, has
-the architecture of our preset `kandinsky-67m`: the same parameters, which are copied over, and the same codes, image
-and gradient, which is checked first. On CUDA ours lies channels last, as training has it, and the peer as it comes; in
-bf16 both are raced once more as training runs ours, channels last and compiled.
+losses of the codes. Each peer has the architecture of a preset of ours: diffusers' `VQModel` with its `spatial` norm
+that of `kandinsky-67m`, taming's that of `vqgan-ffhq`. The same parameters, which are copied over, give the same codes,
+image and gradient, which is checked first. On CUDA ours lie channels last, as training has them, and the peers as they
+come; in bf16 `kandinsky-67m` and diffusers are raced once more as training runs ours, channels last and compiled.
 """
 
 from __future__ import annotations
@@ -14,25 +15,26 @@ from __future__ import annotations
 import gc
 import importlib
 import re
+import sys
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from benchmarks import measure
+from benchmarks import measure, training
 from benchmarks.machine import machine
 from benchmarks.measure import Contender
 from movq_cli import Tokenizer, devices, presets
-from movq_cli.settings import TokenizerSettings
 
-PEER = "diffusers"
-PACKAGES = ("diffusers", "huggingface_hub")
-SHARED = "kandinsky-67m"
-"""Our preset of the architecture that the peer has too."""
+PRESETS = {"diffusers": "kandinsky-67m", "taming": "vqgan-ffhq"}
+"""The peers, and our presets of the same architectures."""
 
-PARAMETERS = {SHARED: 67_832_495, "ffhq": 82_692_995, "vqgan-ffhq": 72_141_699}
+PARAMETERS = {"kandinsky-67m": 67_832_495, "ffhq": 82_692_995, "vqgan-ffhq": 72_141_699}
 LEGACY = 0.25
-"""The peer's weight of the codebook's loss, beside 1 for the commitment's."""
+"""The peers' weight of the codebook's loss, beside 1 for the commitment's."""
 
 NAMES = (
     (r"\.resnets\.(\d)\.", r".block.\1."),
@@ -48,10 +50,10 @@ NAMES = (
     (r"\.to_([qkv])\.", r".\1."),
     (r"\.to_out\.0\.", ".proj_out."),
 )
-"""The peer's parameter names, as patterns, and what they become in ours; its `up_blocks` count the other way."""
+"""diffusers' parameter names, as patterns, and what they become in ours; its `up_blocks` count the other way."""
 
 
-def report(device: torch.device, batch_size: int, side: int, repeats: int) -> dict[str, Any]:
+def report(device: torch.device, batch_size: int, side: int, repeats: int, clone: Path | None) -> dict[str, Any]:
     """The benchmark's figures.
 
     Args:
@@ -59,37 +61,36 @@ def report(device: torch.device, batch_size: int, side: int, repeats: int) -> di
         batch_size: Images of a pass.
         side: Pixels; the models are those for 256.
         repeats: Timed passes of each contender.
+        clone: taming's source tree; None = the package, where it is installed.
     """
-    skipped = measure.missing(PACKAGES)
+    reasons = {"diffusers": measure.missing(("diffusers", "huggingface_hub")), "taming": training.why_no_peer(clone)}
+    make: dict[str, Callable[[], Any]] = {"diffusers": diffusers_model, "taming": taming_model}
     torch.manual_seed(0)
     images = torch.rand(batch_size, 3, side, side, device=device) * 2 - 1
     rows: list[dict[str, Any]] = []
-    difference = None
+    differences: dict[str, dict[str, float]] = {}
     for precision in ("float32", "bf16") if device.type == "cuda" else ("float32",):
         tokenizers = {name: ours(name, device) for name in PARAMETERS}
-        models: dict[str, nn.Module] = {**tokenizers}
-        if skipped is None:
-            models[PEER] = peer_model(tokenizers[SHARED].settings).to(device)
-            with measure.full_float32():
-                difference = difference or check_equal_work(tokenizers[SHARED], models[PEER], images)
+        peers = {name: make[name]().to(device) for name, reason in reasons.items() if reason is None}
+        with measure.full_float32():
+            differences = {name: check_equal_work(tokenizers[PRESETS[name]], peers[name], images) for name in peers}
+        models: dict[str, nn.Module] = {**tokenizers, **peers}
         rate = devices.matrix_rate(device, precision)
         for backward in (False, True):
             rows += race(models, images, precision, rate, repeats, backward=backward)
         if precision == "bf16":
-            pair = {
-                name: models[name].to(memory_format=torch.channels_last) for name in (SHARED, PEER) if name in models
-            }
+            pair = {name: model for name, model in models.items() if name in ("diffusers", PRESETS["diffusers"])}
             for model in pair.values():
-                model.compile()
+                model.to(memory_format=torch.channels_last).compile()
             compiled = race(pair, images, precision, rate, repeats, backward=True)
             rows += [{**row, "name": f"{row['name']}, compiled"} for row in compiled]
-        del models, tokenizers
+        del models, tokenizers, peers
         gc.collect()
     return {
-        "peer": f"skipped: {skipped}" if skipped else f"{PEER}' VQModel",
+        "peer": ", ".join(name if reason is None else f"{name} skipped: {reason}" for name, reason in reasons.items()),
         "batch_size": batch_size,
         "side": side,
-        "difference": difference,
+        "differences": differences,
         "rows": rows,
         "machine": machine(device),
     }
@@ -102,14 +103,14 @@ def race(
     contenders = [Contender(name, Pass(model, images, precision, backward)) for name, model in models.items()]
     measure.race(contenders, images.device, repeats)
     timed = {contender.name: contender for contender in contenders}
+    rivals = {preset: timed.get(peer) for peer, preset in PRESETS.items()}
     kind = "forward and backward" if backward else "forward"
     return [
         {
             "name": f"{name}, {kind}",
             "precision": precision,
-            "parameters": PARAMETERS.get(name, PARAMETERS[SHARED]),
-            # The other presets are of other architectures.
-            **measure.figures(contender, timed.get(PEER) if name in (SHARED, PEER) else None, rate),
+            "parameters": PARAMETERS[PRESETS.get(name, name)],
+            **measure.figures(contender, contender if name in PRESETS else rivals.get(name), rate),
         }
         for name, contender in timed.items()
     ]
@@ -140,7 +141,7 @@ class Pass:
         if isinstance(self.model, Tokenizer):
             image, loss = out.images, LEGACY * out.codebook_loss + out.commitment_loss
         else:
-            image, loss = out.sample, out.commit_loss
+            image, loss = out if isinstance(out, tuple) else (out.sample, out.commit_loss)
         learned = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         return torch.autograd.grad(image.float().square().mean() + loss, learned, allow_unused=True)
 
@@ -155,13 +156,13 @@ def ours(preset: str, device: torch.device) -> Tokenizer:
     return model
 
 
-def peer_model(settings: TokenizerSettings) -> Any:  # noqa: ANN401 - the peer is untyped
-    """The peer's model of the same architecture."""
-    levels = len(settings.widths)
-    last = levels - 1  # the only one with attention
+def diffusers_model() -> Any:  # noqa: ANN401 - the peers are untyped
+    """Diffusers' model of its preset's architecture."""
+    settings = presets.load(PRESETS["diffusers"]).vq
+    before = len(settings.widths) - 1  # levels without attention; the last has it
     return importlib.import_module("diffusers").VQModel(
-        down_block_types=("DownEncoderBlock2D",) * last + ("AttnDownEncoderBlock2D",),
-        up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * last,
+        down_block_types=("DownEncoderBlock2D",) * before + ("AttnDownEncoderBlock2D",),
+        up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * before,
         block_out_channels=settings.widths,
         layers_per_block=settings.blocks,
         latent_channels=settings.z_channels,
@@ -171,8 +172,15 @@ def peer_model(settings: TokenizerSettings) -> Any:  # noqa: ANN401 - the peer i
     )
 
 
+def taming_model() -> Any:  # noqa: ANN401
+    """Taming's model, without its losses."""
+    settings = {**training.PEER_MODEL, "lossconfig": {"target": "torch.nn.Identity", "params": {}}}
+    with training.stand_ins(), redirect_stdout(sys.stderr):
+        return importlib.import_module("taming.models.vqgan").VQModel(**settings)
+
+
 def our_names(weights: dict[str, Tensor], levels: int) -> dict[str, Tensor]:
-    """The peer's weights under our names and in our shapes."""
+    """Diffusers' weights under our names and in our shapes; taming's have them."""
     renamed = {}
     for name, tensor in weights.items():
         for pattern, replacement in NAMES:
@@ -191,17 +199,17 @@ def check_equal_work(model: Tokenizer, peer: Any, images: Tensor) -> dict[str, f
         share of codes that differ.
     """
     with torch.no_grad():
-        z = peer.encode(images).latents
+        z = peer.quant_conv(peer.encoder(images))
         # Entries as spread as what is quantized, so that few codes hang on rounding.
         peer.quantize.embedding.weight.copy_(z.mean() + z.std() * torch.randn_like(peer.quantize.embedding.weight))
-    model.load_state_dict(our_names(peer.state_dict(), len(model.settings.widths)))
-    codes = model.encode(images)
-    its_codes = peer.quantize(z)[2][2].view(codes.shape)
-    with torch.no_grad():
+        model.load_state_dict(our_names(peer.state_dict(), len(model.settings.widths)))
+        codes = model.encode(images)
+        its_codes = peer.quantize(z)[2][2].view(codes.shape)
         # Of the same codes: one that differs changes the whole image.
         quantized = model.quantize.decode(codes)
         image = model.decoder(model.post_quant_conv(quantized), quantized)
-        its_image = peer.decoder(peer.post_quant_conv(quantized), quantized)
+        condition = () if model.settings.modulation is None else (quantized,)
+        its_image = peer.decoder(peer.post_quant_conv(quantized), *condition)
     found = {
         "image": ((image - its_image).abs().max() / its_image.abs().max()).item(),
         "gradient": gradient_difference(model, peer, images),
@@ -222,13 +230,14 @@ def main() -> None:
     """Measure, print and write."""
     parser = measure.parser("Time the tokenizer's passes.", repeats=5)
     parser.add_argument("--batch-size", type=int, help="images of a pass; 16 on CUDA, else 1, where not given")
+    parser.add_argument("--taming", type=Path, help="a clone of CompVis/taming-transformers")
     parser.add_argument("--side", type=int, default=256, help="pixels")
     arguments = parser.parse_args()
     device = devices.pick(arguments.device)
     batch_size = arguments.batch_size or (16 if device.type == "cuda" else 1)
-    figures = report(device, batch_size, arguments.side, arguments.repeats)
+    figures = report(device, batch_size, arguments.side, arguments.repeats, arguments.taming)
     measure.show(f"the tokenizer, {batch_size} x {arguments.side} x {arguments.side}", figures["rows"])
-    print(f"peer: {figures['peer']}; largest relative differences to it: {figures['difference']}")
+    print(f"peers: {figures['peer']}; largest relative differences to them: {figures['differences']}")
     measure.save(figures, arguments.out, "autoencoder", device)
 
 
