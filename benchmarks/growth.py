@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import gc
 import importlib
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -65,8 +66,12 @@ def report(device: torch.device, sizes: Sizes, repeats: int) -> dict[str, Any]:
         repeats: Timed runs of each point.
     """
     precision = "bf16" if device.type == "cuda" else "float32"
-    rate = devices.matrix_rate(device, precision)
-    curves = [curve(*each, rate, device, repeats) for each in works(device, precision, sizes)]
+    rates, curves = [devices.matrix_rate(device, precision)], []
+    for each in works(device, precision, sizes):
+        curves.append(curve(*each, device, repeats))
+        rates.append(devices.matrix_rate(device, precision))  # minutes lie between: the best is the device's
+    for point in (point for one in curves for point in one["points"]):
+        point |= {"matrix_flops_per_second": max(rates), "floor_seconds": point["flops"] / max(rates)}
     return {"precision": precision, "curves": curves, "machine": machine(device)}
 
 
@@ -105,14 +110,14 @@ def works(device: torch.device, precision: str, sizes: Sizes) -> Iterator[tuple[
 
 
 def curve(
-    what: str, size: str, values: tuple[int, ...], make: Make, rate: float, device: torch.device, repeats: int
+    what: str, size: str, values: tuple[int, ...], make: Make, device: torch.device, repeats: int
 ) -> dict[str, Any]:
-    """One curve: its points, the exponent of the size, and what dominates."""
-    points = []
+    """One curve: its points, still without their floors, the exponent of the size, and what dominates."""
+    points: list[dict[str, Any]] = []
     for value in values:
         contender = Contender(f"{what}, {size} {value}", make(value))
         measure.race([contender], device, repeats)
-        points.append({"value": value, **measure.figures(contender, None, rate)})
+        points.append({"value": value, **measure.figures(contender, None, rate=math.inf)})
         operator, share = dominant(contender.work, device)
         del contender
         gc.collect()

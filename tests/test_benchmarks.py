@@ -89,7 +89,7 @@ def test_a_missing_peer_is_named_and_ours_is_timed(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_power_and_the_operator_of_growth_are_found() -> None:
-    found = growth.curve("product", "side", (64, 128, 256), product, 1e9, CPU, 1)
+    found = growth.curve("product", "side", (64, 128, 256), product, CPU, 1)
     assert found["memory_exponent"] == pytest.approx(2)
     assert found["dominant"] == "aten::mm"
     assert [point["flops"] for point in found["points"]] == [2 * side**3 for side in (64, 128, 256)]
