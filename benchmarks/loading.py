@@ -13,8 +13,6 @@ training, on the device, that passes in waiting for the next batch.
 
 from __future__ import annotations
 
-import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -34,6 +32,7 @@ from torch.utils.data import DataLoader, Dataset, RandomSampler
 from torchvision import transforms
 from torchvision.datasets import ImageFolder
 
+from benchmarks import measure
 from benchmarks.machine import machine
 from benchmarks.sampling import copy_rate
 from benchmarks.training import draw_lpips
@@ -42,7 +41,6 @@ from movq_cli.commands.prepare import prepare
 from movq_cli.data import loader, png
 from movq_cli.data.sampler import EpochOrder
 from movq_cli.data.shards import PreparedSet, Split
-from movq_cli.files import atomic_write
 from movq_cli.settings import DataSettings
 from movq_cli.training.vq import TokenizerTraining
 
@@ -50,6 +48,7 @@ SIDE = 256
 WORKERS = (0, 2)
 CLASSES = 4
 CPU = torch.device("cpu")
+_TOLD = {"size", "square", "filter", "compression", "counts"}
 FILES: dict[str, dict[str, Any]] = {"png": {}, "jpeg": {"quality": 95}}
 """The peer's files by suffix, and how Pillow writes them."""
 
@@ -92,7 +91,8 @@ def report(
             "images": len(split),
             "batch_size": batch_size,
             "pictures": "drawn" if pictures is None else pictures,
-            "prepared": {name: prepared.manifest.model_dump(mode="json") for name, prepared in sets.items()},
+            "peer": "torchvision's ImageFolder",
+            "prepared": {name: prepared.manifest.model_dump(include=_TOLD) for name, prepared in sets.items()},
             "copy_bytes_per_second": bandwidth,
             "rows": rows,
             "stage_seconds": {name: our_stages(prepared.split("train"), batch_size) for name, prepared in sets.items()}
@@ -211,17 +211,16 @@ def race(contenders: list[Contender], batch_size: int, repeats: int) -> None:
 
 def row(contender: Contender, peer: Contender, bandwidth: float) -> dict[str, Any]:
     """A contender's figures."""
-    rate = statistics.median(contender.rates)
-    floor = (contender.stored + 3 * SIDE**2) / bandwidth
+    rate, ours = statistics.median(contender.rates), contender.name.startswith("movq")
     return {
-        "name": contender.name,
+        "name": f"{contender.name}, {contender.workers} workers",
         "workers": contender.workers,
         "bytes": contender.stored,
         "images_per_second": rate,
         "rates": contender.rates,
-        "over_peer": rate / statistics.median(peer.rates),
-        "floor_images_per_second": 1 / floor,
-        "share_of_floor": rate * floor,
+        "seconds": 1 / rate,
+        "peer_over_this": rate / statistics.median(peer.rates) if ours or contender is peer else None,
+        "floor_seconds": (contender.stored + 3 * SIDE**2) / bandwidth if ours else None,
     }
 
 
@@ -320,20 +319,19 @@ def show(figures: dict[str, Any]) -> None:
     """Print a report as tables."""
     table = Table(title=f"loading {figures['images']} images of {SIDE} x {SIDE}, {figures['batch_size']} at once")
     table.add_column("loader", no_wrap=True)
-    for heading in ("workers", "kB", "img/s", "from", "to", "ratio", "floor"):
+    for heading in ("kB", "img/s", "from", "to", "ratio", "floor"):
         table.add_column(heading, justify="right")
     for found in figures["rows"]:
         table.add_row(
             found["name"],
-            str(found["workers"]),
             f"{found['bytes'] / 1000:.0f}",
             f"{found['images_per_second']:.0f}",
             f"{min(found['rates']):.0f}",
             f"{max(found['rates']):.0f}",
-            f"{found['over_peer']:.2f}",
-            f"{found['share_of_floor']:.0%}",
+            measure.cells(found)[1],
+            measure.cells(found)[3],
         )
-    Console().print(table)
+    Console(width=measure.WIDTH).print(table)
     print("ratio: to the rate of ImageFolder on PNG files with as many workers; floor: the share of its rate")
     for name, stages in figures["stage_seconds"].items():
         print(f"{name}: " + ", ".join(f"{stage} {seconds * 1e6:.0f} us" for stage, seconds in stages.items()))
@@ -346,20 +344,17 @@ def show(figures: dict[str, Any]) -> None:
 
 def main() -> None:
     """Measure, print and write."""
-    parser = argparse.ArgumentParser(description="Images a second of the training loader.")
+    parser = measure.parser("Images a second of the training loader.", repeats=7)
     parser.add_argument("--images", help="folder, archive or prepared set; pictures are drawn where not given")
     parser.add_argument("--count", type=int, default=1000, help="pictures drawn")
     parser.add_argument("--batch-size", type=int, default=32, help="images at once")
     parser.add_argument("--preset", help="whose training step; ffhq on CUDA, else digits, where not given")
-    parser.add_argument("--device", help="of the training step; CUDA where there is one, if not given")
-    parser.add_argument("--repeats", type=int, default=7, help="turns of each loader")
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of results")
     arguments = parser.parse_args()
     device = devices.pick(arguments.device)
     preset = arguments.preset or ("ffhq" if device.type == "cuda" else "digits")
     figures = report(arguments.images, arguments.count, arguments.batch_size, arguments.repeats, preset, device)
     show(figures)
-    atomic_write(arguments.out / "loading.json", (json.dumps(figures, indent=2) + "\n").encode())
+    measure.save(figures, arguments.out, "loading", device)
 
 
 if __name__ == "__main__":

@@ -140,7 +140,8 @@ def prepare(
         bool, typer.Option("--orientation/--no-orientation", help="Turn images upright as their EXIF says.")
     ] = True,
     compression: Annotated[
-        str, typer.Option(help="Of the stored PNGs: none loads 5 times as fast, zlib takes two thirds of the space.")
+        str,
+        typer.Option(help="Of the stored PNGs: none loads 3 to 5 times as fast, zlib takes two thirds of the space."),
     ] = "none",
     workers: Annotated[
         int | None, typer.Option(min=0, help="Processes. [default: one a core]", show_default=False)

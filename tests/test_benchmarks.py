@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from benchmarks import __main__ as everything
-from benchmarks import growth, measure, quantizer, summary, training
+from benchmarks import growth, loading, measure, quantizer, summary, training
 from benchmarks.machine import machine
 from benchmarks.measure import Contender
+from movq_cli.data import pixels
+from movq_cli.data.images import encode_png
 from movq_cli.models.quantizer import VectorQuantizer
 
 CPU = torch.device("cpu")
@@ -145,3 +148,15 @@ def test_without_the_peer_its_absence_is_the_reason(tmp_path: Path, monkeypatch:
 
 def test_the_record_says_where_and_when() -> None:
     assert machine().keys() == {"processor", "cores", "python", "torch", "date"}
+
+
+def test_the_drawn_pictures_pack_as_photographs_do_and_both_loaders_give_the_same_pixels(tmp_path: Path) -> None:
+    drawn = [Image.fromarray(loading.draw(seed)) for seed in range(4)]
+    sizes = [len(encode_png(image, compress_level=6)) for image in drawn]
+    assert 90_000 < sum(sizes) / len(sizes) < 130_000
+    sets = loading.make_sets(tmp_path, None, 5)
+    theirs, _ = next(iter(loading.its_loader(tmp_path / "png", 4, 0)))
+    for prepared in sets.values():
+        ours = pixels.to_signed(next(loading.ours(prepared.split("train"), 4, 0)))
+        matched = [(ours - image).abs().amax((1, 2, 3)).min().item() for image in theirs]
+        assert max(matched) < 1e-6

@@ -13,7 +13,7 @@ blocks.
 
 Why not compressed, unless asked: a photograph of 256 x 256 pixels takes 197 kB so (the size that NVIDIA's tool gives
 it too), 126 kB at zlib's level 1 on the difference to the row above, 121 kB as Pillow's best. Read and decoded by one
-core it takes 0.11, 0.9 and 2.5 ms: the first feeds any GPU from one thread, the second is for large sets on small
+core it takes 0.12, 0.9 and 2 ms: the first feeds any GPU from one thread, the second is for large sets on small
 disks (ImageNet at short side 256: 340 GB and 215 GB), and the third buys nothing.
 """
 
