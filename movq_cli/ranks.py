@@ -27,6 +27,7 @@ from movq_cli.errors import BadRequestError, FailureError, InterruptedRunError, 
 T = TypeVar("T")
 
 _SECONDS_BETWEEN_LOOKS = 0.02
+_GONE = "interrupted: the process that started these ranks is gone"
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,15 @@ class Ranks:
     def orphaned(self) -> bool:
         """Whether the launcher of these ranks is gone, which can then no longer end them."""
         return self.world > 1 and os.getppid() != self.launcher
+
+    def check_launcher(self) -> None:
+        """Go on only while the launcher is there.
+
+        Raises:
+            InterruptedRunError: It is gone.
+        """
+        if self.orphaned:
+            raise InterruptedRunError(_GONE)
 
     def share(self, count: int) -> slice:
         """This rank's part of `count` items: contiguous, in the order of the ranks, as even as can be."""
@@ -163,12 +173,11 @@ class Tally:
         """
         if self._ranks.store is None:
             return count
+        self._ranks.check_launcher()
         try:
-            now = None if self._ranks.orphaned else self._ranks.store.add("movq/tally", count)
-        except RuntimeError:
-            now = None
-        if now is None:
-            raise InterruptedRunError("interrupted: the process that started these ranks is gone")
+            now = self._ranks.store.add("movq/tally", count)
+        except RuntimeError:  # the store went with it
+            raise InterruptedRunError(_GONE) from None
         before, self._seen = self._seen, now
         return now - before
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a leaf."""
+"""Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import NoReturn
+
+from movq_cli.errors import InterruptedRunError
 
 
 @contextmanager
@@ -31,3 +34,22 @@ def heard(act: Callable[[], None], *, launched: bool) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def interruptible(kept: str, *, launched: bool) -> Iterator[None]:
+    """End the block at Ctrl-C or SIGTERM as a command that can be gone on with.
+
+    Args:
+        kept: What is, in words.
+        launched: As for `heard`.
+
+    Raises:
+        InterruptedRunError: One of the signals came.
+    """
+
+    def stop() -> NoReturn:
+        raise InterruptedRunError(f"interrupted; {kept} so far are kept", "The same command makes the others.")
+
+    with heard(stop, launched=launched):
+        yield

@@ -8,6 +8,7 @@ import signal
 import pytest
 
 from movq_cli import signals
+from movq_cli.errors import InterruptedRunError
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -40,5 +41,14 @@ def test_an_exception_comes_up_in_the_block() -> None:
         raise ValueError("stop")
 
     with pytest.raises(ValueError, match="stop"), signals.heard(stop, launched=False):
+        os.kill(os.getpid(), signal.SIGTERM)
+        pytest.fail("not heard")
+
+
+def test_a_command_that_can_be_gone_on_with_says_so() -> None:
+    with (
+        pytest.raises(InterruptedRunError, match=r"interrupted; the codes encoded so far are kept\. The same command"),
+        signals.interruptible("the codes encoded", launched=False),
+    ):
         os.kill(os.getpid(), signal.SIGTERM)
         pytest.fail("not heard")

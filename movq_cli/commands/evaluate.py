@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 
@@ -11,7 +11,7 @@ from movq_cli import devices, presets, ranks, settings, signals
 from movq_cli.commands.codebook import codebook_figures
 from movq_cli.commands.comparison import PAIRED, Comparison, Figures, Request, conditions, report
 from movq_cli.console import Console
-from movq_cli.errors import BadRequestError, InterruptedRunError
+from movq_cli.errors import BadRequestError
 from movq_cli.metrics import cautions, extractors
 from movq_cli.metrics.sets import ImageSet
 
@@ -38,7 +38,7 @@ def evaluate(first: str, second: str, asked: Request, console: Console) -> None:
         return
     with (
         ranks.joined(asked.device) as (mine, where),
-        signals.heard(interrupt, launched=mine.world > 1),
+        signals.interruptible("the features computed", launched=mine.world > 1),
         mine.meeting() as all_here,  # the last figures are rank 0's alone, and may take a while
         extractors.exactly(),
     ):
@@ -76,11 +76,6 @@ def codebook(spec: str, asked: Request, console: Console) -> None:
         figures, used = codebook_figures(images, asked.run, asked.batch_size, device, console)
     protocol = conditions(device) | {"real": images.describe(), "codebook": used}
     report(figures, protocol | {"variants": dict.fromkeys(figures, used["variant"])}, asked.out, console)
-
-
-def interrupt() -> NoReturn:
-    """Stop at a signal."""
-    raise InterruptedRunError("interrupted; features computed so far are kept", "The same command goes on from there.")
 
 
 def _beside(figures: Figures, target: settings.Figures, *, paired: bool) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from movq_cli.data import pixels
 from movq_cli.data.images import decode, encode_png
 from movq_cli.data.sources import open_source
 from movq_cli.data.targets import Manifest, Target, image_name
-from movq_cli.errors import BadRequestError, InterruptedRunError
+from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_write, sha256
 from movq_cli.models import masked_prior
 from movq_cli.presets import explain
@@ -79,7 +79,7 @@ def sample(
         return
     with (
         ranks.joined(device) as (mine, where),
-        signals.heard(_interrupt, launched=mine.world > 1),
+        signals.interruptible("the images made", launched=mine.world > 1),
         mine.meeting() as all_here,  # to pack many images may take longer than the others would wait
     ):
         console.log(f"prior: {weights}")
@@ -108,10 +108,6 @@ def sample(
                 all_here()
         if mine.first:
             _report(out, n, made, grid, ids, console)
-
-
-def _interrupt() -> NoReturn:
-    raise InterruptedRunError("interrupted; the images made so far are kept", "The same command makes the others.")
 
 
 def _settings(prior: Prior, asked: Mapping[str, Any]) -> SampleSettings:

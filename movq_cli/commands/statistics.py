@@ -7,7 +7,6 @@ from pathlib import Path
 
 from movq_cli import ranks, signals
 from movq_cli.commands.comparison import Request, kept_statistics
-from movq_cli.commands.evaluate import interrupt
 from movq_cli.console import Console
 from movq_cli.metrics import cautions, distributions, extractors, features, weights
 from movq_cli.metrics.sets import ImageSet
@@ -32,7 +31,7 @@ def statistics(out: str, spec: str, asked: Request, console: Console) -> None:
     path = Path(out) if out.endswith(".npz") else kept_statistics(out, asked.cache)
     with (
         ranks.joined(asked.device) as (mine, where),
-        signals.heard(interrupt, launched=mine.world > 1),
+        signals.interruptible("the features computed", launched=mine.world > 1),
         mine.meeting() as all_here,
         extractors.exactly(),
     ):

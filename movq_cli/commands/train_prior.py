@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from movq_cli import checkpoints, devices, presets, ranks, runs
+from movq_cli import checkpoints, devices, presets, ranks, runs, signals
 from movq_cli.commands import training
 from movq_cli.console import Console
 from movq_cli.data import loader, tokens
@@ -83,7 +83,8 @@ def train_prior(
             )
             train = settings.train_prior
             judge = training.judge(train, settings, "train", _REFERENCES, place, weights, where, mine, console)
-            stage = _stage(settings, images, codes_from, digest, mine, where, judge, console)
+            with signals.interruptible("the codes encoded", launched=mine.world > 1):
+                stage = _stage(settings, images, codes_from, digest, mine, where, judge, console)
             console.log(
                 f"train-prior {preset} on {where}, to {place.folder}; an epoch is {planned['views']:,} image views"
             )

@@ -58,6 +58,9 @@ class Blocks:
             ranks: Who shares the work.
             all_here: Waits for the others, as `Ranks.meeting` gives it.
             progress: Of rows, all ranks' together; rank 0 alone shows it.
+
+        Raises:
+            InterruptedRunError: The launcher of these ranks is gone; the blocks made so far are kept.
         """
         share = ranks.share(len(missing))
         # Rank 0, whose share is the first, speaks for all.
@@ -65,6 +68,7 @@ class Blocks:
         for block, arrays in make(missing[share]):
             self._save(block, arrays)
             others.count(progress)
+            ranks.check_launcher()
         all_here()
         others.count(progress)
 
