@@ -2,7 +2,9 @@
 
     make modes     after `make demo`: trains the other two priors on the demo's digits, and prints the table
 
-The judge is that of `benchmarks.digits`: a 5-nearest-neighbour classifier on the training digits' pixels.
+The weights are those of each run's best validation: the priors without masks see the digits whole, and learn 4,500 of
+them by heart before the run ends. The judge is that of `benchmarks.digits`: a 5-nearest-neighbour classifier on the
+training digits' pixels.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from movq_cli import Prior
 from movq_cli.data import pixels as tensors
 from movq_cli.data.shards import PreparedSet
 from movq_cli.files import atomic_write
+from movq_cli.runs import Run
 
 STEPS = (1, 2, 4, 8, 12, 16)
 BATCH = 100
@@ -42,7 +45,7 @@ def report(number: int) -> dict[str, Any]:
     wanted = np.array([images.manifest.classes.index(name) for name in classes(number, images.manifest.classes)])
     rows = []
     for mode, folder in (("mask", "runs/digits-prior"), ("auto", "runs/digits-auto"), ("depth", "runs/digits-depth")):
-        prior = Prior.load(folder)
+        prior = Prior.load(Run(Path(folder), "prior").best)
         for steps in STEPS if mode == "mask" else (None,):
             start = time.perf_counter()
             samples = np.concatenate([draw(prior, steps, first) for first in range(0, number, BATCH)])
