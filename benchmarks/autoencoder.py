@@ -228,7 +228,7 @@ def gradient_difference(model: nn.Module, peer: nn.Module, images: Tensor) -> fl
 
 def main() -> None:
     """Measure, print and write."""
-    parser = measure.parser("Time the tokenizer's passes.", repeats=5)
+    parser = measure.parser("Time the tokenizer's passes.", repeats=3)
     parser.add_argument("--batch-size", type=int, help="images of a pass; 16 on CUDA, else 1, where not given")
     parser.add_argument("--taming", type=Path, help="a clone of CompVis/taming-transformers")
     parser.add_argument("--side", type=int, default=256, help="pixels")
