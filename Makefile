@@ -73,7 +73,7 @@ $(PEERS): $(INSTALLED)
 gpu-check: export PYTHONPATH := .$(if $(SITE),:$(SITE))
 gpu-check:
 	@failed=0; \
-	$(GPU_PYTHON) -m pytest -m cuda -n 0 tests || failed=1; \
+	$(GPU_PYTHON) -m pytest -n 0 tests/test_cuda.py || failed=1; \
 	$(GPU_PYTHON) -m benchmarks --device cuda --minutes $(MINUTES) --out $(OUT) \
 		$(if $(TAMING),--taming $(TAMING)) $(ONLY) || failed=1; \
 	exit $$failed
