@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -23,6 +24,7 @@ from movq_cli import ranks
 from movq_cli.commands.prepare import prepare
 from movq_cli.console import Console
 from movq_cli.data.shards import PreparedSet
+from movq_cli.metrics.weights import WEIGHTS
 from movq_cli.ranks import Ranks
 from movq_cli.settings import Preset
 
@@ -140,6 +142,15 @@ def prepared(shapes: Path, tmp_path: Path) -> PreparedSet:
         console=Console(quiet=True),
     )
     return PreparedSet.open(out)
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An empty hub folder, and downloads from a port where nobody listens."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
+    for name, known in list(WEIGHTS.items()):
+        closed = dataclasses.replace(known, url=f"http://127.0.0.1:9/{known.file}")
+        monkeypatch.setitem(WEIGHTS, name, closed)
 
 
 Movq = Callable[..., subprocess.CompletedProcess[str]]

@@ -1,4 +1,3 @@
-import dataclasses
 import io
 import warnings
 
@@ -22,13 +21,7 @@ LAYERS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def offline(monkeypatch, tmp_path):
-    """An empty hub folder, and downloads from a port where nobody listens."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
-    for name, known in list(WEIGHTS.items()):
-        closed = dataclasses.replace(known, url=f"http://127.0.0.1:9/{known.file}")
-        monkeypatch.setitem(WEIGHTS, name, closed)
+pytestmark = pytest.mark.usefixtures("offline")
 
 
 def trunk_weights(trunk):
