@@ -173,10 +173,17 @@ class Comparison:
         if self.asked.insist and self.ranks.first:
             wanted = weights.WEIGHTS[network]
             self.console.log(f"downloading {wanted.file} ({wanted.megabytes} MB)")
+        fault = self.ranks.from_first(lambda: self._fault_of(network))
+        if fault is not None:
+            raise _NoWeightsError(*fault)
+
+    def _fault_of(self, network: Network) -> tuple[str, str] | None:
+        """Why a network's weights are not to be had, and what to do; as words, which rank 0 sends to the others."""
         try:
-            self.ranks.from_first(lambda: weights.find_weights(network, self.asked.weights, download=self.asked.insist))
+            weights.find_weights(network, self.asked.weights, download=self.asked.insist)
         except BadRequestError as error:
-            raise _NoWeightsError(error.message, error.hint) from None
+            return error.message, error.hint
+        return None
 
     # What is measured
 
@@ -280,15 +287,16 @@ class Comparison:
         if "isc" in metrics:
             logits = torch.cat([inception.logits(rows.to(self.device)).cpu() for rows in fake.rows.split(4096)])
             figures["isc"], spread["isc"] = distributions.inception_score(logits)
-        if real is None:
+        if real is None or not {"kid", "prc", "copies"} & set(metrics):
             return figures
+        x, y = self._moved(real), self._moved(fake)
         if "kid" in metrics:
-            figures["kid"], spread["kid"] = distributions.kernel_distance(self._moved(real), self._moved(fake))
+            figures["kid"], spread["kid"] = distributions.kernel_distance(x, y)
         if "prc" in metrics:
-            there = distributions.precision_recall(self._moved(real), self._moved(fake))
+            there = distributions.precision_recall(x, y)
             figures |= {"precision": there.precision, "recall": there.recall}
         if "copies" in metrics:
-            found = distributions.copies(self._moved(real), self._moved(fake))
+            found = distributions.copies(x, y)
             figures["copies"] = found.share
             self.protocol["nearest"] = self._show_copies(real, fake, found)
         return figures

@@ -128,7 +128,7 @@ def kept(
         BadRequestError: Another command is computing them.
         FailureError: They cannot be written, or an image of a strict set is corrupt.
     """
-    content = ranks.from_first(images.content)
+    content = ranks.from_first(lambda: images.content)
     key = hashlib.sha256(f"{_FORMAT} {content} {network.name} {network.digest}".encode()).hexdigest()
     place = cache / f"{network.name}-{key[:16]}"
     header = {"format": _FORMAT, "images": len(images), "extractor": network.name, "key": key, "of": images.spec}

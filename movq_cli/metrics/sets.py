@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,6 +106,7 @@ class ImageSet:
             self._console.warn(f"{self.role}: left out {self.names[index]}: {reason}")
         self.unreadable[index] = reason
 
+    @cached_property
     def content(self) -> str:
         """A SHA-256 of what the figures depend on: the images' bytes in the order of their names, and the crop.
 

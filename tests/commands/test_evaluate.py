@@ -515,6 +515,15 @@ def test_processes_share_the_work_of_the_command(movq, tmp_path):
     assert json.loads(done.stdout)["psnr"] == scikit_means(originals, fakes, originals)[0]
 
 
+def test_processes_that_lack_weights_give_the_other_figures_and_end_alike(movq, tmp_path):
+    originals, fakes = reconstructions(tmp_path)
+    closed = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
+    arguments = ["--psnr", "--fid", "--kid", "--gpus", "2", "--device", "cpu", "real", "fake", "--json"]
+    done = movq("evaluate", *arguments, code=2, **closed)
+    assert json.loads(done.stdout)["psnr"] == scikit_means(originals, fakes, originals)[0]
+    assert done.stderr.count("error: no weights weights-inception") == 1
+
+
 def test_the_codebook_is_counted_over_the_images_and_each_chunk(trained, capsys, monkeypatch):
     monkeypatch.chdir(trained)
     model = Tokenizer.load("runs/tiny-vq")
