@@ -6,7 +6,6 @@ the device, the number of processes, or where a killed run went on.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
@@ -44,36 +43,37 @@ def draw_codes(logits: Tensor, uniforms: Tensor, settings: SampleSettings) -> tu
     Returns:
         The codes [...] int64 and the natural logarithm of their probabilities [...] float32.
     """
-    log_probability = truncated((logits.float() / settings.temperature).log_softmax(-1), settings)
-    cumulative = log_probability.exp().cumsum(-1)
+    scaled = logits if settings.temperature == 1 else logits.float() / settings.temperature
+    probability = truncated(scaled.softmax(-1, dtype=torch.float32), settings)
+    cumulative = probability.cumsum(-1)
     # Scaled by the sum, which rounding leaves a little off 1; `right` so that a code of probability 0 is never drawn.
     target = uniforms.unsqueeze(-1) * cumulative[..., -1:]
     codes = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
-    return codes.squeeze(-1), log_probability.gather(-1, codes).squeeze(-1)
+    return codes.squeeze(-1), probability.gather(-1, codes).squeeze(-1).log()
 
 
-def truncated(log_probability: Tensor, settings: SampleSettings) -> Tensor:
+def truncated(probability: Tensor, settings: SampleSettings) -> Tensor:
     """A distribution's likeliest codes alone: the first top_k of them, and of these as many as make up top_p.
 
     Args:
-        log_probability: [..., K], normalized.
+        probability: [..., K], adding up to 1.
         settings: top_k and top_p (Holtzman et al. 2020).
 
     Returns:
-        The same shape, normalized again; -inf for codes that are left out.
+        The same shape, adding up to 1 again; 0 for codes that are left out.
     """
     if settings.top_k is None and settings.top_p == 1:
-        return log_probability
-    ordered, places = log_probability.sort(stable=True, dim=-1, descending=True)
+        return probability
+    ordered, places = probability.sort(stable=True, dim=-1, descending=True)
     ranks = torch.arange(ordered.shape[-1], device=ordered.device)
-    share = ordered.exp()
+    share = ordered
     if settings.top_k is not None:
         share = share.masked_fill(ranks >= settings.top_k, 0)
         share = share / share.sum(-1, keepdim=True)
     # A code is left out where those before it make up top_p already: the likeliest one never is.
     left_out = (share.cumsum(-1) - share >= settings.top_p) | (share == 0) & (ranks > 0)
-    kept = log_probability.masked_fill(torch.zeros_like(left_out).scatter(-1, places, left_out), -math.inf)
-    return kept.log_softmax(-1)
+    kept = probability.masked_fill(torch.zeros_like(left_out).scatter(-1, places, left_out), 0)
+    return kept / kept.sum(-1, keepdim=True)
 
 
 def gumbel(uniforms: Tensor) -> Tensor:

@@ -206,12 +206,12 @@ def test_truncation_keeps_the_likeliest_codes_as_a_loop_does(logits, top_k, top_
     assume(len({round(logit, 4) for logit in logits}) == len(logits))
     expected = np.zeros(len(logits))
     expected[kept] = share[kept] / share[kept].sum()
-    found = truncated((torch.tensor(logits) / temperature).log_softmax(-1), chosen).exp()
+    found = truncated((torch.tensor(logits) / temperature).softmax(-1), chosen)
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_nothing_is_truncated_unless_asked():
-    log_probability = torch.randn(3, 7).log_softmax(-1)
-    assert truncated(log_probability, SampleSettings()) is log_probability
-    greedy, _ = draw_codes(log_probability, uniforms(3), SampleSettings(top_k=1))
-    assert torch.equal(greedy, log_probability.argmax(-1))
+    probability = torch.randn(3, 7).softmax(-1)
+    assert truncated(probability, SampleSettings()) is probability
+    greedy, _ = draw_codes(probability.log(), uniforms(3), SampleSettings(top_k=1))
+    assert torch.equal(greedy, probability.argmax(-1))
