@@ -225,13 +225,12 @@ def main() -> None:
     """Measure, print and write."""
     parser = measure.parser("Images a second of each prior.", repeats=3)
     parser.add_argument("--preset", help="whose sizes; ffhq on CUDA, else digits, where not given")
-    parser.add_argument("--batch-size", type=int, help="images at once; 64 on CUDA, else 16, where not given")
+    parser.add_argument("--batch-size", type=int, default=64, help="images at once; `movq sample` draws 64")
     arguments = parser.parse_args()
     device = devices.pick(arguments.device)
     name = arguments.preset or ("ffhq" if device.type == "cuda" else "digits")
-    batch_size = arguments.batch_size or (64 if device.type == "cuda" else 16)
-    figures = report(presets.load(name), name, device, batch_size, arguments.repeats)
-    measure.show(f"drawing {batch_size} images of {figures['codes']} codes at once ({name})", figures["rows"])
+    figures = report(presets.load(name), name, device, arguments.batch_size, arguments.repeats)
+    measure.show(f"drawing {arguments.batch_size} images of {figures['codes']} codes at once ({name})", figures["rows"])
     print("floor of auto and depth: where that is more, the reads of weights, keys and values")
     measure.save(figures, arguments.out, "sampling", device)
 
