@@ -4,7 +4,7 @@
     python -m benchmarks --device cuda sampling growth   some
 
 One that fails, or that the time does not last for, stops none of the others; the exit code is 1 then, and its name is
-said at the end. Peers that are not installed are skipped by name.
+said at the end. Peers that are not installed are skipped by name. The first are those on which most depends.
 """
 
 from __future__ import annotations
@@ -17,16 +17,15 @@ from pathlib import Path
 
 from benchmarks import measure
 
-NAMES = ("quantizer", "autoencoder", "training", "sampling", "loading", "evaluation", "growth")
+NAMES = ("training", "sampling", "quantizer", "evaluation", "loading", "autoencoder", "growth")
 
 
-def run(name: str, device: str, out: Path, options: list[str], limit: float | None) -> bool:
-    """Run a benchmark for so many seconds at most, None = any; whether it ended well."""
+def run(name: str, arguments: list[str], limit: float | None) -> bool:
+    """Run Python with these arguments for so many seconds at most, None = any; whether it ended well."""
     start = time.monotonic()
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--device", device, "--out", str(out), *options]
     print(f"\n=== {name}", flush=True)
     try:
-        code = subprocess.run(command, check=False, timeout=limit).returncode
+        code = subprocess.run([sys.executable, *arguments], check=False, timeout=limit).returncode
     except subprocess.TimeoutExpired:
         outcome = "out of time"
     else:
@@ -41,17 +40,21 @@ def main() -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all where none is given")
     parser.add_argument("--device", required=True, choices=("cpu", "cuda"))
     parser.add_argument("--minutes", type=float, help="for all together; what is not done by then is left out")
+    parser.add_argument("--tests", help="a file of tests that is run before them, in the same time")
     parser.add_argument("--out", type=Path, default=measure.RESULTS, help="folder of results")
     parser.add_argument("--taming", type=Path, help="a clone of CompVis/taming-transformers, a peer")
     arguments = parser.parse_args()
     end = None if arguments.minutes is None else time.monotonic() + 60 * arguments.minutes
-    failed = []
+    work = {"tests": ["-m", "pytest", "-n", "0", "-vv", arguments.tests]} if arguments.tests else {}
     for name in arguments.names or NAMES:
-        options = (
-            ["--taming", str(arguments.taming)] if name in ("training", "autoencoder") and arguments.taming else []
-        )
+        options = ["--device", arguments.device, "--out", str(arguments.out)]
+        if name in ("training", "autoencoder") and arguments.taming:
+            options += ["--taming", str(arguments.taming)]
+        work[name] = ["-m", f"benchmarks.{name}", *options]
+    failed = []
+    for name, command in work.items():
         limit = None if end is None else max(0.0, end - time.monotonic())
-        if not run(name, arguments.device, arguments.out, options, limit):
+        if not run(name, command, limit):
             failed.append(name)
     print(flush=True)
     subprocess.run([sys.executable, "-m", "benchmarks.summary", "--out", str(arguments.out)], check=True)

@@ -7,7 +7,7 @@ Forward is encoder, quantizer and decoder; forward and backward adds the gradien
 losses of the codes. Each peer has the architecture of a preset of ours: diffusers' `VQModel` with its `spatial` norm
 that of `kandinsky-67m`, taming's that of `vqgan-ffhq`. The same parameters, which are copied over, give the same codes,
 image and gradient, which is checked first. On CUDA ours lie channels last, as training has them, and the peers as they
-come; in bf16 `kandinsky-67m` and diffusers are raced once more as training runs ours, channels last and compiled.
+come; with --compile, in bf16 `kandinsky-67m` and diffusers are raced once more, both channels last and compiled.
 """
 
 from __future__ import annotations
@@ -53,7 +53,9 @@ NAMES = (
 """diffusers' parameter names, as patterns, and what they become in ours; its `up_blocks` count the other way."""
 
 
-def report(device: torch.device, batch_size: int, side: int, repeats: int, clone: Path | None) -> dict[str, Any]:
+def report(
+    device: torch.device, batch_size: int, side: int, repeats: int, clone: Path | None, *, compiled: bool
+) -> dict[str, Any]:
     """The benchmark's figures.
 
     Args:
@@ -62,6 +64,7 @@ def report(device: torch.device, batch_size: int, side: int, repeats: int, clone
         side: Pixels; the models are those for 256.
         repeats: Timed passes of each contender.
         clone: taming's source tree; None = the package, where it is installed.
+        compiled: Whether compiled models are raced too, which takes minutes of compiling.
     """
     reasons = {"diffusers": measure.missing(("diffusers", "huggingface_hub")), "taming": training.why_no_peer(clone)}
     make: dict[str, Callable[[], Any]] = {"diffusers": diffusers_model, "taming": taming_model}
@@ -78,12 +81,12 @@ def report(device: torch.device, batch_size: int, side: int, repeats: int, clone
         rate = devices.matrix_rate(device, precision)
         for backward in (False, True):
             rows += race(models, images, precision, rate, repeats, backward=backward)
-        if precision == "bf16":
+        if precision == "bf16" and compiled:
             pair = {name: model for name, model in models.items() if name in ("diffusers", PRESETS["diffusers"])}
             for model in pair.values():
                 model.to(memory_format=torch.channels_last).compile()
-            compiled = race(pair, images, precision, rate, repeats, backward=True)
-            rows += [{**row, "name": f"{row['name']}, compiled"} for row in compiled]
+            pair_rows = race(pair, images, precision, rate, repeats, backward=True)
+            rows += [{**row, "name": f"{row['name']}, compiled"} for row in pair_rows]
         del models, tokenizers, peers
         gc.collect()
     return {
@@ -232,10 +235,13 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, help="images of a pass; 16 on CUDA, else 1, where not given")
     parser.add_argument("--taming", type=Path, help="a clone of CompVis/taming-transformers")
     parser.add_argument("--side", type=int, default=256, help="pixels")
+    parser.add_argument("--compile", action="store_true", help="on CUDA, kandinsky-67m and diffusers compiled too")
     arguments = parser.parse_args()
     device = devices.pick(arguments.device)
     batch_size = arguments.batch_size or (16 if device.type == "cuda" else 1)
-    figures = report(device, batch_size, arguments.side, arguments.repeats, arguments.taming)
+    figures = report(
+        device, batch_size, arguments.side, arguments.repeats, arguments.taming, compiled=arguments.compile
+    )
     measure.show(f"the tokenizer, {batch_size} x {arguments.side} x {arguments.side}", figures["rows"])
     print(f"peers: {figures['peer']}; largest relative differences to them: {figures['differences']}")
     measure.save(figures, arguments.out, "autoencoder", device)

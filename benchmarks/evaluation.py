@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -78,9 +79,10 @@ def report(device: torch.device, count: int, repeats: int) -> dict[str, Any]:
     """
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        for seed, name in enumerate(("real", "fake")):
-            for number in range(count):
-                atomic_write(work / name / f"{number:06d}.png", draw(seed * count + number))
+        files = [work / name / f"{number:06d}.png" for name in ("real", "fake") for number in range(count)]
+        with ThreadPoolExecutor(os.cpu_count()) as threads:
+            for path, picture in zip(files, threads.map(draw, range(len(files))), strict=True):
+                atomic_write(path, picture)
         weights = draw_weights(work / "weights")
         floor = 2 * count * image_flops(work / "weights") / devices.matrix_rate(device, "float32")
         ours, theirs, again = commands(work, weights, device)

@@ -50,8 +50,7 @@ class Contender:
 class Arithmetic(TorchDispatchMode):
     """Counts the operations of matrix products and convolutions, forward and backward, while it is entered.
 
-    By PyTorch's own formulas, but not by its FlopCounterMode, whose hooks allow no gradient at a leaf. Compiled modules
-    run uncompiled in it.
+    By PyTorch's own formulas, but not by its FlopCounterMode, whose hooks allow no gradient at a leaf.
     """
 
     def __init__(self) -> None:
@@ -79,7 +78,8 @@ class Arithmetic(TorchDispatchMode):
 def race(contenders: Sequence[Contender], device: torch.device, repeats: int) -> None:
     """Measure each contender's arithmetic and memory, which warms it up; then time them in turn."""
     for contender in contenders:
-        with Arithmetic() as arithmetic:
+        # Uncompiled: in a compiled module no operation is seen, and one that meets a mode is never compiled again.
+        with torch.compiler.set_stance("force_eager"), Arithmetic() as arithmetic:
             contender.work()
         contender.flops = arithmetic.flops
         contender.work()  # compiled, where it is to be

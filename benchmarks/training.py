@@ -8,13 +8,13 @@ the adaptive weight, the backward passes, both optimisers. The peer's classes ru
 loop (PyTorch Lightning 1.0.8) drives them: each batch goes through `training_step` once for each optimiser, the
 parameters of the other one frozen. The package index has them as `taming-transformers-rom1504` (`--no-deps`); they
 need the packages `einops` and `requests` too. Nothing is downloaded: both
-sides get the same LPIPS, its trunk drawn from a seed. The steps alternate, and medians are given. The floor beside
-them is the step's arithmetic at the rate of one large matrix product, measured in the same run.
+sides get the same LPIPS, its trunk drawn from a seed. The steps alternate, and medians are given. On CUDA ours runs as
+it trains, compiled and in bf16, beside the peer under bf16 autocast and in float32, which is its own way. The floor
+beside them is the step's arithmetic at the rate of one large matrix product, measured in the same run.
 """
 
 from __future__ import annotations
 
-import gc
 import importlib
 import shutil
 import sys
@@ -44,6 +44,7 @@ from movq_cli.training.vq import TokenizerTraining
 
 SIDE = 256
 PEER = "taming"
+OURS = ("ffhq", "vqgan-ffhq")
 PARAMETERS = {"ffhq": 82_692_995, "vqgan-ffhq": 72_141_699, PEER: 72_141_699}
 """Of the models, without LPIPS and the discriminator. The second is of the peer's architecture."""
 
@@ -80,18 +81,24 @@ def report(device: torch.device, batch_size: int, repeats: int, clone: Path | No
         clone: The peer's source tree; None = the package `taming`, where it is installed.
     """
     skipped = why_no_peer(clone)
-    rows: list[dict[str, Any]] = []
+    precision, *others = ("bf16", "float32") if device.type == "cuda" else ("float32",)
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         draw_lpips(work)
         batch = draw_images(work, batch_size).to(device)
-        for precision in ("float32", "bf16") if device.type == "cuda" else ("float32",):
-            contenders = contest(work, batch, precision, with_peer=skipped is None)
-            rate = devices.matrix_rate(device, precision)
-            measure.race(contenders, device, repeats)
-            rows += [row(contender, contenders, precision, batch_size, rate) for contender in contenders]
-            del contenders
-            gc.collect()
+        ours = {name: our_training(name, precision, batch, work) for name in OURS}
+        contenders = [Contender(name, partial(training.step, batch, 0)) for name, training in ours.items()]
+        rivals = peers(ours["vqgan-ffhq"], work, batch, (precision, *others)) if skipped is None else {}
+        measure.race([*contenders, *rivals.values()], device, repeats)
+    rates = {name: devices.matrix_rate(device, name) for name in (precision, *others)}
+    rows = [row(mine, rivals.get(precision), precision, batch_size, rates[precision]) for mine in contenders]
+    rows += [row(rival, rival, name, batch_size, rates[name]) for name, rival in rivals.items()]
+    rows += [
+        {**row(mine, rivals[other], precision, batch_size, rates[precision]), "name": f"{mine.name}, peer in {other}"}
+        for other in others
+        if other in rivals
+        for mine in contenders
+    ]
     return {
         "batch_size": batch_size,
         "side": SIDE,
@@ -152,19 +159,14 @@ def draw_images(work: Path, count: int) -> Tensor:
     return images[:count]
 
 
-def contest(work: Path, batch: Tensor, precision: str, *, with_peer: bool) -> list[Contender]:
-    """The contenders, checked to do the same work."""
-    ours = {name: our_training(name, precision, batch, work) for name in ("ffhq", "vqgan-ffhq")}
-    contenders = [Contender(name, partial(training.step, batch, 0)) for name, training in ours.items()]
-    assert all(PARAMETERS[name] == count(training.model) for name, training in ours.items())
-    if with_peer:
-        peer = peer_model(work).to(batch.device)
-        check_equal_work(ours["vqgan-ffhq"], peer, pixels.to_signed(batch))
-        optimizers, _ = peer.configure_optimizers()
-        images = pixels.to_signed(batch).permute(0, 2, 3, 1).contiguous()  # as its data sets give them
-        assert PARAMETERS[PEER] == count(peer) - count(peer.loss)
-        contenders.append(Contender(PEER, partial(peer_step, peer, optimizers, images, precision)))
-    return contenders
+def peers(ours: TokenizerTraining, work: Path, batch: Tensor, precisions: tuple[str, ...]) -> dict[str, Contender]:
+    """The peer's step in each precision, of one model that is checked to do the same work as ours."""
+    model = peer_model(work).to(batch.device)
+    check_equal_work(ours, model, pixels.to_signed(batch))
+    assert PARAMETERS[PEER] == count(model) - count(model.loss)
+    optimizers, _ = model.configure_optimizers()
+    images = pixels.to_signed(batch).permute(0, 2, 3, 1).contiguous()  # as its data sets give them
+    return {name: Contender(PEER, partial(peer_step, model, optimizers, images, name)) for name in precisions}
 
 
 def our_training(preset: str, precision: str, batch: Tensor, work: Path) -> TokenizerTraining:
@@ -177,7 +179,9 @@ def our_training(preset: str, precision: str, batch: Tensor, work: Path) -> Toke
         "train_vq.steps=1000",
     ]
     images = PreparedSet.open(work / "data")
-    return TokenizerTraining(presets.load(preset, overrides), images, batch.device, work / "hub" / "checkpoints")
+    training = TokenizerTraining(presets.load(preset, overrides), images, batch.device, work / "hub" / "checkpoints")
+    assert PARAMETERS[preset] == count(training.model)
+    return training
 
 
 def peer_model(work: Path) -> Any:  # noqa: ANN401 - the peer is untyped
@@ -267,16 +271,13 @@ def count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def row(
-    contender: Contender, contenders: list[Contender], precision: str, batch_size: int, rate: float
-) -> dict[str, Any]:
+def row(contender: Contender, rival: Contender | None, precision: str, batch_size: int, rate: float) -> dict[str, Any]:
     """A contender's figures."""
-    peer = contenders[-1] if contenders[-1].name == PEER else None
     return {
         "name": contender.name,
         "precision": precision,
         "parameters": PARAMETERS[contender.name],
-        **measure.figures(contender, peer, rate),
+        **measure.figures(contender, rival, rate),
         "images_per_second": batch_size / contender.median,
     }
 

@@ -64,6 +64,24 @@ def test_contenders_run_in_turn() -> None:
     assert [len(contender.seconds) for contender in contenders] == [3, 3]
 
 
+class Doubled(nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * (x @ x)
+
+
+def test_what_is_compiled_is_counted_uncompiled_and_timed_compiled() -> None:
+    module, called, square = Doubled(), [], torch.randn(3, 3)
+
+    def backend(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
+        return lambda *inputs: called.append(1) or graph(*inputs)
+
+    module.compile(backend=backend)
+    contender = Contender("doubled", lambda: module(square))
+    measure.race([contender], CPU, 2)
+    assert contender.flops == 2 * 3**3
+    assert len(called) >= 3
+
+
 def test_quantizers_that_give_other_numbers_do_not_pass_for_equal() -> None:
     torch.manual_seed(0)
     one = VectorQuantizer(64, 64)

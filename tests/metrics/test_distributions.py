@@ -65,7 +65,8 @@ def test_frechet_distance_is_that_of_the_matrix_square_root(count):
 def test_frechet_distance_is_symmetric_and_zero_to_itself():
     a, b = statistics(features(50, 64)), statistics(features(60, 64, shift=1, seed=1))
     there = frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
-    assert there == pytest.approx(frechet_distance(b.mean, b.covariance, a.mean, a.covariance), rel=1e-9)
+    # Of eigenvalues that are 0 the rounding stays, 1e-16, and it is their roots that are summed.
+    assert there == pytest.approx(frechet_distance(b.mean, b.covariance, a.mean, a.covariance), rel=1e-7)
     assert 0 <= frechet_distance(a.mean, a.covariance, a.mean, a.covariance) < 1e-3
 
 
