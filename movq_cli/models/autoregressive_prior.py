@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from movq_cli.models import draws
 from movq_cli.models.recorder import Recorder
-from movq_cli.models.transformer import INIT_STD, Block, CodeTransformer, KeyValues, advance, empty_past, look_back
+from movq_cli.models.transformer import INIT_STD, Block, CodeTransformer, advance, aligned, look_back
 from movq_cli.settings import CodeShape, PriorSettings, SampleSettings
 
 DEPTH_LAYERS = 2
@@ -25,7 +25,7 @@ DEPTH_LAYERS = 2
 
 
 class Decoding(NamedTuple):
-    """What the steps of one decoding share; its tensors are changed in place, so that a step can be recorded."""
+    """What the steps of a decoding share; its tensors are changed in place, so that a step can be recorded."""
 
     settings: SampleSettings
     rows: int
@@ -36,7 +36,8 @@ class Decoding(NamedTuple):
     """[B, N] float32: what the codes are drawn with."""
     strengths: Tensor
     """[N] float32, of guidance."""
-    past: list[KeyValues]
+    past: list[Tensor]
+    """Each block's; see Block.step."""
     sequence: Tensor
     """[B, c + N] int64: the codes after a row of c unknown ones."""
     position: Tensor
@@ -55,6 +56,12 @@ class CausalPrior(CodeTransformer):
         super().__init__(settings, shape)
         self.channel = nn.Parameter(torch.empty(shape.chunks, settings.width))
         nn.init.normal_(self.channel, std=INIT_STD)
+        self.recorder = Recorder()
+
+    @property
+    def _body(self) -> list[Block]:
+        """The blocks over the tokens."""
+        return [block for block in self.blocks if isinstance(block, Block)]
 
     def targets(self, images: int, generator: torch.Generator) -> Tensor:
         """Which codes a training step predicts: all, [B, h, w, c] bool."""
@@ -65,44 +72,60 @@ class CausalPrior(CodeTransformer):
         return codes
 
     def _begin(
-        self,
-        blocks: list[Block],
-        tokens: int,
-        seeds: Sequence[int],
-        classes: Tensor | None,
-        settings: SampleSettings,
-        known: Tensor | None,
+        self, seeds: Sequence[int], classes: Tensor | None, settings: SampleSettings, known: Tensor | None
     ) -> Decoding:
-        """A decoding of `decode`'s arguments, with a cache of so many tokens in these blocks; the class is in it."""
-        device, steps = self.position.device, self.shape.codes
-        rows = draws.guided_rows(len(seeds), classes, settings)
-        past = empty_past(blocks, rows, tokens + 1, self.position)
-        position = torch.zeros(1, dtype=torch.int64, device=device)
+        """A decoding of `decode`'s arguments; the class is in its past."""
+        kind = self.position.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.position.dtype
+        decoding = self.recorder.keep(
+            (len(seeds), classes is None, settings, dtype),
+            self.parameters(),
+            lambda: self._room(len(seeds), classes, settings, dtype),
+        )
+        decoding.uniforms.copy_(draws.image_uniforms(seeds, (self.shape.codes,)))
+        decoding.sequence.fill_(self.unknown)
+        if known is not None:
+            decoding.sequence[:, self.shape.chunks :] = known.flatten(1)
+        decoding.position.zero_()
         guided = draws.guided_classes(classes, self.unknown, settings)
         if guided is not None:
             x = self.class_tokens(guided) + self.position[:, -1:]
-            advance(blocks, past, x, position, look_back(0, tokens + 1))
-        size = (len(seeds), *self.shape.size)
-        given = torch.full(size, self.unknown, device=device) if known is None else known.to(device)
+            advance(self._body, decoding.past[: len(self._body)], x, decoding.position, self._looks_back(0))
+        return decoding
+
+    def _room(self, images: int, classes: Tensor | None, settings: SampleSettings, dtype: torch.dtype) -> Decoding:
+        """What a decoding of so many images needs, before it begins."""
+        device, codes = self.position.device, self.shape.codes
+        rows, heads = draws.guided_rows(images, classes, settings), self.settings.heads
+        past = (2, rows, heads, aligned(self.length + 1), self.settings.width // heads)
         return Decoding(
             settings,
             rows,
-            0 if guided is None else 1,
-            draws.image_uniforms(seeds, (steps,)).to(device),
-            torch.tensor([settings.guidance_at(step, steps) for step in range(steps)], device=device),
-            past,
-            _after_unknown(given, self.unknown),
-            position,
+            0 if classes is None else 1,
+            torch.empty(images, codes, device=device),
+            torch.tensor([settings.guidance_at(step, codes) for step in range(codes)], device=device),
+            [torch.zeros(past, dtype=dtype, device=device) for _ in self.blocks],
+            torch.empty(images, self.shape.chunks + codes, dtype=torch.int64, device=device),
+            torch.zeros(1, dtype=torch.int64, device=device),
         )
+
+    def _looks_back(self, place: int) -> int:
+        """At how many tokens the one at a place looks; there may be a class before the codes."""
+        return look_back(place, self.length + 1)
+
+    def _codes(self, decoding: Decoding) -> Tensor:
+        """What has been drawn, [B, h, w, c], apart from what the next decoding writes over."""
+        return decoding.sequence[:, self.shape.chunks :].unflatten(1, self.shape.size).clone()
 
     def _draw(self, decoding: Decoding, place: Tensor, logits: Tensor) -> Tensor:
         """Draw the codes [B] at a place of the sequence, [1] int64, where none is given, and put them there."""
         strength = decoding.strengths.index_select(0, place)
         uniforms = decoding.uniforms.index_select(1, place)[:, 0]
         drawn = draws.draw_guided(logits, uniforms, decoding.settings, strength)
-        given = decoding.sequence.index_select(1, place + self.shape.chunks)[:, 0]
+        behind = place + self.shape.chunks
+        given = decoding.sequence.index_select(1, behind)[:, 0]
         codes = torch.where(given == self.unknown, drawn, given)
-        decoding.sequence.index_copy_(1, place + self.shape.chunks, codes[:, None])
+        decoding.sequence.index_copy_(1, behind, codes[:, None])
         return codes
 
 
@@ -171,13 +194,12 @@ class AutoregressivePrior(CausalPrior):
         Returns:
             [B, h, w, c] int64 in [0, K).
         """
-        tokens, chunks = self.shape.codes, self.shape.chunks
-        decoding = self._begin(self._blocks, tokens, seeds, classes, settings, known)
-        recorder = Recorder(self.position.device)
-        for first in range(decoding.start, decoding.start + tokens, chunks):
-            looked_at = tuple(look_back(place, tokens + 1) for place in range(first, first + chunks))
-            recorder.run(looked_at, partial(self._draw_position, decoding, looked_at))
-        return decoding.sequence[:, chunks:].view(len(seeds), *self.shape.size)
+        chunks = self.shape.chunks
+        decoding = self._begin(seeds, classes, settings, known)
+        for first in range(decoding.start, decoding.start + self.length, chunks):
+            looked_at = tuple(self._looks_back(place) for place in range(first, first + chunks))
+            self.recorder.run(looked_at, partial(self._draw_position, decoding, looked_at))
+        return self._codes(decoding)
 
     def _draw_position(self, decoding: Decoding, looked_at: Sequence[int]) -> None:
         """Draw the codes of the next position, given how many tokens each looks at."""
@@ -186,13 +208,9 @@ class AutoregressivePrior(CausalPrior):
             newest = decoding.sequence.index_select(1, self.newest.index_select(0, place)[0])
             where = self.position.index_select(1, decoding.position)
             x = draws.repeat_guided(self.tokens(newest)[:, None] + where + self.channel[chunk], decoding.rows)
-            x = advance(self._blocks, decoding.past, x, place + decoding.start, of_chunk)
+            x = advance(self._body, decoding.past, x, place + decoding.start, of_chunk)
             self._draw(decoding, place, self.code_logits(x, chunk))
         decoding.position.add_(1)
-
-    @property
-    def _blocks(self) -> list[Block]:
-        return [block for block in self.blocks if isinstance(block, Block)]
 
 
 class DepthPrior(CausalPrior):
@@ -239,26 +257,24 @@ class DepthPrior(CausalPrior):
         known: Tensor | None = None,
     ) -> Tensor:
         """As AutoregressivePrior.decode."""
-        tokens, chunks = self.shape.positions, self.shape.chunks
-        decoding = self._begin(self._body, tokens, seeds, classes, settings, known)
-        recorder = Recorder(self.position.device)
-        for place in range(decoding.start, decoding.start + tokens):
-            looked_at = look_back(place, tokens + 1)
-            recorder.run(looked_at, partial(self._draw_position, decoding, looked_at))
-        return decoding.sequence[:, chunks:].view(len(seeds), *self.shape.size)
+        decoding = self._begin(seeds, classes, settings, known)
+        for place in range(decoding.start, decoding.start + self.length):
+            looked_at = self._looks_back(place)
+            self.recorder.run(looked_at, partial(self._draw_position, decoding, looked_at))
+        return self._codes(decoding)
 
     def _draw_position(self, decoding: Decoding, looked_at: int) -> None:
         """Draw the codes of the next position, given how many tokens it looks at."""
         position, chunks = decoding.position, self.shape.chunks
         before = decoding.sequence.unflatten(1, (-1, chunks)).index_select(1, position)
         x = draws.repeat_guided(self.tokens(before) + self.position.index_select(1, position), decoding.rows)
-        body = self.body_norm(advance(self._body, decoding.past, x, position + decoding.start, looked_at))
-        inner = empty_past(self._depth, decoding.rows, chunks, self.position)
+        body, inner = decoding.past[:-DEPTH_LAYERS], decoding.past[-DEPTH_LAYERS:]
+        x = self.body_norm(advance(self._body, body, x, position + decoding.start, looked_at))
         code = torch.full_like(before[:, 0, 0], self.unknown)
         for chunk in range(chunks):
             newest = draws.repeat_guided(self.previous(self.table(code))[:, None], decoding.rows)
             place = torch.full_like(position, chunk)
-            y = advance(self._depth, inner, body + newest + self.channel[chunk], place, chunks)
+            y = advance(self._depth, inner, x + newest + self.channel[chunk], place, chunks)
             code = self._draw(decoding, position * chunks + chunk, self.code_logits(y, chunk))
         position.add_(1)
 

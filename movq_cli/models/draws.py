@@ -43,13 +43,24 @@ def draw_codes(logits: Tensor, uniforms: Tensor, settings: SampleSettings) -> tu
     Returns:
         The codes [...] int64 and the natural logarithm of their probabilities [...] float32.
     """
+    probability = distribution(logits, settings)
+    codes = inverse_cdf(probability, uniforms)
+    return codes, probability.gather(-1, codes.unsqueeze(-1)).squeeze(-1).log()
+
+
+def distribution(logits: Tensor, settings: SampleSettings) -> Tensor:
+    """The probabilities that codes are drawn with, float32 of the logits' shape; see draw_codes."""
     scaled = logits if settings.temperature == 1 else logits.float() / settings.temperature
-    probability = truncated(scaled.softmax(-1, dtype=torch.float32), settings)
+    return truncated(scaled.softmax(-1, dtype=torch.float32), settings)
+
+
+def inverse_cdf(probability: Tensor, uniforms: Tensor) -> Tensor:
+    """The codes [...] at which the sum of the probabilities [..., K] passes uniform numbers [...] in [0, 1)."""
     cumulative = probability.cumsum(-1)
     # Scaled by the sum, which rounding leaves a little off 1; `right` so that a code of probability 0 is never drawn.
     target = uniforms.unsqueeze(-1) * cumulative[..., -1:]
-    codes = torch.searchsorted(cumulative, target, right=True).clamp(max=logits.shape[-1] - 1)
-    return codes.squeeze(-1), probability.gather(-1, codes).squeeze(-1).log()
+    codes = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
+    return codes.clamp(max=probability.shape[-1] - 1)
 
 
 def truncated(probability: Tensor, settings: SampleSettings) -> Tensor:
@@ -117,4 +128,4 @@ def guide(logits: Tensor, images: int, strength: float | Tensor) -> Tensor:
 
 def draw_guided(logits: Tensor, uniforms: Tensor, settings: SampleSettings, strength: Tensor) -> Tensor:
     """Draw codes [B] from logits [B or 2 B, K], guided with a strength, [1]."""
-    return draw_codes(guide(logits, len(uniforms), strength), uniforms, settings)[0]
+    return inverse_cdf(distribution(guide(logits, len(uniforms), strength), settings), uniforms)

@@ -5,8 +5,8 @@ Shapes: B batch, N tokens, c chunks, K codes, W width, L tokens that are looked 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -21,11 +21,8 @@ LOOK_BACK = 128
 """Tokens by which the part of a cache that is looked at grows."""
 
 
-class KeyValues(NamedTuple):
-    """One block's keys and values of the tokens so far, of a fixed size so that a decoding step has static shapes."""
-
-    keys: Tensor  # [B, heads, N, W / heads]
-    values: Tensor  # the same
+_ALIGNED = 8
+"""Tokens: what is left out of attention comes in rows, which CUDA's kernels copy where they are no multiple of it."""
 
 
 class Block(nn.Module):
@@ -46,29 +43,27 @@ class Block(nn.Module):
         q, k, v = self._project(x)
         return self._finish(x, F.scaled_dot_product_attention(q, k, v, is_causal=causal))
 
-    def step(self, x: Tensor, past: KeyValues, place: Tensor, visible: Tensor) -> Tensor:
+    def step(self, x: Tensor, past: Tensor, place: Tensor, bias: Tensor) -> Tensor:
         """Map the newest token alone, its keys and values being kept for those to come.
 
         Args:
             x: [B, 1, W].
-            past: Of the tokens before; the new one's are written into it.
+            past: [2, B, heads, N, W / heads], the keys and the values of the tokens before; the new one's are written
+                into it.
             place: [1] int64, the new token's.
-            visible: [L] bool, which of the first L tokens are there by now.
+            bias: [1, L], 0 for those of the first L tokens that are there by now, -inf for the others.
 
         Returns:
             [B, 1, W].
         """
-        q, k, v = self._project(x)
-        past.keys.index_copy_(2, place, k.to(past.keys.dtype))
-        past.values.index_copy_(2, place, v.to(past.values.dtype))
-        looked_at = len(visible)
-        keys, values = past.keys[:, :, :looked_at], past.values[:, :, :looked_at]
-        return self._finish(x, F.scaled_dot_product_attention(q.to(keys.dtype), keys, values, attn_mask=visible[None]))
+        new = self._project(x).to(past.dtype)
+        past.index_copy_(3, place, new[1:])
+        keys, values = past[:, :, :, : bias.shape[-1]]
+        return self._finish(x, F.scaled_dot_product_attention(new[0], keys, values, attn_mask=bias))
 
-    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values, each [B, heads, N, W / heads]."""
-        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return q, k, v
+    def _project(self, x: Tensor) -> Tensor:
+        """Queries, keys and values, [3, B, heads, N, W / heads]."""
+        return self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
     def _finish(self, x: Tensor, attention: Tensor) -> Tensor:
         x = x + self.proj(attention.transpose(1, 2).flatten(-2))
@@ -111,12 +106,14 @@ class CodeTransformer(nn.Module):
         return self.shape.positions
 
     def compile_blocks(self) -> None:
-        """Compile the blocks' whole pass, one program for all of them.
+        """Compile the blocks' whole pass and their step, one program for all of them.
 
         Not the model's: as many blocks in one program take minutes, and gain no more.
         """
         for block in self.blocks:
+            assert isinstance(block, Block)
             block.compile()
+            block.step = torch.compile(block.step)  # type: ignore[method-assign]
 
     def tokens(self, codes: Tensor) -> Tensor:
         """The tokens [..., W], without their places, of c codes each: [..., c] int64 in [0, K]."""
@@ -141,15 +138,6 @@ class CodeTransformer(nn.Module):
         return F.linear(self.norm(x)[:, 0], self.head.weight[chunk * size : (chunk + 1) * size])
 
 
-def empty_past(blocks: Sequence[Block], batch: int, tokens: int, like: Tensor) -> list[KeyValues]:
-    """Room for the keys and values of as many tokens in each block, on the device of `like`, in autocast's type."""
-    kind = like.device.type
-    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else like.dtype
-    heads = blocks[0].heads
-    size = (batch, heads, tokens, like.shape[-1] // heads)
-    return [KeyValues(*(torch.zeros(size, dtype=dtype, device=like.device) for _ in "kv")) for _ in blocks]
-
-
 def look_back(place: int, tokens: int) -> int:
     """How many of the first of so many tokens the one at a place looks at.
 
@@ -158,11 +146,28 @@ def look_back(place: int, tokens: int) -> int:
     return min(tokens, (place // LOOK_BACK + 1) * LOOK_BACK)
 
 
-def advance(blocks: Sequence[Block], past: Sequence[KeyValues], x: Tensor, place: Tensor, looked_at: int) -> Tensor:
-    """Pass the token [B, 1, W] at a place, [1] int64, through blocks that remember those before it; see look_back."""
-    visible = torch.arange(looked_at, device=x.device) <= place
+def aligned(tokens: int) -> int:
+    """The places that a past has for so many tokens."""
+    return math.ceil(tokens / _ALIGNED) * _ALIGNED
+
+
+def advance(blocks: Sequence[Block], past: Sequence[Tensor], x: Tensor, place: Tensor, looked_at: int) -> Tensor:
+    """Pass the newest token through blocks that remember those before it.
+
+    Args:
+        blocks: In their order.
+        past: Of each; see Block.step.
+        x: [B, 1, W], the token.
+        place: [1] int64, its place.
+        looked_at: Of the first tokens, at least as many as there are by now; see look_back.
+
+    Returns:
+        [B, 1, W].
+    """
+    places = torch.arange(aligned(looked_at), device=x.device)
+    bias = torch.zeros(1, len(places), dtype=past[0].dtype, device=x.device).masked_fill(places > place, -math.inf)
     for block, of_block in zip(blocks, past, strict=True):
-        x = block.step(x, of_block, place, visible)
+        x = block.step(x, of_block, place, bias)
     return x
 
 

@@ -158,6 +158,27 @@ def test_an_image_does_not_depend_on_those_beside_it(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
+def test_nothing_stays_of_the_decoding_before(mode: str) -> None:
+    used, labels = random_model(mode, 3), torch.tensor([0, 2])
+    known = random_codes(2)
+    known[:, 1:] = UNKNOWN
+    calls = [
+        ([1, 2], labels, SampleSettings(), None),
+        ([3, 4], labels.flip(0), SampleSettings(), known),
+        ([1, 2], labels, SampleSettings(), None),
+        ([1, 2], labels, SampleSettings(guidance=2.0), None),
+        ([5], labels[:1], SampleSettings(), None),
+    ]
+    found = [used.decode(*call) for call in calls]
+    for call, codes in zip(calls, found, strict=True):
+        assert torch.equal(codes, random_model(mode, 3).decode(*call))
+    used.head.weight.data.neg_()  # a step of training, in place
+    other = random_model(mode, 3)
+    other.head.weight.data.neg_()
+    assert torch.equal(used.decode(*calls[-1]), other.decode(*calls[-1]))
+
+
+@pytest.mark.parametrize("mode", MODES)
 def test_known_codes_are_kept_and_seen_by_those_after_them(mode: str) -> None:
     model = random_model(mode)
     known = random_codes(300)[:1].repeat(300, 1, 1, 1)
