@@ -5,11 +5,11 @@ from __future__ import annotations
 import ctypes
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from movq_cli.errors import BadRequestError
@@ -82,6 +82,27 @@ def attention(device: torch.device, tokens: int) -> AbstractContextManager[None]
     if device.type == "cpu" and tokens <= _FEW_TOKENS:
         return sdpa_kernel([SDPBackend.MATH])
     return nullcontext()
+
+
+def brought(made: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Tensors on the CPU, in their order; a GPU makes the next one while one is brought and used."""
+    last: tuple[Tensor, torch.cuda.Event] | None = None
+    for tensor in made:
+        if not tensor.is_cuda:
+            yield tensor
+            continue
+        here, there = tensor.to("cpu", non_blocking=True), torch.cuda.Event()
+        there.record(torch.cuda.current_stream(tensor.device))
+        if last is not None:
+            yield _arrived(*last)
+        last = here, there
+    if last is not None:
+        yield _arrived(*last)
+
+
+def _arrived(here: Tensor, there: torch.cuda.Event) -> Tensor:
+    there.synchronize()
+    return here
 
 
 def matrix_rate(device: torch.device, precision: str) -> float:

@@ -80,6 +80,22 @@ def test_a_compiled_step_gives_the_losses_of_the_plain_one(tiny: Preset, prepare
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
 
 
+def test_tensors_are_brought_while_the_next_one_is_made() -> None:
+    made: list[int] = []
+
+    def make(number: int) -> torch.Tensor:
+        made.append(number)
+        big = torch.randn(2048, 2048, device=CUDA)
+        for _ in range(50):
+            big = (big @ big).clamp(-1, 1)
+        return big.new_full((1000, 1000), number)
+
+    for number, tensor in enumerate(devices.brought(map(make, range(5)))):
+        assert tensor.device.type == "cpu"
+        assert (tensor == number).all()
+        assert made == list(range(min(number + 2, 5)))
+
+
 @pytest.fixture
 def strict() -> Iterator[Callable[[], None]]:
     """From its call to the end of the test, waiting for the device is an error."""

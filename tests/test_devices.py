@@ -30,6 +30,18 @@ def test_the_precision_named_is_that_of_matrix_products(precision: str, dtype: t
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc's allocator")
+def test_on_the_cpu_each_tensor_is_given_before_the_next_is_made() -> None:
+    order: list[str] = []
+
+    def make(number: int) -> torch.Tensor:
+        order.append(f"made {number}")
+        return torch.tensor(number)
+
+    for tensor in devices.brought(map(make, range(3))):
+        order.append(f"given {tensor.item()}")
+    assert order == [f"{what} {number}" for number in range(3) for what in ("made", "given")]
+
+
 def test_on_the_cpu_tensors_come_to_take_the_memory_of_those_before() -> None:
     devices.pick("cpu")
     pages = 2**26 // resource.getpagesize()

@@ -164,20 +164,23 @@ def _make(
     if there:
         console.log(f"{there} of {len(images)} images are in {target.folder} already")
     share = missing[mine.share(len(missing))]
+    batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
     tally = mine.tally()
+
+    def drawn(indices: Sequence[int]) -> Tensor:
+        fill = range(len(images), len(images) + whole - len(indices))
+        return pixels.to_bytes(draw(indices=[*indices, *fill]))
+
     with (
         console.progress(len(images), "sampling", "images", done=there) as progress,
         ThreadPoolExecutor() as encoders,
     ):
         writing: list[Future[None]] = []
-        for start in range(0, len(share), batch_size):
-            indices = share[start : start + batch_size]
-            fill = range(len(images), len(images) + whole - len(indices))
-            drawn = pixels.to_bytes(draw(indices=[*indices, *fill]))
+        for indices, batch in zip(batches, devices.brought(map(drawn, batches)), strict=True):
             _settle(writing)  # one batch is encoded while the next is drawn: memory stays bounded
             writing = [
                 encoders.submit(_write, target.folder / images[index]["file"], image)
-                for index, image in zip(indices, drawn.cpu(), strict=False)  # without those that fill it
+                for index, image in zip(indices, batch, strict=False)  # without those that fill it
             ]
             progress.advance(tally.add(len(indices)))
         _settle(writing)
