@@ -38,8 +38,8 @@ from benchmarks.machine import machine
 from movq_cli import devices, presets
 from movq_cli.data.shards import PreparedSet
 from movq_cli.errors import MovqError
+from movq_cli.evaluation import paired
 from movq_cli.files import atomic_path, atomic_write
-from movq_cli.metrics import paired
 from movq_cli.runs import Run
 from movq_cli.settings import Preset
 
@@ -190,7 +190,7 @@ def report(bench: Bench) -> Figures:
     """
     for row in ROWS:
         resolve(row, bench.side, bench.overrides)  # what is wrong fails before any work
-    device = devices.pick(bench.device)
+    device = devices.select(bench.device)
     movq("prepare", bench.source, bench.data, "--size", str(bench.side), "--val", str(HELD_OUT))
     return {
         "rows": [measure(bench, row) for row in ROWS],

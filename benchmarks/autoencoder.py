@@ -237,7 +237,7 @@ def main() -> None:
     parser.add_argument("--side", type=int, default=256, help="pixels")
     parser.add_argument("--compile", action="store_true", help="on CUDA, kandinsky-67m and diffusers compiled too")
     arguments = parser.parse_args()
-    device = devices.pick(arguments.device)
+    device = devices.select(arguments.device)
     batch_size = arguments.batch_size or (16 if device.type == "cuda" else 1)
     figures = report(
         device, batch_size, arguments.side, arguments.repeats, arguments.taming, compiled=arguments.compile

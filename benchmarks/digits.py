@@ -91,7 +91,7 @@ def read(files: Iterable[Path]) -> Pixels:
 
 def copies(train: Split) -> Pixels:
     """What copies would look like: training digits, evenly spaced, through the tokenizer and back."""
-    chosen = tensors.spread(len(train), COPIES)
+    chosen = tensors.evenly_spaced(len(train), COPIES)
     originals = torch.stack([tensors.from_array(train.pixels(index)) for index in chosen])
     tokenizer = Tokenizer.load("runs/digits-vq")
     rebuilt = tensors.to_bytes(tokenizer.decode(tokenizer.encode(tensors.to_signed(originals))))
@@ -133,8 +133,8 @@ def show(figures: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Judge the demo, or show its report."""
-    parser = argparse.ArgumentParser(description="Judge what `make demo` made.")
+    """FIDEvaluator the demo, or show its report."""
+    parser = argparse.ArgumentParser(description="FIDEvaluator what `make demo` made.")
     parser.add_argument("demo", type=Path, help="the demo's folder")
     parser.add_argument("--show", action="store_true", help="print the report that is there")
     arguments = parser.parse_args()

@@ -36,9 +36,9 @@ from benchmarks import measure
 from benchmarks.machine import machine
 from movq_cli import devices
 from movq_cli.data.images import encode_png
+from movq_cli.evaluation import extractors
+from movq_cli.evaluation.pretrained import WEIGHTS
 from movq_cli.files import atomic_write
-from movq_cli.metrics import extractors
-from movq_cli.metrics.weights import WEIGHTS
 
 SIDE = 256
 AGREEMENT = 1e-3
@@ -188,7 +188,7 @@ def main() -> None:
     parser = measure.parser("FID and IS of two folders beside torch-fidelity.", repeats=3)
     parser.add_argument("--images", type=int, help="in each folder; 2,000 on CUDA, else 150, where not given")
     arguments = parser.parse_args()
-    device = devices.pick(arguments.device)
+    device = devices.select(arguments.device)
     count = arguments.images or (2000 if device.type == "cuda" else 150)
     figures = report(device, count, arguments.repeats)
     measure.show(f"FID and IS of {figures['images']} images of {SIDE} pixels", figures["rows"])

@@ -93,7 +93,7 @@ def works(device: torch.device, precision: str, sizes: Sizes) -> Iterator[tuple[
     yield "quantizer", "codebook", sizes.codebook, quantizer_pass
     preset = presets.load("ffhq" if device.type == "cuda" else "digits")
     prior = MaskedPrior(preset.prior, preset.vq.code_shape).to(device).eval()
-    devices.store_as_multiplied(prior, device, precision)
+    devices.cast_linear_layers(prior, device, precision)
 
     def drawing(steps: int, images: int) -> Callable[[], object]:
         settings = SampleSettings(steps=steps)
@@ -189,7 +189,7 @@ def main() -> None:
     """Measure, print, draw and write."""
     parser = measure.parser("How cost grows.", repeats=3)
     arguments = parser.parse_args()
-    device = devices.pick(arguments.device)
+    device = devices.select(arguments.device)
     figures = report(device, SIZES[device.type], arguments.repeats)
     show(figures)
     measure.save(figures, arguments.out, "growth", device)

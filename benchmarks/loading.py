@@ -350,7 +350,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=32, help="images at once")
     parser.add_argument("--preset", help="whose training step; ffhq on CUDA, else digits, where not given")
     arguments = parser.parse_args()
-    device = devices.pick(arguments.device)
+    device = devices.select(arguments.device)
     preset = arguments.preset or ("ffhq" if device.type == "cuda" else "digits")
     figures = report(arguments.images, arguments.count, arguments.batch_size, arguments.repeats, preset, device)
     show(figures)

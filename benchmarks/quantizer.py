@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, nargs="+", help="images; 16 and 48 on CUDA, else 1 and 4")
     parser.add_argument("--codebook-size", type=int, nargs="+", default=list(SIZES), help="K")
     arguments = parser.parse_args()
-    device = devices.pick(arguments.device)
+    device = devices.select(arguments.device)
     batch_sizes = arguments.batch_size or ([16, 48] if device.type == "cuda" else [1, 4])
     figures = report(device, batch_sizes, arguments.codebook_size, arguments.repeats)
     measure.show("the quantizer, forward and backward", figures["rows"])

@@ -77,7 +77,7 @@ def build(preset: Preset, mode: str, device: torch.device) -> priors.CodePrior:
     torch.manual_seed(0)
     settings = preset.prior.model_copy(update={"mode": mode})
     model = priors.build(settings, preset.vq.code_shape).to(device).eval()
-    devices.store_as_multiplied(model, device, "auto")  # as `movq sample` does
+    devices.cast_linear_layers(model, device, "auto")  # as `movq sample` does
     return model
 
 
@@ -235,7 +235,7 @@ def main() -> None:
     parser.add_argument("--preset", help="whose sizes; ffhq on CUDA, else digits, where not given")
     parser.add_argument("--batch-size", type=int, default=64, help="images at once; `movq sample` draws 64")
     arguments = parser.parse_args()
-    device = devices.pick(arguments.device)
+    device = devices.select(arguments.device)
     name = arguments.preset or ("ffhq" if device.type == "cuda" else "digits")
     figures = report(presets.load(name), name, device, arguments.batch_size, arguments.repeats)
     measure.show(f"drawing {arguments.batch_size} images of {figures['codes']} codes at once ({name})", figures["rows"])

@@ -39,7 +39,7 @@ from movq_cli import console, devices, presets
 from movq_cli.commands.prepare import prepare
 from movq_cli.data import pixels
 from movq_cli.data.shards import PreparedSet
-from movq_cli.metrics.weights import WEIGHTS
+from movq_cli.evaluation.pretrained import WEIGHTS
 from movq_cli.training.vq import TokenizerTraining
 
 SIDE = 256
@@ -288,7 +288,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, help="images a step; 16 on CUDA, else 1, where not given")
     parser.add_argument("--taming", type=Path, help="a clone of CompVis/taming-transformers")
     arguments = parser.parse_args()
-    device = devices.pick(arguments.device)
+    device = devices.select(arguments.device)
     batch_size = arguments.batch_size or (16 if device.type == "cuda" else 1)
     figures = report(device, batch_size, arguments.repeats, arguments.taming)
     measure.show(f"one training step, {batch_size} x {SIDE} x {SIDE}", figures["rows"])

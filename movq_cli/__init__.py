@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from movq_cli.version import __version__
+
 if TYPE_CHECKING:
     from movq_cli.api import Prior, Tokenizer
 
-__version__ = "0.1.0"
 __all__ = ["Prior", "Tokenizer", "__version__"]
 
 

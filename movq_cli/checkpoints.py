@@ -16,13 +16,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from movq_cli import __version__
 from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.files import atomic_path, atomic_write
 from movq_cli.models import priors
 from movq_cli.models.priors import CodePrior
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.settings import CodeShape, PriorSettings, SampleSettings, Settings, TokenizerSettings
+from movq_cli.version import __version__
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 HeaderT = TypeVar("HeaderT", bound=Settings)

@@ -20,7 +20,7 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 """glibc's malloc.h."""
 
 
-def pick(name: str | None = None) -> torch.device:
+def select(name: str | None = None) -> torch.device:
     """The device of a name such as `cuda`, `cuda:1` or `cpu`; without one, CUDA where there is one.
 
     Where it is the CPU, the process keeps from now on the memory that it frees, for the tensors to come.
@@ -51,7 +51,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager[Non
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=_lowers(device, precision))
 
 
-def store_as_multiplied(model: nn.Module, device: torch.device, precision: str) -> None:
+def cast_linear_layers(model: nn.Module, device: torch.device, precision: str) -> None:
     """Keep linear layers in the precision in which `autocast` multiplies them, for a model that only draws.
 
     The results are the same. Without gradients autocast converts every matrix at every pass, which reads and writes
@@ -68,12 +68,12 @@ def store_as_multiplied(model: nn.Module, device: torch.device, precision: str) 
                 module.to(torch.bfloat16)
 
 
-def on_cuda_unless(setting: bool | None, device: torch.device) -> bool:
+def enabled_on_cuda(setting: bool | None, device: torch.device) -> bool:
     """A setting that is null where we choose: on for CUDA, off elsewhere."""
     return device.type == "cuda" if setting is None else setting
 
 
-def attention(device: torch.device, tokens: int) -> AbstractContextManager[None]:
+def attention_kernels(device: torch.device, tokens: int) -> AbstractContextManager[None]:
     """The attention kernels for training on sequences of a length.
 
     Left to itself, except on the CPU for a few tokens: there the backward pass of PyTorch's blocked kernel takes seven
@@ -84,7 +84,7 @@ def attention(device: torch.device, tokens: int) -> AbstractContextManager[None]
     return nullcontext()
 
 
-def brought(made: Iterable[Tensor]) -> Iterator[Tensor]:
+def copied_to_cpu(made: Iterable[Tensor]) -> Iterator[Tensor]:
     """Tensors on the CPU, in their order; a GPU makes the next one while one is brought and used."""
     last: tuple[Tensor, torch.cuda.Event] | None = None
     for tensor in made:

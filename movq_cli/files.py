@@ -99,7 +99,7 @@ def write_once(path: Path, data: bytes) -> None:
 
 
 @contextmanager
-def claimed(folder: Path, command: str, *, shared: bool = False) -> Iterator[None]:
+def locked(folder: Path, command: str, *, shared: bool = False) -> Iterator[None]:
     """A folder, made where it is missing, for this process alone.
 
     Args:

@@ -34,11 +34,11 @@ _GONE = "interrupted: the process that started these ranks is gone"
 class Ranks:
     """Which process this is of how many; a run of one process is the default."""
 
-    number: int = 0
+    rank: int = 0
     """From 0; rank 0 alone speaks and writes files."""
-    world: int = 1
+    world_size: int = 1
     """How many."""
-    neighbours: int = 1
+    local_world_size: int = 1
     """How many of them on this machine, this one included."""
     store: Store | None = None
     """Their launcher's, which all of them reach."""
@@ -46,14 +46,14 @@ class Ranks:
     """The process that started this one."""
 
     @property
-    def first(self) -> bool:
+    def is_first(self) -> bool:
         """Whether this is rank 0."""
-        return self.number == 0
+        return self.rank == 0
 
     @property
-    def orphaned(self) -> bool:
+    def is_orphaned(self) -> bool:
         """Whether the launcher of these ranks is gone, which can then no longer end them."""
-        return self.world > 1 and os.getppid() != self.launcher
+        return self.world_size > 1 and os.getppid() != self.launcher
 
     def check_launcher(self) -> None:
         """Go on only while the launcher is there.
@@ -61,22 +61,22 @@ class Ranks:
         Raises:
             InterruptedRunError: It is gone.
         """
-        if self.orphaned:
+        if self.is_orphaned:
             raise InterruptedRunError(_GONE)
 
     def share(self, count: int) -> slice:
         """This rank's part of `count` items: contiguous, in the order of the ranks, as even as can be."""
-        return slice(count * self.number // self.world, count * (self.number + 1) // self.world)
+        return slice(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, in place."""
-        if self.world > 1:
+        if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def mean(self, tensor: Tensor) -> Tensor:
         """The mean over all ranks, in place."""
-        return self.sum(tensor).div_(self.world) if self.world > 1 else tensor
+        return self.sum(tensor).div_(self.world_size) if self.world_size > 1 else tensor
 
     def any(self, flag: bool) -> bool:
         """Whether it is so on any rank; over the host's network, so that no GPU is waited for."""
@@ -88,18 +88,18 @@ class Ranks:
         Args:
             group: Of all ranks, with the patience that is wanted; None = the run's own, which has half an hour's.
         """
-        if self.world == 1:
+        if self.world_size == 1:
             return
         work = dist.all_reduce(torch.zeros(1), group=group, async_op=True)
         while not work.is_completed():
             time.sleep(_SECONDS_BETWEEN_LOOKS)
         work.wait()
 
-    def tally(self) -> Tally:
+    def shared_counter(self) -> SharedCounter:
         """A count that all ranks add to."""
-        return Tally(self)
+        return SharedCounter(self)
 
-    def rows(self, share: Tensor, places: Tensor) -> Tensor:
+    def gather_rows(self, share: Tensor, places: Tensor) -> Tensor:
         """Rows of a table of which each rank holds an equal share.
 
         Args:
@@ -109,27 +109,27 @@ class Ranks:
         Returns:
             [m, d], the same on every rank.
         """
-        inside = places - self.number * len(share)
+        inside = places - self.rank * len(share)
         here = (inside >= 0) & (inside < len(share))
         return self.sum(torch.where(here[:, None], share[inside.clamp(0, len(share) - 1)], 0))
 
     def from_first(self, make: Callable[[], T]) -> T:
         """What rank 0 makes, on every rank."""
-        box = [make() if self.first else None]
-        if self.world > 1:
+        box = [make() if self.is_first else None]
+        if self.world_size > 1:
             dist.broadcast_object_list(box)
         return cast(T, box[0])
 
-    def collect(self, part: T) -> list[T]:
+    def all_gather(self, part: T) -> list[T]:
         """What each rank has, in their order, on every rank."""
         parts: list[Any] = [part]
-        if self.world > 1:
-            parts = [None] * self.world
+        if self.world_size > 1:
+            parts = [None] * self.world_size
             dist.all_gather_object(parts, part)
         return parts
 
     @contextmanager
-    def meeting(self) -> Iterator[Callable[[], None]]:
+    def long_barrier(self) -> Iterator[Callable[[], None]]:
         """Where all ranks wait for each other after work of hours, of which one may have more than another.
 
         gloo gives up on a late rank after half an hour; here it is waited for, unless it has ended: its connections
@@ -138,7 +138,7 @@ class Ranks:
         Yields:
             What each rank calls as often as the others do: it returns once all have called it.
         """
-        if self.world == 1:
+        if self.world_size == 1:
             yield lambda: None
             return
         group = dist.new_group(backend="gloo", timeout=_PATIENCE)
@@ -148,13 +148,13 @@ class Ranks:
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The module through which training calls a model: its gradients are then the mean over all ranks."""
-        return model if self.world == 1 else nn.parallel.DistributedDataParallel(model)
+        return model if self.world_size == 1 else nn.parallel.DistributedDataParallel(model)
 
 
 _PATIENCE = timedelta(days=365)
 
 
-class Tally:
+class SharedCounter:
     """A count that all ranks add to, none waiting for another.
 
     Args:
@@ -175,48 +175,48 @@ class Tally:
             return count
         self._ranks.check_launcher()
         try:
-            now = self._ranks.store.add("movq/tally", count)
+            now = self._ranks.store.add("movq/counter", count)
         except RuntimeError:  # the store went with it
             raise InterruptedRunError(_GONE) from None
         before, self._seen = self._seen, now
         return now - before
 
 
-ALONE = Ranks()
+SINGLE_PROCESS = Ranks()
 """A run of one process."""
 
 
-def launched() -> bool:
+def is_launched() -> bool:
     """Whether torchrun, or a scheduler that speaks like it, started this process as one of several."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 @contextmanager
-def joined(device: str | None) -> Iterator[tuple[Ranks, torch.device]]:
+def joined_ranks(device: str | None) -> Iterator[tuple[Ranks, torch.device]]:
     """The ranks of this run and this rank's device; a process started alone is a run of one.
 
     When a rank fails, all end. The first to fail raises its error; the others, which fail alike or lose their peer, end
     without a word: of a rank that was killed, whoever started them tells.
 
     Args:
-        device: A name as for `devices.pick`. Of several ranks on CUDA each gets its own GPU.
+        device: A name as for `devices.select`. Of several ranks on CUDA each gets its own GPU.
 
     Raises:
         BadRequestError: There is no such device.
     """
-    if not launched():
-        yield ALONE, devices.pick(device)
+    if not is_launched():
+        yield SINGLE_PROCESS, devices.select(device)
         return
     world = int(os.environ["WORLD_SIZE"])
-    where = devices.pick(device)
+    where = devices.select(device)
     if where.type == "cuda":
-        where = devices.pick(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+        where = devices.select(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
         torch.cuda.set_device(where)
     store, _, _ = next(rendezvous("env://"))
     ranks = Ranks(int(os.environ["RANK"]), world, int(os.environ.get("LOCAL_WORLD_SIZE", world)), store)
     backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
     try:
-        dist.init_process_group(backend, store=store, rank=ranks.number, world_size=ranks.world)
+        dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world_size)
         yield ranks, where
         dist.barrier()  # a rank that leaves early would close the connections of one that still works
         dist.destroy_process_group()
@@ -242,22 +242,22 @@ def _code_of_another(error: Exception, store: Store, ranks: Ranks) -> int | None
     code = error.exit_code if isinstance(error, MovqError) else 1
     if any(words in str(error) for words in _LOST_PEER):
         return code
-    claim = f"{ranks.number} {code}"
-    if ranks.orphaned:
-        return None if ranks.first else code
+    claim = f"{ranks.rank} {code}"
+    if ranks.is_orphaned:
+        return None if ranks.is_first else code
     try:
         if isinstance(error, InterruptedRunError) and not _all_interrupted(store, ranks):
             return code
         winner = store.compare_set(_FAILURE, "", claim).decode()
     except RuntimeError:  # the launcher, which held the store, is gone
-        return None if ranks.first else code
+        return None if ranks.is_first else code
     return None if winner == claim else int(winner.split()[1])
 
 
 def _all_interrupted(store: Store, ranks: Ranks) -> bool:
     """Whether the user stopped the run; when a rank was killed, the launcher interrupts the rest in the same way."""
-    keys = [f"movq/interrupted/{number}" for number in range(ranks.world)]
-    store.set(keys[ranks.number], "")
+    keys = [f"movq/interrupted/{number}" for number in range(ranks.world_size)]
+    store.set(keys[ranks.rank], "")
     end = time.monotonic() + _SECONDS_FOR_THE_OTHERS
     while not store.check(keys) and not store.check([_FAILURE]):
         if time.monotonic() > end:
@@ -280,9 +280,9 @@ def launch(arguments: Sequence[str], processes: int, device: str | None) -> None
         SystemExit: A rank failed; it has said why.
     """
     here = torch.cuda.device_count()
-    if devices.pick(device).type == "cuda" and processes > here:
+    if devices.select(device).type == "cuda" and processes > here:
         raise BadRequestError(f"{processes} GPUs asked for, but this machine has {here}", f"Set --gpus {here}.")
-    if devices.pick(device).type != "cuda" and device is None:
+    if devices.select(device).type != "cuda" and device is None:
         raise BadRequestError("--gpus needs CUDA, which is not here", "For processes on the CPU add --device cpu.")
     _run_elastic(arguments, processes)
 

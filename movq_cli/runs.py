@@ -10,10 +10,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import ValidationError
 
-from movq_cli import __version__
 from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_write
 from movq_cli.settings import Preset, Settings, TokenizerSettings
+from movq_cli.version import __version__
 
 Kind = Literal["vq", "prior"]
 
@@ -37,7 +37,7 @@ _FREE_TO_CHANGE = frozenset(
 one changes where it has become unstable."""
 
 
-class Manifest(Settings):
+class RunManifest(Settings):
     """What `run.json` says of a run."""
 
     kind: Kind
@@ -102,7 +102,7 @@ class Run:
         return self.folder / "tensorboard"
 
     @property
-    def tokens(self) -> Path:
+    def code_caches(self) -> Path:
         """The code caches that a tokenizer's run keeps."""
         return self.folder / "tokens"
 
@@ -110,14 +110,14 @@ class Run:
         """The picture made at a step."""
         return self.folder / "pictures" / f"{step:08d}.png"
 
-    def read(self) -> Manifest:
+    def read(self) -> RunManifest:
         """The manifest.
 
         Raises:
             BadRequestError: The folder is no run, or its manifest is damaged.
         """
         try:
-            return Manifest.model_validate_json(self.manifest_file.read_text(encoding="utf-8"))
+            return RunManifest.model_validate_json(self.manifest_file.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             raise BadRequestError(
                 f"{self.folder} is not a run folder (it has no run.json)", _train_first(self.kind)
@@ -128,12 +128,14 @@ class Run:
                 f"{self.manifest_file} cannot be read: {reason}", "Remove the folder or name another run."
             ) from None
 
-    def write(self, manifest: Manifest) -> None:
+    def write(self, manifest: RunManifest) -> None:
         """Replace the manifest."""
         atomic_write(self.manifest_file, manifest.model_dump_json(indent=2).encode())
 
 
-def begin(run: Run, *, preset: str, settings: Preset, steps: int, data: str, tokenizer: str | None = None) -> Manifest:
+def begin(
+    run: Run, *, preset: str, settings: Preset, steps: int, data: str, tokenizer: str | None = None
+) -> RunManifest:
     """Start a run, or go on with the one in the folder.
 
     Args:
@@ -150,7 +152,7 @@ def begin(run: Run, *, preset: str, settings: Preset, steps: int, data: str, tok
     Raises:
         BadRequestError: The folder holds a run of other settings, data or tokenizer.
     """
-    manifest = Manifest(
+    manifest = RunManifest(
         kind=run.kind,
         preset=preset,
         steps=steps,
@@ -230,7 +232,7 @@ def _train_first(kind: Kind) -> str:
     return f"Train one (movq {COMMAND[kind]} --preset NAME) or name a run folder that has one."
 
 
-def _same_run(run: Run, before: Manifest, after: Manifest) -> None:
+def _same_run(run: Run, before: RunManifest, after: RunManifest) -> None:
     elsewhere = "Name another folder with --run, or remove this one."
     if before.kind != after.kind:
         raise BadRequestError(f"{run.folder} is a run of `movq {COMMAND[before.kind]}`", elsewhere)

@@ -306,7 +306,7 @@ class SampleSettings(Settings):
         return self.guidance * (1.0 if self.guidance_schedule == "constant" else (step + 1) / steps)
 
 
-class Figures(Settings):
+class Targets(Settings):
     """Published figures that a preset is held against; null where the source gives none."""
 
     source: str = Field("", description="where the figures stand")
@@ -331,7 +331,7 @@ class Preset(Settings):
     prior: PriorSettings = Field(PriorSettings(), description="stage 2's architecture")
     train_prior: TrainPriorSettings = Field(TrainPriorSettings(), description="stage 2's training")
     sample: SampleSettings = Field(SampleSettings(), description="stage 2's decoding")
-    target: Figures = Field(Figures(), description="published figures to reach")
+    target: Targets = Field(Targets(), description="published figures to reach")
 
     @property
     def label_smoothing(self) -> float:

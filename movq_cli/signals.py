@@ -12,7 +12,7 @@ from movq_cli.errors import InterruptedRunError
 
 
 @contextmanager
-def heard(act: Callable[[], None], *, launched: bool) -> Iterator[None]:
+def on_stop_signal(act: Callable[[], None], *, launched: bool) -> Iterator[None]:
     """Do something at the first Ctrl-C or SIGTERM while the block runs; a second one ends the process as ever.
 
     Args:
@@ -51,5 +51,5 @@ def interruptible(kept: str, *, launched: bool) -> Iterator[None]:
     def stop() -> NoReturn:
         raise InterruptedRunError(f"interrupted; {kept} so far are kept", "The same command makes the others.")
 
-    with heard(stop, launched=launched):
+    with on_stop_signal(stop, launched=launched):
         yield

@@ -24,7 +24,7 @@ from movq_cli import ranks
 from movq_cli.commands.prepare import prepare
 from movq_cli.console import Console
 from movq_cli.data.shards import PreparedSet
-from movq_cli.metrics.weights import WEIGHTS
+from movq_cli.evaluation.pretrained import WEIGHTS
 from movq_cli.ranks import Ranks
 from movq_cli.settings import Preset
 
@@ -240,5 +240,5 @@ def free_port() -> int:
 def _rank(number: int, world: int, port: int, work: Work, given: object, folder: Path) -> None:
     os.environ |= {"RANK": str(number), "WORLD_SIZE": str(world), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    with ranks.joined("cpu") as (mine, _):
+    with ranks.joined_ranks("cpu") as (mine, _):
         torch.save(work(mine, given), folder / f"{number}.pt")

@@ -91,7 +91,7 @@ def test_tensors_are_brought_while_the_next_one_is_made() -> None:
             big = (big @ big).clamp(-1, 1)
         return big.new_full((1000, 1000), number)
 
-    for number, tensor in enumerate(devices.brought(map(make, range(5)))):
+    for number, tensor in enumerate(devices.copied_to_cpu(map(make, range(5)))):
         assert tensor.device.type == "cpu"
         assert (tensor == number).all()
         assert made == list(range(min(number + 2, 5)))
@@ -165,7 +165,7 @@ def test_recorded_steps_draw_the_codes_of_plain_ones(
     torch.manual_seed(0)
     preset = presets.load("ffhq", [f"prior.mode={mode}", "prior.classes=10", "prior.layers=4"])
     model = priors.build(preset.prior, preset.vq.code_shape).to(CUDA).eval()
-    devices.store_as_multiplied(model, CUDA, "bf16")
+    devices.cast_linear_layers(model, CUDA, "bf16")
     labels, sample = torch.arange(6, device=CUDA), SampleSettings(guidance=guidance, guidance_schedule="linear")
     seeds = range(6), range(10, 16), range(6)  # the second and third find their steps recorded
     with devices.autocast(CUDA, "bf16"):
@@ -181,7 +181,7 @@ def test_compiled_steps_are_recorded_too(mode: str) -> None:
     torch.manual_seed(0)
     preset = presets.load("ffhq", [f"prior.mode={mode}", "prior.layers=4"])
     model = priors.build(preset.prior, preset.vq.code_shape).to(CUDA).eval()
-    devices.store_as_multiplied(model, CUDA, "bf16")
+    devices.cast_linear_layers(model, CUDA, "bf16")
     codes = torch.randint(0, 1024, (4, *preset.vq.code_shape.size), device=CUDA)
     codes[:, 8:] = model.unknown
     with devices.autocast(CUDA, "bf16"):

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from movq_cli import presets
-from movq_cli.metrics import paired
+from movq_cli.evaluation import paired
 from movq_cli.models import autoregressive_prior, masked_prior, priors
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.tokenizer import Tokenizer

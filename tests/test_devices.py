@@ -13,14 +13,14 @@ from movq_cli.errors import BadRequestError
 
 
 def test_the_device_named_is_the_device_given() -> None:
-    assert devices.pick("cpu") == torch.device("cpu")
-    assert devices.pick().type == ("cuda" if torch.cuda.is_available() else "cpu")
+    assert devices.select("cpu") == torch.device("cpu")
+    assert devices.select().type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @pytest.mark.parametrize("name", ["cuda:99", "gpu", "", "cpu:x"])
 def test_a_device_that_is_not_there_is_a_bad_request(name: str) -> None:
     with pytest.raises(BadRequestError, match="--device cpu"):
-        devices.pick(name)
+        devices.select(name)
 
 
 @pytest.mark.parametrize(("precision", "dtype"), [("float32", torch.float32), ("bf16", torch.bfloat16)])
@@ -37,13 +37,13 @@ def test_on_the_cpu_each_tensor_is_given_before_the_next_is_made() -> None:
         order.append(f"made {number}")
         return torch.tensor(number)
 
-    for tensor in devices.brought(map(make, range(3))):
+    for tensor in devices.copied_to_cpu(map(make, range(3))):
         order.append(f"given {tensor.item()}")
     assert order == [f"{what} {number}" for number in range(3) for what in ("made", "given")]
 
 
 def test_on_the_cpu_tensors_come_to_take_the_memory_of_those_before() -> None:
-    devices.pick("cpu")
+    devices.select("cpu")
     pages = 2**26 // resource.getpagesize()
     faults = []
     for _ in range(10):

@@ -20,11 +20,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from movq_cli.data.code_cache import CodeCache, CodeCacheHeader
 from movq_cli.data.shards import PreparedSet
-from movq_cli.data.tokens import TokenCache, TokenHeader
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.tokenizer import Tokenizer
-from movq_cli.ranks import ALONE, Ranks
+from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.settings import Preset
 from movq_cli.training import loop
 from movq_cli.training.prior import PriorTraining
@@ -51,22 +51,22 @@ def test_the_shares_are_everything_once_in_order_and_even(count: int, world: int
 def collect(mine: Ranks, _: object) -> dict[str, Any]:
     table = torch.arange(12.0).view(6, 2)
     places = torch.tensor([5, 0, 3, 3, 2])
-    tally = mine.tally()
-    first = tally.add(3 + mine.number)
+    counter = mine.shared_counter()
+    first = counter.add(3 + mine.rank)
     mine.wait()
     return {
-        "tally": first + tally.add(0),
-        "sum": mine.sum(torch.tensor([1.0, mine.number])),
-        "mean": mine.mean(torch.tensor(float(mine.number))),
-        "any": (mine.any(False), mine.any(mine.number == 1)),
-        "rows": mine.rows(table[mine.share(6)], places),
-        "made": mine.from_first(lambda: ["made", mine.number]),
+        "counter": first + counter.add(0),
+        "sum": mine.sum(torch.tensor([1.0, mine.rank])),
+        "mean": mine.mean(torch.tensor(float(mine.rank))),
+        "any": (mine.any(False), mine.any(mine.rank == 1)),
+        "rows": mine.gather_rows(table[mine.share(6)], places),
+        "made": mine.from_first(lambda: ["made", mine.rank]),
     }
 
 
 def test_what_ranks_exchange(tmp_path: Path) -> None:
     for found in on_two_ranks(collect, None, tmp_path):
-        assert found["tally"] == 7
+        assert found["counter"] == 7
         assert found["sum"].tolist() == [2, 1]
         assert found["mean"] == 0.5
         assert found["any"] == (False, True)
@@ -75,11 +75,11 @@ def test_what_ranks_exchange(tmp_path: Path) -> None:
 
 
 def late(mine: Ranks, _: object) -> float:
-    with mine.meeting() as all_here:
-        time.sleep(0.5 * mine.number)
-        all_here()
+    with mine.long_barrier() as barrier:
+        time.sleep(0.5 * mine.rank)
+        barrier()
         here = time.monotonic()
-        all_here()
+        barrier()
     return here
 
 
@@ -89,11 +89,11 @@ def test_nobody_leaves_a_meeting_before_the_last_has_come(tmp_path: Path) -> Non
 
 
 def lost(mine: Ranks, folder: Path) -> None:
-    with mine.meeting() as all_here:
-        if mine.number:
+    with mine.long_barrier() as barrier:
+        if mine.rank:
             os.kill(os.getpid(), signal.SIGKILL)
         try:
-            all_here()
+            barrier()
         except RuntimeError as error:
             (folder / "told").write_text(str(error))
             raise
@@ -106,9 +106,9 @@ def test_a_meeting_ends_at_once_where_a_rank_is_lost(tmp_path: Path) -> None:
 
 
 def test_one_process_counts_alone() -> None:
-    tally = ALONE.tally()
-    assert (tally.add(3), tally.add(0), tally.add(2)) == (3, 0, 2)
-    ALONE.wait()
+    counter = SINGLE_PROCESS.shared_counter()
+    assert (counter.add(3), counter.add(0), counter.add(2)) == (3, 0, 2)
+    SINGLE_PROCESS.wait()
 
 
 def judge(mine: Ranks, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -123,7 +123,7 @@ def judge(mine: Ranks, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
 
 def test_batch_normalization_is_over_the_images_of_all_ranks(tmp_path: Path) -> None:
     images = torch.randn(6, 3, 24, 24, generator=torch.Generator().manual_seed(1))
-    logits, gradients = judge(ALONE, images)
+    logits, gradients = judge(SINGLE_PROCESS, images)
     both = on_two_ranks(judge, images, tmp_path)
     torch.testing.assert_close(torch.cat([found for found, _ in both]), logits, rtol=1e-4, atol=1e-5)
     for _, found in both:
@@ -160,7 +160,7 @@ def test_two_ranks_train_the_tokenizer_as_one_process_does(
 ) -> None:
     settings = tiny.train_vq.model_copy(update={"discriminator_start": 0, "revive_every": 3})
     preset = tiny.model_copy(update={"train_vq": settings})
-    alone = tokenizer_steps(ALONE, (preset, prepared))
+    alone = tokenizer_steps(SINGLE_PROCESS, (preset, prepared))
     both = on_two_ranks(
         tokenizer_steps,
         (preset.model_copy(update={"train_vq": settings.model_copy(update={"accumulate": accumulate})}), prepared),
@@ -186,8 +186,8 @@ def prior_steps(mine: Ranks, given: tuple[Preset, Path]) -> dict[str, Any]:
     preset, folder = given
     torch.manual_seed(0)
     tokenizer = Tokenizer(preset.vq).eval()
-    header = TokenHeader(tokenizer="t", data="d", split="train", views=20, classes=("a", "b", "c"))
-    cache = TokenCache(folder, header)
+    header = CodeCacheHeader(tokenizer="t", data="d", split="train", views=20, classes=("a", "b", "c"))
+    cache = CodeCache(folder, header)
     stage = PriorTraining(preset, cache, cache, tokenizer, "t", CPU, mine)
     batches = stage.batches(0)
     losses = [mine.mean(stage.step(next(batches), step)["loss"].clone()).item() for step in range(10)]
@@ -199,7 +199,7 @@ def test_two_ranks_and_parts_train_the_prior_as_one_process_does(tiny: Preset, t
     rng = np.random.default_rng(0)
     np.save(tmp_path / "codes.npy", rng.integers(0, 16, (20, 8, 8, 4), dtype=np.uint16))
     np.save(tmp_path / "labels.npy", rng.integers(0, 3, 20))
-    alone = prior_steps(ALONE, (tiny, tmp_path))
+    alone = prior_steps(SINGLE_PROCESS, (tiny, tmp_path))
     parts = tiny.model_copy(update={"train_prior": tiny.train_prior.model_copy(update={"accumulate": accumulate})})
     for found in on_two_ranks(prior_steps, (parts, tmp_path), tmp_path):
         assert found["losses"] == pytest.approx(alone["losses"], rel=1e-5)

@@ -8,13 +8,13 @@ import pytest
 
 from movq_cli import runs
 from movq_cli.errors import BadRequestError
-from movq_cli.runs import Kind, Manifest, Run
+from movq_cli.runs import Kind, Run, RunManifest
 from movq_cli.settings import Preset
 
 
 def finished(folder: Path, kind: Kind, tiny: Preset, when: str | None, status: str = "finished") -> Run:
     run = Run(folder, kind)
-    manifest = Manifest(
+    manifest = RunManifest(
         kind=kind, preset="tiny", steps=10, step=10, started="2026", data="d", settings=tiny, finished=when
     )
     run.write(manifest.model_copy(update={"status": status}))
@@ -52,7 +52,7 @@ def test_a_run_of_the_other_stage_is_told_apart(tmp_path: Path, tiny: Preset) ->
         runs.resolve(tmp_path / "run", "vq")
 
 
-def begin(run: Run, tiny: Preset, *, steps: int = 10, data: str = "d", tokenizer: str | None = None) -> Manifest:
+def begin(run: Run, tiny: Preset, *, steps: int = 10, data: str = "d", tokenizer: str | None = None) -> RunManifest:
     return runs.begin(run, preset="tiny", settings=tiny, steps=steps, data=data, tokenizer=tokenizer)
 
 

@@ -16,7 +16,7 @@ def test_the_first_is_heard_and_the_second_ends_the_block(number: signal.Signals
     before = signal.signal(number, signal.default_int_handler)
     heard: list[int] = []
     try:
-        with pytest.raises(KeyboardInterrupt), signals.heard(lambda: heard.append(1), launched=False):
+        with pytest.raises(KeyboardInterrupt), signals.on_stop_signal(lambda: heard.append(1), launched=False):
             os.kill(os.getpid(), number)
             assert heard == [1]
             os.kill(os.getpid(), number)
@@ -29,7 +29,7 @@ def test_the_first_is_heard_and_the_second_ends_the_block(number: signal.Signals
 def test_what_a_launcher_repeats_is_not_heard() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     heard: list[int] = []
-    with signals.heard(lambda: heard.append(1), launched=True):
+    with signals.on_stop_signal(lambda: heard.append(1), launched=True):
         for number in (signal.SIGINT, signal.SIGINT, signal.SIGTERM):
             os.kill(os.getpid(), number)
     assert heard == [1]
@@ -40,7 +40,7 @@ def test_an_exception_comes_up_in_the_block() -> None:
     def stop() -> None:
         raise ValueError("stop")
 
-    with pytest.raises(ValueError, match="stop"), signals.heard(stop, launched=False):
+    with pytest.raises(ValueError, match="stop"), signals.on_stop_signal(stop, launched=False):
         os.kill(os.getpid(), signal.SIGTERM)
         pytest.fail("not heard")
 

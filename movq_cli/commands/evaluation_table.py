@@ -9,7 +9,7 @@ from typing import Any
 
 from movq_cli.console import Console
 from movq_cli.errors import BadRequestError
-from movq_cli.metrics import cautions
+from movq_cli.evaluation import cautions
 
 _PLACES = {"psnr": 2, "fid": 2, "isc": 1, "codebook_perplexity": 0}
 """Decimals, as the field's tables have them; four for the rest."""
@@ -79,7 +79,7 @@ def _differences(results: dict[str, dict[str, Any]]) -> list[str]:
         for name, value in conditions.items():
             by_condition.setdefault(name, {}).setdefault(json.dumps(value, sort_keys=True), []).append(file)
     return [
-        f"not alike in {name}: {'; '.join(cautions.few(files) for files in groups.values())}"
+        f"not alike in {name}: {'; '.join(cautions.examples(files) for files in groups.values())}"
         for name, groups in by_condition.items()
         if len(groups) > 1
     ]

@@ -18,11 +18,12 @@ from movq_cli.console import Console
 from movq_cli.data import pixels
 from movq_cli.data.images import BadImageError, center_crop, decode, encode_png, resize_short_side
 from movq_cli.data.shards import SplitName
-from movq_cli.data.sources import Source, open_source
 from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_write
 from movq_cli.models.masked_prior import MaskedPrior, ratio_mask
 from movq_cli.settings import SampleSettings
+from movq_cli.sources.open import open_source
+from movq_cli.sources.source import Source
 
 FIGURE_RATIOS = (1.0, 0.95, 0.9, 0.8, 0.6, 0.4, 0.2)
 """Columns of the grid after figure A.1."""
@@ -84,7 +85,7 @@ def fill(
     """
     weights = runs.weights(prior, "prior")
     console.log(f"prior: {weights}")
-    model = Prior.load(weights).to(devices.pick(device))
+    model = Prior.load(weights).to(devices.select(device))
     if not isinstance(model.transformer, MaskedPrior):
         raise BadRequestError(
             f"{weights} predicts codes one after the other, not from those around them",
@@ -145,7 +146,7 @@ def _cut(images: Source, model: Prior) -> Iterator[tuple[int, Tensor]]:
         try:
             yield place, _square(images.read(place), model)
         except BadImageError as error:
-            raise BadRequestError(f"{name} in {images.spec} cannot be read: {error}") from None
+            raise BadRequestError(f"{name} in {images.location} cannot be read: {error}") from None
 
 
 def _square(data: bytes, model: Prior) -> Tensor:
@@ -174,7 +175,7 @@ def _touched(painted: Tensor, model: Prior) -> Tensor:
 def _draw_figure(filling: Filling, model: Prior, images: Source) -> None:
     """Figure A.1: for each image a row of likeliest fillings over rows of drawn ones, a column a ratio."""
     assert filling.figure is not None
-    chosen = images.take(pixels.spread(len(images), _FIGURE_IMAGES))
+    chosen = images.take(pixels.evenly_spaced(len(images), _FIGURE_IMAGES))
     shape, drawn = model.transformer.shape, _settings(model, filling)
     rows: list[Tensor] = []
     for place, original in _cut(chosen, model):

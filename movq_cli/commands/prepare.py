@@ -15,17 +15,15 @@ from PIL import Image
 from movq_cli.commands.workers import results
 from movq_cli.console import Console
 from movq_cli.data import png
-from movq_cli.data.duplicates import Hashing, later_copies
 from movq_cli.data.images import FILTER, BadImageError, center_crop, decode, resize_short_side
-from movq_cli.data.label_files import label_held_out
 from movq_cli.data.shards import (
     MANIFEST,
     PLAN,
     REJECTS,
     SHARD_IMAGES,
     SPLITS,
+    DatasetManifest,
     Entry,
-    Manifest,
     Reject,
     ShardReport,
     SplitName,
@@ -35,10 +33,13 @@ from movq_cli.data.shards import (
     shard_path,
     write_shard,
 )
-from movq_cli.data.sources import Source, open_source
-from movq_cli.data.splits import split_images
 from movq_cli.errors import BadRequestError
-from movq_cli.files import atomic_write, claimed, write_once
+from movq_cli.files import atomic_write, locked, write_once
+from movq_cli.sources.duplicates import Hashing, later_copies
+from movq_cli.sources.label_files import label_held_out
+from movq_cli.sources.open import open_source
+from movq_cli.sources.source import Source
+from movq_cli.sources.splits import split_images
 
 LARGEST_OWN_SIDE = 256
 """Without a size, images keep their own, but a short side above this is reduced to it."""
@@ -140,10 +141,10 @@ class Plan:
 
     def record(self) -> str:
         """What `plan.json` holds: equal for equal plans, and for them alone."""
-        place = Path(self.source.spec)
+        place = Path(self.source.location)
         settings = {
             "format": 1,
-            "source": str(place.resolve()) if place.exists() else self.source.spec,
+            "source": str(place.resolve()) if place.exists() else self.source.location,
             "filter": FILTER,
             **asdict(self.policy),
             "drop_duplicates": self.copies is not None,
@@ -209,11 +210,11 @@ def prepare(
     )
     plan = Plan(images, out, policy, tuple(_cut(splits)), copies, contested=shard is not None)
     _announce(plan, console)
-    with claimed(out, "movq prepare", shared=plan.contested):
+    with locked(out, "movq prepare", shared=plan.contested):
         _check_plan(plan)
         if (out / MANIFEST).exists():
             console.log(f"{out} is prepared already, with these settings; remove it to prepare it again")
-            manifest = Manifest.read(out)
+            manifest = DatasetManifest.read(out)
         else:
             (write_once if plan.contested else atomic_write)(out / PLAN, plan.record().encode())
             _check_plan(plan)  # of jobs that began at once, one has written it
@@ -249,7 +250,7 @@ def _announce(plan: Plan, console: Console) -> None:
     source, policy = plan.source, plan.policy
     counts = [sum(len(shard.indices) for shard in plan.shards if shard.split == split) for split in SPLITS]
     origin = "the source's own split" if source.splits is not None else "held out here"
-    console.log(f"source: {source.spec}, {len(source)} images, {len(source.classes)} classes")
+    console.log(f"source: {source.location}, {len(source)} images, {len(source.classes)} classes")
     console.log(f"split: {counts[0]} train, {counts[1]} val ({origin})")
     size = f"short side {policy.size}" if policy.size else f"own size, short side at most {LARGEST_OWN_SIDE}"
     if plan.copies is not None:
@@ -311,7 +312,7 @@ def _find_copies(source: Source, workers: int, console: Console) -> dict[int, in
 # The end
 
 
-def _finish(plan: Plan, reports: dict[str, ShardReport], console: Console) -> Manifest:
+def _finish(plan: Plan, reports: dict[str, ShardReport], console: Console) -> DatasetManifest:
     rejects = [(shard.split, reject) for shard in plan.shards for reject in reports[shard.name].rejects]
     lines = [json.dumps({"split": split, "name": name, "reason": reason}) for split, (name, reason) in rejects]
     atomic_write(plan.out / REJECTS, "".join(line + "\n" for line in lines).encode(), contested=plan.contested)
@@ -332,14 +333,16 @@ def _finish(plan: Plan, reports: dict[str, ShardReport], console: Console) -> Ma
 
 def _refuse(plan: Plan, split: SplitName, rejects: Sequence[Reject]) -> NoReturn:
     reasons = "; ".join(f"{name}: {reason}" for name, reason in rejects[:_REASONS_SHOWN])
-    fault = f"none of the {len(rejects)} images of {plan.source.spec} for {split} can be used ({reasons})"
+    fault = f"none of the {len(rejects)} images of {plan.source.location} for {split} can be used ({reasons})"
     raise BadRequestError(fault, f"See {plan.out / REJECTS}; remove {plan.out} before another try.")
 
 
-def _describe(plan: Plan, reports: dict[str, ShardReport], counts: dict[SplitName, int], rejects: int) -> Manifest:
+def _describe(
+    plan: Plan, reports: dict[str, ShardReport], counts: dict[SplitName, int], rejects: int
+) -> DatasetManifest:
     sides = [side for report in reports.values() for side in report.sides or ()]
-    return Manifest(
-        source=plan.source.spec,
+    return DatasetManifest(
+        source=plan.source.location,
         filter=FILTER,
         counts=counts,
         shards={split: sum(shard.split == split for shard in plan.shards) for split in SPLITS},

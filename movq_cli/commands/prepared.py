@@ -21,7 +21,7 @@ from movq_cli.data.shards import (
     MANIFEST,
     REJECTS,
     SPLITS,
-    Manifest,
+    DatasetManifest,
     PreparedSet,
     ShardReport,
     Split,
@@ -61,7 +61,7 @@ def check(root: Path, *, workers: int, console: Console) -> None:
         BadRequestError: No finished prepared set is there.
         FailureError: Something is wrong with it.
     """
-    manifest = Manifest.read(root)
+    manifest = DatasetManifest.read(root)
     shards = {
         f"{split}/{number:05d}.zip": shard_path(root, split, number)
         for split in SPLITS
@@ -92,7 +92,7 @@ def check(root: Path, *, workers: int, console: Console) -> None:
     console.result({"path": str(root), "train": train, "val": held_out, **others}, text)
 
 
-def _inspect(manifest: Manifest, path: Path) -> _Finding:
+def _inspect(manifest: DatasetManifest, path: Path) -> _Finding:
     try:
         with zipfile.ZipFile(path) as archive:
             index = json.loads(archive.read(INDEX))
@@ -104,7 +104,7 @@ def _inspect(manifest: Manifest, path: Path) -> _Finding:
         return _Finding(None, (f"cannot be read: {reason}",))
 
 
-def _faults_of_index(manifest: Manifest, index: dict[str, Any], names: Sequence[str]) -> Iterator[str]:
+def _faults_of_index(manifest: DatasetManifest, index: dict[str, Any], names: Sequence[str]) -> Iterator[str]:
     if list(index["sources"]) != names:
         yield f"{INDEX} names {len(index['sources'])} images and not the {len(names)} that are there"
     labels = index["labels"] or []
@@ -115,7 +115,7 @@ def _faults_of_index(manifest: Manifest, index: dict[str, Any], names: Sequence[
             yield f"{name} has the label {label}, and there are {len(manifest.classes)} classes"
 
 
-def _faults_of_images(manifest: Manifest, archive: zipfile.ZipFile, names: Sequence[str]) -> Iterator[str]:
+def _faults_of_images(manifest: DatasetManifest, archive: zipfile.ZipFile, names: Sequence[str]) -> Iterator[str]:
     for name in names:
         try:
             height, width, _ = decode_stored(archive.read(name)).shape
@@ -128,7 +128,7 @@ def _faults_of_images(manifest: Manifest, archive: zipfile.ZipFile, names: Seque
             yield f"{name} has {width} x {height} pixels, against the manifest"
 
 
-def _faults_of_set(root: Path, manifest: Manifest, reports: dict[str, ShardReport]) -> Iterator[str]:
+def _faults_of_set(root: Path, manifest: DatasetManifest, reports: dict[str, ShardReport]) -> Iterator[str]:
     for split in SPLITS:
         images = sum(report.images for name, report in reports.items() if name.startswith(f"{split}/"))
         if images != manifest.counts[split]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from movq_cli import presets
 from movq_cli.console import Console
-from movq_cli.settings import Figures
+from movq_cli.settings import Targets
 
 
 def list_presets(console: Console) -> None:
@@ -32,5 +32,5 @@ def show_preset(name: str, overrides: Sequence[str], console: Console) -> None:
     console.result(preset.model_dump(mode="json"), presets.to_yaml(preset).rstrip("\n"))
 
 
-def _figures(target: Figures) -> dict[str, float]:
+def _figures(target: Targets) -> dict[str, float]:
     return target.model_dump(exclude={"source"}, exclude_none=True)

@@ -10,21 +10,23 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
 from movq_cli import checkpoints, devices, runs
 from movq_cli.console import Console, Progress
-from movq_cli.data import pixels, stream
+from movq_cli.data import pixels
+from movq_cli.data.coding import decode_batch, encode_batch
 from movq_cli.data.images import BadImageError, encode_png
 from movq_cli.data.shards import SplitName
-from movq_cli.data.sources import Source, open_source
 from movq_cli.errors import BadRequestError
+from movq_cli.evaluation import extractors, paired
 from movq_cli.files import atomic_write
-from movq_cli.metrics import extractors, paired
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.settings import TokenizerSettings
+from movq_cli.sources import stream
+from movq_cli.sources.open import open_source
+from movq_cli.sources.source import Source
 
 _GRID_COLUMNS = 16
 _BAD_NAMED = 5
@@ -63,7 +65,7 @@ def reconstruct(
     images = None if maps else open_source(source, split)
     tokenizer = runs.weights(run, "vq")
     console.log(f"tokenizer: {tokenizer}")
-    where = devices.pick(device)
+    where = devices.select(device)
     model = checkpoints.load_tokenizer(tokenizer).to(where)
     if images is None:
         decode_maps(model, Path(source), maps, out, console)
@@ -71,7 +73,7 @@ def reconstruct(
     names = output_names(images.names)
     judges = _judges(weights, where, console) if metrics else []
     scores: dict[str, list[float]] = {judge.key: [] for judge in judges}
-    shown: dict[int, Tensor] = dict.fromkeys(pixels.spread(len(images), _GRID_COLUMNS), torch.empty(0))
+    shown: dict[int, Tensor] = dict.fromkeys(pixels.evenly_spaced(len(images), _GRID_COLUMNS), torch.empty(0))
     bad: list[str] = []
     with console.progress(len(images), "reconstructing", "images") as progress:
         for places, originals in stream.same_size_batches(_readable(images, bad, progress), batch_size):
@@ -109,33 +111,11 @@ def reconstruct(
 def _judges(weights: Path | None, device: torch.device, console: Console) -> list[paired.PairedMetric]:
     """PSNR, SSIM, and LPIPS where its weights are on this machine: nothing is downloaded for a figure on the side."""
     keys = {"psnr", "ssim"}
-    if extractors.trunks_here(weights):
+    if extractors.available_trunks(weights):
         keys.add("lpips")
     else:
         console.log("lpips: left out, its weights are not here (movq evaluate --lpips fetches them)")
     return paired.load_metrics(keys, weights, device)
-
-
-def encode_batch(model: Tokenizer, originals: Tensor) -> Tensor:
-    """The codes of images of any size: what the factor does not divide is padded.
-
-    Args:
-        model: The tokenizer.
-        originals: [B, 3, H, W] uint8, on the model's device.
-
-    Returns:
-        [B, h, w, c] int64, h and w being H and W over the factor, rounded up.
-    """
-    height, width = originals.shape[-2:]
-    factor = model.settings.factor
-    # Repeating the border costs fewer codes on nothing than black would.
-    return model.encode(F.pad(pixels.to_signed(originals), (0, -width % factor, 0, -height % factor), mode="replicate"))
-
-
-def decode_batch(model: Tokenizer, codes: Tensor, size: Sequence[int]) -> Tensor:
-    """The images of codes [B, h, w, c], uint8 [B, 3, H, W]: what lies beyond `size` (H, W) is cut off."""
-    height, width = size
-    return pixels.to_bytes(model.decode(codes))[..., :height, :width]
 
 
 def decode_maps(model: Tokenizer, folder: Path, maps: Sequence[Path], out: Path, console: Console) -> None:

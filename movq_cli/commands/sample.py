@@ -15,19 +15,20 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from movq_cli import __version__, devices, ranks, runs, signals
+from movq_cli import devices, ranks, runs, signals
 from movq_cli.api import Prior
 from movq_cli.console import Console
 from movq_cli.data import pixels
 from movq_cli.data.images import decode, encode_png
-from movq_cli.data.sources import open_source
-from movq_cli.data.targets import Manifest, Target, image_name
+from movq_cli.data.sample_files import SampleFiles, SampleManifest, image_name
 from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_write, sha256
 from movq_cli.models import masked_prior
 from movq_cli.presets import explain
 from movq_cli.ranks import Ranks
 from movq_cli.settings import SampleSettings
+from movq_cli.sources.open import open_source
+from movq_cli.version import __version__
 
 _GRID_IMAGES = 100
 _GRID_COLUMNS = 10
@@ -74,39 +75,39 @@ def sample(
         InterruptedRunError: Ctrl-C or SIGTERM; the images made so far are kept.
     """
     weights = runs.weights(run, "prior")
-    if gpus is not None and not ranks.launched():
+    if gpus is not None and not ranks.is_launched():
         ranks.launch(sys.argv[1:], gpus, device)
         return
     with (
-        ranks.joined(device) as (mine, where),
-        signals.interruptible("the images made", launched=mine.world > 1),
-        mine.meeting() as all_here,  # to pack many images may take longer than the others would wait
+        ranks.joined_ranks(device) as (mine, where),
+        signals.interruptible("the images made", launched=mine.world_size > 1),
+        mine.long_barrier() as barrier,  # to pack many images may take longer than the others would wait
     ):
         console.log(f"prior: {weights}")
         prior = Prior.load(weights, tokenizer).to(where)
-        devices.store_as_multiplied(prior.transformer, where, "auto")
+        devices.cast_linear_layers(prior.transformer, where, "auto")
         if where.type == "cuda":
             prior.tokenizer.to(memory_format=torch.channels_last)
             if n >= _COMPILED_FROM:
                 prior.transformer.compile_blocks()
         settings = _settings(prior, asked)
         ids = prior.class_ids(classes)
-        target = Target(out, _manifest(prior, settings, sha256(weights), n, seed, ids))
+        target = SampleFiles(out, _manifest(prior, settings, sha256(weights), n, seed, ids))
         made = 0
         if mine.from_first(target.is_finished):
             console.log(f"{out} is finished already ({n} images); nothing to do")
         else:
-            with target.claimed() if mine.first else nullcontext():
+            with target.locked() if mine.is_first else nullcontext():
                 missing = mine.from_first(target.begin)
                 made = len(missing)
                 draw = partial(prior.sample, seed=seed, classes=ids, settings=settings)
                 # A batch of another size is rounded otherwise there: the last one is filled up.
                 whole = min(batch_size, n) if where.type == "cuda" else 1
-                _make(draw, missing, target, batch_size, whole, mine, all_here, console)
-                if mine.first:
+                _make(draw, missing, target, batch_size, whole, mine, barrier, console)
+                if mine.is_first:
                     target.finish([ids[index % len(ids)] for index in range(n)] if ids else [], console)
-                all_here()
-        if mine.first:
+                barrier()
+        if mine.is_first:
             _report(out, n, made, grid, ids, console)
 
 
@@ -127,14 +128,16 @@ def _settings(prior: Prior, asked: Mapping[str, Any]) -> SampleSettings:
     return settings
 
 
-def _manifest(prior: Prior, settings: SampleSettings, weights: str, n: int, seed: int, ids: Sequence[int]) -> Manifest:
+def _manifest(
+    prior: Prior, settings: SampleSettings, weights: str, n: int, seed: int, ids: Sequence[int]
+) -> SampleManifest:
     header, device = prior.header, prior.transformer.position.device
     decides = {**settings.model_dump(), "seed": seed, "mode": header.prior.mode}
     if header.prior.mode == "mask":
         decides["revealed"] = masked_prior.revealed(header.shape.codes, settings.steps)
     else:
         decides = {name: value for name, value in decides.items() if name not in _MASKED_ONLY}
-    return Manifest(
+    return SampleManifest(
         settings={**decides, "prior": weights, "tokenizer": header.tokenizer},
         made_with={"movq": __version__, "torch": torch.__version__, "device": device.type},
         images=[
@@ -151,11 +154,11 @@ def _manifest(prior: Prior, settings: SampleSettings, weights: str, n: int, seed
 def _make(
     draw: Callable[..., Tensor],
     missing: Sequence[int],
-    target: Target,
+    target: SampleFiles,
     batch_size: int,
     whole: int,
     mine: Ranks,
-    all_here: Callable[[], None],
+    barrier: Callable[[], None],
     console: Console,
 ) -> None:
     """Write this rank's share of the images that are missing, in batches of `whole` at least; wait for the others'."""
@@ -165,7 +168,7 @@ def _make(
         console.log(f"{there} of {len(images)} images are in {target.folder} already")
     share = missing[mine.share(len(missing))]
     batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
-    tally = mine.tally()
+    counter = mine.shared_counter()
 
     def drawn(indices: Sequence[int]) -> Tensor:
         fill = range(len(images), len(images) + whole - len(indices))
@@ -176,16 +179,16 @@ def _make(
         ThreadPoolExecutor() as encoders,
     ):
         writing: list[Future[None]] = []
-        for indices, batch in zip(batches, devices.brought(map(drawn, batches)), strict=True):
+        for indices, batch in zip(batches, devices.copied_to_cpu(map(drawn, batches)), strict=True):
             _settle(writing)  # one batch is encoded while the next is drawn: memory stays bounded
             writing = [
                 encoders.submit(_write, target.folder / images[index]["file"], image)
                 for index, image in zip(indices, batch, strict=False)  # without those that fill it
             ]
-            progress.advance(tally.add(len(indices)))
+            progress.advance(counter.add(len(indices)))
         _settle(writing)
-        all_here()
-        progress.advance(tally.add(0))
+        barrier()
+        progress.advance(counter.add(0))
 
 
 def _settle(writing: Sequence[Future[None]]) -> None:

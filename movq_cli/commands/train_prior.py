@@ -14,16 +14,16 @@ import torch
 from movq_cli import checkpoints, devices, presets, ranks, runs, signals
 from movq_cli.commands import training
 from movq_cli.console import Console
-from movq_cli.data import loader, tokens
+from movq_cli.data import code_cache, loader
 from movq_cli.data.shards import PreparedSet, SplitName
 from movq_cli.errors import BadRequestError
+from movq_cli.evaluation.fid_evaluator import FIDEvaluator
 from movq_cli.files import atomic_path, sha256
 from movq_cli.models import priors
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.ranks import Ranks
 from movq_cli.settings import Preset, ViewSettings
 from movq_cli.training import cost
-from movq_cli.training.judge import Judge
 from movq_cli.training.prior import PriorTraining
 
 _SUFFIX = {"mask": "prior", "auto": "auto", "depth": "depth"}
@@ -62,19 +62,19 @@ def train_prior(
     settings = presets.load(preset, overrides)
     if dry_run:
         found = training.find_images(settings)
-        training.show_plan(plan(settings, found, devices.pick(device), gpus or 1), console)
+        training.show_plan(plan(settings, found, devices.select(device), gpus or 1), console)
         return
     images = training.open_images(settings, preset, console)
     _check_classes(settings, images)
     codes_from = runs.resolve(tokenizer, "vq", fits=settings.vq)
-    if gpus is not None and not ranks.launched():
+    if gpus is not None and not ranks.is_launched():
         ranks.launch(sys.argv[1:], gpus, device)
         return
-    with ranks.joined(device) as (mine, where):
+    with ranks.joined_ranks(device) as (mine, where):
         place = training.run_folder(run, preset, "prior", _SUFFIX[settings.prior.mode])
-        with training.claimed(place, mine):
+        with training.locked(place, mine):
             console.log(f"tokenizer: {codes_from.folder}")
-            planned = plan(settings, images, where, mine.world)
+            planned = plan(settings, images, where, mine.world_size)
             training.announce(planned, console)
             # Before the encoding, which may take hours: a folder of another run is refused at once.
             digest = sha256(codes_from.weights)
@@ -83,7 +83,7 @@ def train_prior(
             )
             train = settings.train_prior
             judge = training.judge(train, settings, "train", _REFERENCES, place, weights, where, mine, console)
-            with signals.interruptible("the codes encoded", launched=mine.world > 1):
+            with signals.interruptible("the codes encoded", launched=mine.world_size > 1):
                 stage = _stage(settings, images, codes_from, digest, mine, where, judge, console)
             console.log(
                 f"train-prior {preset} on {where}, to {place.folder}; an epoch is {planned['views']:,} image views"
@@ -125,7 +125,7 @@ def _stage(
     digest: str,
     mine: Ranks,
     device: torch.device,
-    judge: Judge | None,
+    judge: FIDEvaluator | None,
     console: Console,
 ) -> PriorTraining:
     """Encode what is not encoded yet, and put the training together."""
@@ -133,9 +133,9 @@ def _stage(
     _check_tokenizer(settings, model, codes_from)
     loader.check_side(images.manifest.min_side, settings.vq.resolution, settings.data.path)
 
-    def codes(split: SplitName) -> tokens.TokenCache:
-        return tokens.cached(
-            codes_from.tokens,
+    def codes(split: SplitName) -> code_cache.CodeCache:
+        return code_cache.load_or_encode(
+            codes_from.code_caches,
             model,
             images.split(split),
             loading=settings.data,
@@ -160,7 +160,7 @@ def _begin(
     images: PreparedSet,
     codes_from: runs.Run,
     digest: str,
-) -> runs.Manifest:
+) -> runs.RunManifest:
     manifest = runs.begin(
         place,
         preset=preset,

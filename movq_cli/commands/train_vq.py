@@ -46,16 +46,16 @@ def train_vq(
     settings = presets.load(preset, overrides)
     if dry_run:
         found = training.find_images(settings)
-        training.show_plan(plan(settings, found, devices.pick(device), gpus or 1), console)
+        training.show_plan(plan(settings, found, devices.select(device), gpus or 1), console)
         return
     images = training.open_images(settings, preset, console)
-    if gpus is not None and not ranks.launched():
+    if gpus is not None and not ranks.is_launched():
         ranks.launch(sys.argv[1:], gpus, device)
         return
-    with ranks.joined(device) as (mine, where):
+    with ranks.joined_ranks(device) as (mine, where):
         place = training.run_folder(run, preset, "vq")
-        with training.claimed(place, mine):
-            planned = plan(settings, images, where, mine.world)
+        with training.locked(place, mine):
+            planned = plan(settings, images, where, mine.world_size)
             training.announce(planned, console)
             train = settings.train_vq
             judge = training.judge(train, settings, "val", train.evaluate_images, place, weights, where, mine, console)

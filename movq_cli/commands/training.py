@@ -14,14 +14,14 @@ from movq_cli import files
 from movq_cli.console import Console
 from movq_cli.data.shards import MANIFEST, PreparedSet, SplitName
 from movq_cli.errors import BadRequestError
-from movq_cli.metrics.sets import ImageSet
+from movq_cli.evaluation.fid_evaluator import FIDEvaluator
+from movq_cli.evaluation.image_sets import ImageSet
 from movq_cli.ranks import Ranks
-from movq_cli.runs import COMMAND, ROOT, Kind, Manifest, Run
+from movq_cli.runs import COMMAND, ROOT, Kind, Run, RunManifest
 from movq_cli.settings import Preset, TrainSettings
 from movq_cli.training import loop
 from movq_cli.training.cost import Cost
-from movq_cli.training.judge import Judge
-from movq_cli.training.log import Figures
+from movq_cli.training.log import Metrics
 
 _SPOKEN = {"quantize": "quantizer"}
 """Parts that are called otherwise than the parameters in published weights are."""
@@ -108,22 +108,22 @@ def costs(cost: Cost) -> dict[str, Any]:
 
 
 @contextmanager
-def claimed(run: Run, ranks: Ranks) -> Iterator[None]:
+def locked(run: Run, ranks: Ranks) -> Iterator[None]:
     """A run's folder, for this command alone: two that train in it would write over each other.
 
     Raises:
         BadRequestError: Another one is at work in it.
     """
-    if not ranks.first:
+    if not ranks.is_first:
         yield
         return
-    with files.claimed(run.folder, f"movq {COMMAND[run.kind]}"):
+    with files.locked(run.folder, f"movq {COMMAND[run.kind]}"):
         yield
 
 
-def train(stage: loop.Stage, run: Run, manifest: Manifest, console: Console, plan: dict[str, Any]) -> None:
+def train(stage: loop.Stage, run: Run, manifest: RunManifest, console: Console, plan: dict[str, Any]) -> None:
     """Train to the end, unless the run has been there already, and give its folder as the result."""
-    figures: Figures = {}
+    figures: Metrics = {}
     if manifest.status == "finished":
         console.log(f"{run.folder} is finished already (step {manifest.step}); nothing to do")
     else:
@@ -141,7 +141,7 @@ def judge(
     device: torch.device,
     ranks: Ranks,
     console: Console,
-) -> Judge | None:
+) -> FIDEvaluator | None:
     """Who measures FID at intervals, where the settings ask for it; looks at the real images first.
 
     Args:
@@ -161,7 +161,7 @@ def judge(
     if not train.evaluate_every:
         return None
     images = ImageSet("real", str(preset.data.path), split, crop=preset.vq.resolution, limit=limit, console=console)
-    return Judge.of(images, run.folder / "features", weights, device, ranks, console)
+    return FIDEvaluator.of(images, run.folder / "features", weights, device, ranks, console)
 
 
 def _flat(plan: dict[str, Any]) -> Iterator[tuple[str, Any]]:

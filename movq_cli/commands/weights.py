@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from movq_cli.console import Console
-from movq_cli.metrics import weights
-from movq_cli.metrics.weights import WEIGHTS, Network
+from movq_cli.evaluation import pretrained
+from movq_cli.evaluation.pretrained import WEIGHTS, Network
 
 
 def show_weights(folder: Path | None, *, fetch: bool, console: Console) -> None:
@@ -27,9 +27,9 @@ def show_weights(folder: Path | None, *, fetch: bool, console: Console) -> None:
     if fetch:
         for name, wanted in WEIGHTS.items():
             console.log(f"{wanted.file}: {wanted.megabytes} MB from {wanted.url}")
-            weights.fetch(name, folder)
+            pretrained.download(name, folder)
     files = {name: _describe(name, folder) for name in WEIGHTS}
-    searched = [str(place) for place in weights.searched(folder)]
+    searched = [str(place) for place in pretrained.search_folders(folder)]
     console.log(f"looked for in {', then '.join(searched)}")
     rows = [
         [name, told["file"], f"{told['megabytes']} MB", _state(told), told["purpose"]] for name, told in files.items()
@@ -38,9 +38,9 @@ def show_weights(folder: Path | None, *, fetch: bool, console: Console) -> None:
 
 
 def _describe(name: Network, folder: Path | None) -> dict[str, Any]:
-    path = weights.find_weights(name, folder) if weights.is_here(name, folder) else None
-    here = {"path": None} if path is None else {"path": str(path), "published": weights.is_published(path)}
-    return asdict(WEIGHTS[name]) | (here if path is None else here | weights.record(path))
+    path = pretrained.find_weights(name, folder) if pretrained.is_available(name, folder) else None
+    here = {"path": None} if path is None else {"path": str(path), "published": pretrained.is_published(path)}
+    return asdict(WEIGHTS[name]) | (here if path is None else here | pretrained.record(path))
 
 
 def _state(told: Mapping[str, Any]) -> str:

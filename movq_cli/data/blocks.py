@@ -47,7 +47,7 @@ class Blocks:
         missing: list[range],
         make: Callable[[list[range]], Iterator[tuple[range, Arrays]]],
         ranks: Ranks,
-        all_here: Callable[[], None],
+        barrier: Callable[[], None],
         progress: Progress,
     ) -> None:
         """Make this rank's share of the missing blocks, and wait until the other ranks have made theirs.
@@ -56,7 +56,7 @@ class Blocks:
             missing: The same on every rank.
             make: Gives blocks, in their order, and what was made of them; it tells the progress of its own rows.
             ranks: Who shares the work.
-            all_here: Waits for the others, as `Ranks.meeting` gives it.
+            barrier: Waits for the others, as `Ranks.meeting` gives it.
             progress: Of rows, all ranks' together; rank 0 alone shows it.
 
         Raises:
@@ -64,12 +64,12 @@ class Blocks:
         """
         share = ranks.share(len(missing))
         # Rank 0, whose share is the first, speaks for all.
-        others = _Others(self, missing[share.stop :] if ranks.first else [])
+        others = _Others(self, missing[share.stop :] if ranks.is_first else [])
         for block, arrays in make(missing[share]):
             self._save(block, arrays)
             others.count(progress)
             ranks.check_launcher()
-        all_here()
+        barrier()
         others.count(progress)
 
     def join(self, name: str, path: Path) -> None:

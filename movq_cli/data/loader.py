@@ -24,7 +24,7 @@ from movq_cli.data import views
 from movq_cli.data.sampler import EpochOrder
 from movq_cli.data.shards import Split
 from movq_cli.errors import BadRequestError
-from movq_cli.ranks import ALONE, Ranks
+from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.settings import DataSettings, ViewSettings
 
 Place = tuple[int, int]
@@ -108,7 +108,7 @@ def training_batches(
     seed: int,
     start: int,
     device: torch.device,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> Iterator[Tensor]:
     """A rank's share of the batches, [B, 3, side, side] uint8 on the device, without end, from a step on.
 
@@ -133,7 +133,7 @@ def validation_batches(
     side: int,
     batch_size: int,
     device: torch.device,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> Iterator[Tensor]:
     """A rank's share of a split, once, in order, centre crops, [B, 3, side, side] uint8 on the device.
 
@@ -151,7 +151,12 @@ def validation_batches(
 
 
 def view_batches(
-    wanted: Views, batches: Iterable[list[int]], data: DataSettings, *, device: torch.device, ranks: Ranks = ALONE
+    wanted: Views,
+    batches: Iterable[list[int]],
+    data: DataSettings,
+    *,
+    device: torch.device,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> Iterator[Tensor]:
     """Views of images, those of one image one after the other, [B x V, 3, side, side] uint8 on the device.
 
@@ -203,7 +208,7 @@ def worker_count(workers: int, device: torch.device, ranks: Ranks) -> int:
     if workers >= 0:
         return workers
     # On the CPU the cores are busy with the model.
-    return max(1, (os.cpu_count() or 2) // ranks.neighbours - 1) if device.type == "cuda" else 0
+    return max(1, (os.cpu_count() or 2) // ranks.local_world_size - 1) if device.type == "cuda" else 0
 
 
 def check_side(min_side: int, side: int, path: object) -> None:

@@ -44,7 +44,7 @@ def save_grid(path: Path, pixels: Tensor, columns: int, scale: int = 1) -> None:
     atomic_write(path, encode_png(to_image(grid)))
 
 
-def spread(total: int, wanted: int) -> list[int]:
+def evenly_spaced(total: int, wanted: int) -> list[int]:
     """Up to `wanted` indices below `total`, evenly spaced: the first images of a sorted set are all of one class."""
     return [round(place) for place in np.linspace(0, total - 1, min(total, wanted))]
 

@@ -81,7 +81,7 @@ class ShardReport(NamedTuple):
     sha256: str  # of the file
 
 
-class Manifest(Settings):
+class DatasetManifest(Settings):
     """What a prepared set is and how it was made."""
 
     format: Literal[1] = 1
@@ -189,7 +189,7 @@ class PreparedSet:
     """A finished prepared set on disk."""
 
     root: Path
-    manifest: Manifest
+    manifest: DatasetManifest
 
     @classmethod
     def open(cls, root: Path) -> Self:
@@ -198,7 +198,7 @@ class PreparedSet:
         Raises:
             BadRequestError: Missing, unfinished, damaged or of another version; says what to run.
         """
-        manifest = Manifest.read(root)
+        manifest = DatasetManifest.read(root)
         for split, count in manifest.shards.items():
             for shard in range(count):
                 if not shard_path(root, split, shard).is_file():

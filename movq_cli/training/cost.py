@@ -93,7 +93,7 @@ def of_prior(prior: PriorSettings, shape: CodeShape, train: TrainSettings, devic
             logits = model(codes, classes).flatten(0, -2).float()
             return nn.functional.cross_entropy(logits, codes.flatten(), reduction="none")
 
-        with devices.autocast(device, train.precision), devices.attention(device, model.length):
+        with devices.autocast(device, train.precision), devices.attention_kernels(device, model.length):
             own = _pass(loss, model)
     return Cost(_account([model], train, own.kept, averaged=model), train.accumulate * _LEARNING * own.flops)
 

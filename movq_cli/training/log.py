@@ -25,9 +25,9 @@ from movq_cli.settings import TrainSettings
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-Metrics = dict[str, Tensor]
+DeviceMetrics = dict[str, Tensor]
 """Scalars on the device: of a step, means over this rank's share of the batch."""
-Figures = dict[str, float | list[float]]
+Metrics = dict[str, float | list[float]]
 """What a validation gives; lists have a value a chunk."""
 
 _RATE_KNOWN = 2
@@ -69,7 +69,7 @@ class Log:
         self.reference = reference
         self.shown: dict[str, str] = {}
         """The last line's figures, to be shown beside the progress."""
-        self._sums: Metrics = {}
+        self._sums: DeviceMetrics = {}
         self._counts: Counter[str] = Counter()
         self._steps = 0
         self._lines = 0
@@ -78,7 +78,7 @@ class Log:
         self._events: SummaryWriter | None = None
 
     def __enter__(self) -> Self:
-        if self.ranks.first and wants_tensorboard(self.settings.tensorboard):
+        if self.ranks.is_first and wants_tensorboard(self.settings.tensorboard):
             from torch.utils.tensorboard import SummaryWriter
 
             self._events = SummaryWriter(self.run.events)
@@ -99,7 +99,7 @@ class Log:
         """Leave out the time since the last line: it went into a validation or a checkpoint."""
         self._since, self._waited = time.perf_counter(), 0.0
 
-    def add(self, metrics: Metrics) -> None:
+    def add(self, metrics: DeviceMetrics) -> None:
         """Count a step's metrics; the device is not waited for."""
         for name, value in metrics.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
@@ -130,7 +130,7 @@ class Log:
         self._sums, self._counts, self._steps = {}, Counter(), 0
         self.restart_clock()
 
-    def validation(self, step: int, figures: Figures) -> None:
+    def validation(self, step: int, figures: Metrics) -> None:
         """Write a validation's figures, and say them."""
         flat = {
             name if number is None else f"{name}/{number}": value
@@ -147,7 +147,7 @@ class Log:
         self.console.log(f"step {step}: {rate:.1f} images/s, {left} to go without validation{peak}")
 
     def _write(self, step: int, record: dict[str, Any], scalars: dict[str, float]) -> None:
-        if not self.ranks.first:
+        if not self.ranks.is_first:
             return
         self.run.folder.mkdir(parents=True, exist_ok=True)
         with self.run.log.open("a", encoding="utf-8") as file:

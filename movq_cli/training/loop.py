@@ -18,9 +18,9 @@ from movq_cli.console import Console
 from movq_cli.errors import FailureError, InterruptedRunError
 from movq_cli.files import atomic_write
 from movq_cli.ranks import Ranks
-from movq_cli.runs import Manifest, Run, now
+from movq_cli.runs import Run, RunManifest, now
 from movq_cli.settings import TrainSettings
-from movq_cli.training.log import Figures, Log, Metrics, Speed
+from movq_cli.training.log import DeviceMetrics, Log, Metrics, Speed
 from movq_cli.training.trainable import Guard, Stateful
 
 
@@ -49,16 +49,16 @@ class Stage(Protocol):
     def batch_names(self, step: int) -> list[str]:
         """The images of a step's whole batch."""
 
-    def step(self, batch: Any, step: int) -> Metrics:  # noqa: ANN401 - each stage has its own batch
+    def step(self, batch: Any, step: int) -> DeviceMetrics:  # noqa: ANN401 - each stage has its own batch
         """Update the models; the metrics are scalars that stay on the device."""
 
-    def validate(self) -> Figures:
-        """Figures on the validation split, with the weights that would be exported; the same on every rank."""
+    def validate(self) -> Metrics:
+        """Metrics on the validation split, with the weights that would be exported; the same on every rank."""
 
-    def evaluate(self) -> Figures:
+    def evaluate(self) -> Metrics:
         """FID on as many images as the settings say; the same on every rank."""
 
-    def score(self, figures: Figures) -> float:
+    def score(self, figures: Metrics) -> float:
         """How good a validation was, higher is better: the best one's weights are kept."""
 
     def parts(self) -> Mapping[str, Stateful]:
@@ -72,8 +72,8 @@ class Stage(Protocol):
 
 
 def train(
-    stage: Stage, run: Run, manifest: Manifest, console: Console, *, tflop_per_step: float | None = None
-) -> Figures:
+    stage: Stage, run: Run, manifest: RunManifest, console: Console, *, tflop_per_step: float | None = None
+) -> Metrics:
     """Train a stage to its last step, from its last checkpoint if there is one.
 
     Args:
@@ -94,7 +94,7 @@ def train(
     settings, steps, ranks = stage.settings, manifest.steps, stage.ranks
     keeper = _Keeper(stage, run, manifest)
     step = keeper.resume(console)
-    figures: Figures = {}
+    figures: Metrics = {}
     speed = None if tflop_per_step is None else Speed.measured(tflop_per_step, stage.device, settings.precision)
     stop = threading.Event()
     batches = stage.batches(step)
@@ -104,7 +104,7 @@ def train(
         keeper.publish(step)
     with (
         Log(run, console, settings, ranks, manifest.steps, speed) as log,
-        signals.heard(stop.set, launched=ranks.world > 1),
+        signals.on_stop_signal(stop.set, launched=ranks.world_size > 1),
         console.progress(steps, "training", "steps", done=step) as progress,
     ):
         while step < steps:
@@ -115,7 +115,7 @@ def train(
             metrics = stage.step(batch, step)
             step += 1
             log.add(metrics)
-            stopping = ranks.any(stop.is_set() or ranks.orphaned)
+            stopping = ranks.any(stop.is_set() or ranks.is_orphaned)
             last = step == steps
             validate = last or step % settings.validate_every == 0
             evaluate = settings.evaluate_every > 0 and (last or step % settings.evaluate_every == 0)
@@ -128,7 +128,7 @@ def train(
                 figures = stage.validate()
                 log.validation(step, figures)
                 keeper.keep_best(step, stage.score(figures))
-                if ranks.first:
+                if ranks.is_first:
                     stage.draw(run, step)
             if evaluate:
                 found = stage.evaluate()
@@ -159,7 +159,7 @@ def _check(stage: Stage, keeper: _Keeper) -> None:
     done, values = verdict
     names = stage.batch_names(done)
     report = keeper.run.folder / "nonfinite.json"
-    if stage.ranks.first:
+    if stage.ranks.is_first:
         record = {"step": done + 1, "metrics": {name: str(value) for name, value in values.items()}, "batch": names}
         atomic_write(report, json.dumps(record, indent=1).encode())
     kept = (
@@ -187,7 +187,7 @@ def _is_finite(state: object) -> bool:
 class _Keeper:
     """What a run keeps: the last checkpoint, the weights, and the weights of its best validation."""
 
-    def __init__(self, stage: Stage, run: Run, manifest: Manifest) -> None:
+    def __init__(self, stage: Stage, run: Run, manifest: RunManifest) -> None:
         self.stage = stage
         self.run = run
         self.manifest = manifest
@@ -210,12 +210,12 @@ class _Keeper:
         if self.manifest.best_score is not None and score <= self.manifest.best_score:
             return
         self.manifest = self.manifest.model_copy(update={"best_step": step, "best_score": score})
-        if self.stage.ranks.first:
+        if self.stage.ranks.is_first:
             self.stage.export(self.run.best)
 
     def save(self, step: int) -> None:
         """Write everything that the next step depends on, and the weights."""
-        if not self.stage.ranks.first:
+        if not self.stage.ranks.is_first:
             return
         state = {name: part.state_dict() for name, part in self.stage.parts().items()}
         best = {"step": self.manifest.best_step, "score": self.manifest.best_score}
@@ -231,7 +231,7 @@ class _Keeper:
 
     def publish(self, step: int) -> None:
         """The inference weights, and how far the run is."""
-        if not self.stage.ranks.first:
+        if not self.stage.ranks.is_first:
             return
         self.stage.export(self.run.weights)
         finished = step >= self.manifest.steps

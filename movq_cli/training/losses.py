@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
-from movq_cli.ranks import ALONE, Ranks
+from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.settings import TrainVQSettings
 
 _LARGEST_WEIGHT = 1e4
@@ -59,7 +59,7 @@ def adaptive_weight(
     last: nn.Conv2d,
     image_gradient: Tensor,
     adversarial_gradient: Tensor,
-    ranks: Ranks = ALONE,
+    ranks: Ranks = SINGLE_PROCESS,
 ) -> Tensor:
     """VQGAN's weight of the adversarial term: the ratio of the two losses' gradients at the last layer.
 

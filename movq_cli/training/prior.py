@@ -13,17 +13,17 @@ from torch import Tensor, nn
 
 from movq_cli import checkpoints, devices
 from movq_cli.data import pixels
+from movq_cli.data.code_cache import CodeCache
 from movq_cli.data.sampler import EpochOrder
-from movq_cli.data.tokens import TokenCache
+from movq_cli.evaluation.fid_evaluator import FIDEvaluator
 from movq_cli.models import masked_prior, priors
 from movq_cli.models.priors import CodePrior
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.models.transformer import Block
-from movq_cli.ranks import ALONE, Ranks
+from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.runs import Run
 from movq_cli.settings import Preset, TrainPriorSettings
-from movq_cli.training.judge import Judge
-from movq_cli.training.log import Figures, Metrics
+from movq_cli.training.log import DeviceMetrics, Metrics
 from movq_cli.training.loop import step_seed
 from movq_cli.training.trainable import Guard, Stateful, Trainable, check_shares, recompute
 
@@ -59,13 +59,13 @@ class PriorTraining:
     def __init__(
         self,
         preset: Preset,
-        training: TokenCache,
-        validation: TokenCache,
+        training: CodeCache,
+        validation: CodeCache,
         tokenizer: Tokenizer,
         tokenizer_hash: str,
         device: torch.device,
-        ranks: Ranks = ALONE,
-        judge: Judge | None = None,
+        ranks: Ranks = SINGLE_PROCESS,
+        judge: FIDEvaluator | None = None,
     ) -> None:
         self.judge = judge
         self.preset = preset
@@ -104,7 +104,7 @@ class PriorTraining:
         _, indices = self.order.batch(step)
         return [f"view {index}" for index in indices]
 
-    def step(self, batch: Batch, step: int) -> Metrics:
+    def step(self, batch: Batch, step: int) -> DeviceMetrics:
         """Hide codes, predict them, update.
 
         Args:
@@ -122,7 +122,7 @@ class PriorTraining:
             classes = classes.masked_fill(self._dropped(size)[mine], self.model.unknown)
         targets = self.model.targets(size, self.generator)
         # The mean over all ranks and parts is then that over all codes that are predicted.
-        count = targets.sum() / (self.ranks.world * parts)
+        count = targets.sum() / (self.ranks.world_size * parts)
         self.prior.clear()
         losses = []
         for part, (some, hidden) in enumerate(zip(codes.chunk(parts), targets[mine].chunk(parts), strict=True)):
@@ -140,7 +140,7 @@ class PriorTraining:
         """A model's view [B, h, w, c, K] of codes of which some are to be predicted."""
         with (
             devices.autocast(self.device, self.settings.precision),
-            devices.attention(self.device, self.model.length),
+            devices.attention_kernels(self.device, self.model.length),
         ):
             return model(self.model.inputs(codes, targets), classes)
 
@@ -148,7 +148,7 @@ class PriorTraining:
         """Images [size] bool whose class is hidden: guidance needs the unconditional distribution too."""
         return torch.rand(size, generator=self.generator, device=self.device) < self.settings.label_dropout
 
-    def _read(self, cache: TokenCache, indices: np.ndarray) -> Batch:
+    def _read(self, cache: CodeCache, indices: np.ndarray) -> Batch:
         codes = torch.from_numpy(cache.codes[indices].astype(np.int64)).to(self.device, non_blocking=True)
         if not self.preset.prior.classes:
             return codes, None
@@ -156,7 +156,7 @@ class PriorTraining:
         return codes, torch.from_numpy(cache.labels[indices]).to(self.device, non_blocking=True)
 
     @torch.inference_mode()
-    def validate(self) -> Figures:
+    def validate(self) -> Metrics:
         """Nats a predicted code on the validation split, plain, beside the codes' unigram entropy.
 
         Overall and by channel; of a masked prior also by the share of codes that is masked, in fifths from the fewest
@@ -180,7 +180,7 @@ class PriorTraining:
             totals[0].index_add_(0, fifth, nats.double().sum((1, 2)))
             totals[1].index_add_(0, fifth, mask.double().sum((1, 2)))
         loss = _ratio(self.ranks.sum(totals).sum((1, 2)))
-        figures: Figures = {"loss": loss, "loss_of_channels": [_ratio(channel) for channel in totals.sum(1).T]}
+        figures: Metrics = {"loss": loss, "loss_of_channels": [_ratio(channel) for channel in totals.sum(1).T]}
         if self.preset.prior.mode == "mask":
             figures["loss_by_masked_share"] = [_ratio(fifth) for fifth in totals.sum(2).T]
         else:
@@ -188,15 +188,15 @@ class PriorTraining:
         return figures | {"unigram_entropy": self._unigram_entropy()}
 
     @torch.inference_mode()
-    def evaluate(self) -> Figures:
+    def evaluate(self) -> Metrics:
         """FID of samples, of the same seeds each time, classes in turn."""
         assert self.judge is not None
         mine = range(self.settings.evaluate_images)[self.ranks.share(self.settings.evaluate_images)]
-        size = self.settings.batch_size // self.ranks.world
+        size = self.settings.batch_size // self.ranks.world_size
         batches = (mine[start : start + size] for start in range(0, len(mine), size))
         return {"fid": self.judge.fid(map(self._samples, batches))}
 
-    def score(self, figures: Figures) -> float:
+    def score(self, figures: Metrics) -> float:
         """The loss, lower being better."""
         loss = figures["loss"]
         assert not isinstance(loss, list)

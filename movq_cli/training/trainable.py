@@ -19,7 +19,7 @@ from movq_cli import devices
 from movq_cli.errors import BadRequestError
 from movq_cli.ranks import Ranks
 from movq_cli.settings import TrainSettings
-from movq_cli.training.log import Metrics
+from movq_cli.training.log import DeviceMetrics
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -58,10 +58,10 @@ def check_shares(settings: TrainSettings, ranks: Ranks) -> None:
     Raises:
         BadRequestError: With what would divide it.
     """
-    parts = ranks.world * settings.accumulate
+    parts = ranks.world_size * settings.accumulate
     if settings.batch_size % parts:
         raise BadRequestError(
-            f"batch_size {settings.batch_size} does not divide into {ranks.world} ranks x {settings.accumulate} parts",
+            f"batch_size {settings.batch_size} does not divide into {ranks.world_size} ranks x {settings.accumulate} parts",
             f"Set it to {math.ceil(settings.batch_size / parts) * parts}, or another number of GPUs or of accumulate.",
         )
 
@@ -103,7 +103,7 @@ class Trainable(Generic[ModelT]):
         self.average: AveragedModel | None = None
         if average and settings.ema_decay > 0:
             self.average = AveragedModel(model)
-        if devices.on_cuda_unless(settings.compile, device):
+        if devices.enabled_on_cuda(settings.compile, device):
             model.compile()
         self.forward = ranks.wrap(model)
         """What a training step calls: the model, with gradients that are means over the ranks."""
@@ -192,7 +192,7 @@ class Guard:
         self._bad = torch.full((), -1, device=device)
         self._kept: dict[tuple[str, ...], Tensor] = {}
 
-    def good(self, step: int, metrics: Metrics) -> Tensor:
+    def good(self, step: int, metrics: DeviceMetrics) -> Tensor:
         """1 where every metric of this step and of all steps before is finite on every rank, else 0; float32."""
         names, values = tuple(metrics), torch.stack([value.detach() for value in metrics.values()])
         faults = self.ranks.sum((~values.isfinite()).sum())

@@ -14,17 +14,17 @@ from movq_cli import checkpoints, devices
 from movq_cli.data import loader, pixels
 from movq_cli.data.sampler import EpochOrder
 from movq_cli.data.shards import PreparedSet
-from movq_cli.metrics import extractors, paired
+from movq_cli.evaluation import extractors, paired
+from movq_cli.evaluation.fid_evaluator import FIDEvaluator
 from movq_cli.models.autoencoder import AttentionBlock, ResidualBlock
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.quantizer import CodebookHealth
 from movq_cli.models.tokenizer import Tokenizer
-from movq_cli.ranks import ALONE, Ranks
+from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.runs import Run
 from movq_cli.settings import Preset, TrainVQSettings
 from movq_cli.training import losses
-from movq_cli.training.judge import Judge
-from movq_cli.training.log import Figures, Metrics
+from movq_cli.training.log import DeviceMetrics, Metrics
 from movq_cli.training.trainable import Guard, ModelT, Stateful, Trainable, check_shares, recompute
 
 _PICTURES = 8
@@ -54,8 +54,8 @@ class TokenizerTraining:
         images: PreparedSet,
         device: torch.device,
         weights: Path | None = None,
-        ranks: Ranks = ALONE,
-        judge: Judge | None = None,
+        ranks: Ranks = SINGLE_PROCESS,
+        judge: FIDEvaluator | None = None,
     ) -> None:
         self.judge = judge
         self.preset = preset
@@ -93,7 +93,7 @@ class TokenizerTraining:
     @property
     def _memory_format(self) -> torch.memory_format:
         # Convolutions on CUDA want channels last; on the CPU, at our widths, it took twice as long.
-        chosen = devices.on_cuda_unless(self.settings.channels_last, self.device)
+        chosen = devices.enabled_on_cuda(self.settings.channels_last, self.device)
         return torch.channels_last if chosen else torch.contiguous_format
 
     def batches(self, start: int) -> Iterator[Tensor]:
@@ -114,7 +114,7 @@ class TokenizerTraining:
         _, indices = self.order.batch(step)
         return [self.training_split.name(int(index)) for index in indices]
 
-    def step(self, batch: Tensor, step: int) -> Metrics:
+    def step(self, batch: Tensor, step: int) -> DeviceMetrics:
         """Update the tokenizer and the discriminator from one forward pass of the tokenizer.
 
         Args:
@@ -170,7 +170,7 @@ class TokenizerTraining:
 
     def _adversarial_gradient(
         self, judge: PatchDiscriminator, images: Tensor, features: Tensor, gradient: Tensor
-    ) -> tuple[Tensor, Metrics]:
+    ) -> tuple[Tensor, DeviceMetrics]:
         """The weighted gradient of the adversarial loss at the images."""
         judge.requires_grad_(False)
         with devices.autocast(self.device, self.settings.precision):
@@ -186,7 +186,9 @@ class TokenizerTraining:
         """The share of its weight that the adversarial term has at a step, in (0, 1]."""
         return min(1.0, (step - self.discriminator_start + 1) / max(1, self.settings.discriminator_ramp))
 
-    def _judge(self, judge: Trainable[PatchDiscriminator], originals: Tensor, images: Tensor, share: float) -> Metrics:
+    def _judge(
+        self, judge: Trainable[PatchDiscriminator], originals: Tensor, images: Tensor, share: float
+    ) -> DeviceMetrics:
         """Leave the discriminator's gradients on originals and on the reconstructions that this step made."""
         with devices.autocast(self.device, self.settings.precision):
             real, fake = judge.forward(originals), judge.forward(images)
@@ -206,8 +208,8 @@ class TokenizerTraining:
             return
         dead = (self.uses.counts == 0).T & moved
         vectors = self.model.quantize.vectors(torch.cat([part.encoded for part in parts]))
-        places = torch.randint(len(vectors) * self.ranks.world, (len(dead),), device=self.device)
-        self.model.quantize.revive(dead, self.ranks.rows(vectors, places))
+        places = torch.randint(len(vectors) * self.ranks.world_size, (len(dead),), device=self.device)
+        self.model.quantize.revive(dead, self.ranks.gather_rows(vectors, places))
         entries = self.model.quantize.embedding.weight
         for name in ("exp_avg", "exp_avg_sq"):
             self.tokenizer.optimizer.state[entries][name].masked_fill_(dead, 0.0)
@@ -216,7 +218,7 @@ class TokenizerTraining:
         self.uses.counts.masked_fill_(moved, 0)
 
     @torch.inference_mode()
-    def validate(self) -> Figures:
+    def validate(self) -> Metrics:
         """PSNR (dB), SSIM, LPIPS where its weights are here, codebook usage (share of entries) and perplexity.
 
         Over the whole validation split, of which each rank does its share; usage and perplexity also a chunk.
@@ -228,7 +230,7 @@ class TokenizerTraining:
             self.validation_split,
             self.preset.data,
             side=self.side,
-            batch_size=self.settings.batch_size // self.ranks.world // self.settings.accumulate,
+            batch_size=self.settings.batch_size // self.ranks.world_size // self.settings.accumulate,
             device=self.device,
             ranks=self.ranks,
         ):
@@ -240,7 +242,7 @@ class TokenizerTraining:
                 totals[row] += torch.stack([torch.where(finite, scores, 0).sum(), finite.sum()])
         self.ranks.sum(totals)
         self.ranks.sum(health.counts)
-        figures: Figures = {
+        figures: Metrics = {
             metric.key: total / count
             for metric, (total, count) in zip(self.metrics, totals.tolist(), strict=True)
             if count
@@ -250,12 +252,12 @@ class TokenizerTraining:
         return figures
 
     @torch.inference_mode()
-    def evaluate(self) -> Figures:
+    def evaluate(self) -> Metrics:
         """RFID of validation images, evenly spread."""
         assert self.judge is not None
-        chosen = pixels.spread(len(self.validation_split), self.settings.evaluate_images)
+        chosen = pixels.evenly_spaced(len(self.validation_split), self.settings.evaluate_images)
         mine = chosen[self.ranks.share(len(chosen))]
-        size = self.settings.batch_size // self.ranks.world // self.settings.accumulate
+        size = self.settings.batch_size // self.ranks.world_size // self.settings.accumulate
         batches = (mine[start : start + size] for start in range(0, len(mine), size))
         return {
             "rfid": self.judge.fid(
@@ -266,7 +268,7 @@ class TokenizerTraining:
             )
         }
 
-    def score(self, figures: Figures) -> float:
+    def score(self, figures: Metrics) -> float:
         """LPIPS, which the discriminator does not spoil as it does PSNR; PSNR where there is no LPIPS."""
         if "lpips" in figures:
             return -_number(figures["lpips"])
@@ -275,7 +277,7 @@ class TokenizerTraining:
     @torch.inference_mode()
     def draw(self, run: Run, step: int) -> None:
         """Originals over reconstructions."""
-        chosen = pixels.spread(len(self.validation_split), _PICTURES)
+        chosen = pixels.evenly_spaced(len(self.validation_split), _PICTURES)
         originals = loader.center_crops(self.validation_split, chosen, side=self.side, device=self.device)
         _, reconstructed = self._reconstruct(originals)
         both = torch.cat([originals, reconstructed])
@@ -301,14 +303,14 @@ class TokenizerTraining:
 class _Part(NamedTuple):
     """What a part of a batch leaves beside its gradients."""
 
-    metrics: Metrics
+    metrics: DeviceMetrics
     encoded: Tensor  # [B, D, h, w], the quantizer's input
     codes: Tensor  # [B, h, w, c]
 
 
 def _validation_metrics(side: int, weights: Path | None, device: torch.device) -> list[paired.PairedMetric]:
     """PSNR, SSIM and, where its weights are here, LPIPS, as far as images of that side are large enough for each."""
-    keys = {"psnr", "ssim"} | ({"lpips"} if extractors.trunks_here(weights) else set())
+    keys = {"psnr", "ssim"} | ({"lpips"} if extractors.available_trunks(weights) else set())
     return [metric for metric in paired.load_metrics(keys, weights, device) if side >= metric.smallest_side]
 
 

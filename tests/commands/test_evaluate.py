@@ -16,14 +16,14 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 
 from movq_cli import Tokenizer
 from movq_cli.commands import evaluate as evaluation
-from movq_cli.commands.comparison import Comparison, Request
 from movq_cli.commands.evaluate import evaluate
 from movq_cli.commands.statistics import statistics
 from movq_cli.console import Console
 from movq_cli.data.shards import PreparedSet
 from movq_cli.errors import BadRequestError, FailureError
-from movq_cli.metrics import distributions, extractors
-from movq_cli.metrics.weights import WEIGHTS
+from movq_cli.evaluation import distributions, extractors
+from movq_cli.evaluation.comparison import Comparison, EvaluationRequest
+from movq_cli.evaluation.pretrained import WEIGHTS
 
 SIDE = 32
 WIDTH = 64  # of the stand-in for Inception: eigenvalues of 2,048 take seconds
@@ -82,7 +82,7 @@ def numbered(count):
     return [f"{i:03d}.png" for i in range(count)]
 
 
-PLAIN = Request(
+PLAIN = EvaluationRequest(
     metrics=(),
     insist=False,
     copies=None,
@@ -484,12 +484,12 @@ def measure(mine, given):
         network = Projection()
         patch.setattr(extractors, "load_inception", lambda *_: extractors.Inception(network, "projection", WIDTH, path))
         metrics = ("psnr", "ssim", "fid", "isc", "kid", "prc")
-        cache = folder / f"cache-{mine.world}"
+        cache = folder / f"cache-{mine.world_size}"
         asked = dataclasses.replace(PLAIN, metrics=metrics, weights=path.parent, cache=cache)
         comparison = Comparison(
             str(folder / "real"), str(folder / "fake"), asked, mine, torch.device("cpu"), Console(quiet=True)
         )
-        with extractors.exactly():
+        with extractors.exact_float32():
             figures = comparison.measure(comparison.choose())
         return figures, comparison.protocol, len(network.seen)
 

@@ -18,10 +18,10 @@ from PIL import Image, ImageOps
 
 from movq_cli.commands import prepare as command
 from movq_cli.console import Console
-from movq_cli.data import duplicates
 from movq_cli.data.images import encode_png
 from movq_cli.data.shards import PreparedSet
 from movq_cli.errors import BadRequestError, FailureError
+from movq_cli.sources import duplicates
 
 DEFAULTS = {
     "size": None,

@@ -20,12 +20,12 @@ from PIL import Image
 from movq_cli import app, files
 from movq_cli.api import Prior
 from movq_cli.commands import sample as command
-from movq_cli.data import targets
+from movq_cli.data import sample_files
 from movq_cli.data.images import encode_png
-from movq_cli.data.sources import open_source
 from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.models import masked_prior
 from movq_cli.settings import SampleSettings
+from movq_cli.sources.open import open_source
 
 if TYPE_CHECKING:
     from tests.conftest import Movq
@@ -218,7 +218,7 @@ def test_what_another_made_is_left_alone(draw: Draw, tmp_path: Path) -> None:
 
 def test_two_at_once_are_refused(draw: Draw, tmp_path: Path) -> None:
     with (
-        files.claimed(tmp_path / "out.zip.images", "movq sample"),
+        files.locked(tmp_path / "out.zip.images", "movq sample"),
         pytest.raises(BadRequestError, match="is at work in"),
     ):
         draw("out.zip")
@@ -283,7 +283,7 @@ def _after(count: int, act: Callable[[], object]) -> Callable[..., None]:
 MOMENTS: dict[str, tuple[object, str, Callable[[], Callable[..., None]]]] = {
     "drawing": (command, "_write", lambda: _after(4, _kill)),
     "packing": (zipfile.ZipFile, "close", lambda: _kill),
-    "packed": (targets.Target, "_clear", lambda: _kill),
+    "packed": (sample_files.SampleFiles, "_clear", lambda: _kill),
 }
 
 
@@ -313,13 +313,13 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     assert (tmp_path / f"out{form}").is_file() == (moment == "packed")
     kept: dict[str, int] = {}
     with monkeypatch.context() as patch:
-        clear = targets.Target._clear
+        clear = sample_files.SampleFiles._clear
 
-        def look(self: targets.Target) -> None:
+        def look(self: sample_files.SampleFiles) -> None:
             kept.update({path.name: path.stat().st_ino for path in self.folder.glob("*.png")})
             clear(self)
 
-        patch.setattr(targets.Target, "_clear", look)
+        patch.setattr(sample_files.SampleFiles, "_clear", look)
         assert draw(f"out{form}")["made"] == 7 - len(there)
     kept |= {path.name: path.stat().st_ino for path in folder.glob("*.png")}
     assert there.items() <= kept.items()
@@ -358,7 +358,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(targets, "_pack_array", full)
+        patch.setattr(sample_files, "_pack_array", full)
         with pytest.raises(FailureError, match=r"cannot write out\.npz: No space"):
             draw("out.npz")
     assert [path.name for path in tmp_path.glob("out.npz*") if path.is_dir()] == ["out.npz.images"]

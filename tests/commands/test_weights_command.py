@@ -7,7 +7,7 @@ from pathlib import Path
 
 from conftest import Movq
 
-from movq_cli.metrics.weights import WEIGHTS
+from movq_cli.evaluation.pretrained import WEIGHTS
 
 CLOSED = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
 

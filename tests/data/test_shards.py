@@ -15,8 +15,8 @@ from movq_cli.data.images import encode_png
 from movq_cli.data.shards import (
     MANIFEST,
     PLAN,
+    DatasetManifest,
     Entry,
-    Manifest,
     PreparedSet,
     Reject,
     Split,
@@ -26,8 +26,8 @@ from movq_cli.data.shards import (
     shard_path,
     write_shard,
 )
-from movq_cli.data.sources import open_source
 from movq_cli.errors import BadRequestError, FailureError
+from movq_cli.sources.open import open_source
 
 rng = np.random.default_rng(0)
 PIXELS = [rng.integers(0, 256, (8 + i % 3, 9, 3), dtype=np.uint8) for i in range(12)]
@@ -52,7 +52,7 @@ def make(root, *, labelled=True, val=3):
             images[2] = Reject("src/2.jpg", "truncated")
         write_shard(shard_path(root, split, shard), images)
         reports[f"{split}/{shard:05d}.zip"] = inspect_shard(shard_path(root, split, shard))
-    Manifest(
+    DatasetManifest(
         source="src",
         size=None,
         square=False,

@@ -209,7 +209,7 @@ def test_matrices_stored_as_they_are_multiplied_give_the_same_codes(mode: str) -
     model, labels, cpu = random_model(mode, 3), torch.arange(5) % 3, torch.device("cpu")
     with devices.autocast(cpu, "bf16"):
         expected = model.decode(range(5), labels, SampleSettings(guidance=1.0))
-        devices.store_as_multiplied(model, cpu, "bf16")
+        devices.cast_linear_layers(model, cpu, "bf16")
         found = model.decode(range(5), labels, SampleSettings(guidance=1.0))
     assert model.blocks[0].qkv.weight.dtype == torch.bfloat16
     assert model.norm.weight.dtype == model.table.weight.dtype == torch.float32

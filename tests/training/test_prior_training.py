@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from movq_cli.console import Console
-from movq_cli.data.tokens import TokenCache, TokenHeader
+from movq_cli.data.code_cache import CodeCache, CodeCacheHeader
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.runs import Run, begin
 from movq_cli.settings import Preset, SampleSettings
@@ -21,15 +21,15 @@ GOLDEN = Path(__file__).parent / "golden.json"
 CPU = torch.device("cpu")
 
 
-def cache(folder: Path, tiny: Preset, number: int, seed: int = 0) -> TokenCache:
+def cache(folder: Path, tiny: Preset, number: int, seed: int = 0) -> CodeCache:
     """Random codes with labels, as `movq train-prior` would have encoded them."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
     shape = (number, tiny.vq.grid, tiny.vq.grid, tiny.vq.chunks)
     np.save(folder / "codes.npy", rng.integers(0, tiny.vq.codebook_size, shape, dtype=np.uint16))
     np.save(folder / "labels.npy", rng.integers(0, 3, number))
-    header = TokenHeader(tokenizer="t", data="d", split="train", views=number, classes=("a", "b", "c"))
-    return TokenCache(folder, header)
+    header = CodeCacheHeader(tokenizer="t", data="d", split="train", views=number, classes=("a", "b", "c"))
+    return CodeCache(folder, header)
 
 
 def stage_of(tiny: Preset, folder: Path, number: int = 24) -> PriorTraining:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from movq_cli.ranks import ALONE
+from movq_cli.ranks import SINGLE_PROCESS
 from movq_cli.settings import TrainSettings, TrainVQSettings
 from movq_cli.training import trainable
 
@@ -33,7 +33,7 @@ def rates(settings: TrainSettings, steps: int) -> list[float]:
 def wrapped(model: nn.Module, settings: TrainSettings, steps: int) -> trainable.Trainable[nn.Module]:
     nn.init.zeros_(model.weight)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
-    return trainable.Trainable(model, optimizer, settings, steps, ALONE)
+    return trainable.Trainable(model, optimizer, settings, steps, SINGLE_PROCESS)
 
 
 def backward(trained: trainable.Trainable[nn.Module], loss: Tensor) -> Tensor:
@@ -82,8 +82,8 @@ def test_the_norm_of_the_gradients_is_clipped_where_asked_and_told() -> None:
 def test_from_the_first_step_that_is_not_finite_nothing_moves(kind: type[torch.optim.Adam]) -> None:
     model = nn.Linear(3, 2)
     settings = TrainVQSettings(ema_decay=0.5, base_learning_rate=0.1, batch_size=1)
-    trained = trainable.Trainable(model, kind(model.parameters(), fused=True), settings, 10, ALONE)
-    guard = trainable.Guard(torch.device("cpu"), ALONE)
+    trained = trainable.Trainable(model, kind(model.parameters(), fused=True), settings, 10, SINGLE_PROCESS)
+    guard = trainable.Guard(torch.device("cpu"), SINGLE_PROCESS)
     before: dict[str, Any] = {}
     for step in range(6):
         if step == 3:
@@ -104,7 +104,7 @@ def test_from_the_first_step_that_is_not_finite_nothing_moves(kind: type[torch.o
 
 
 def test_the_guard_remembers_the_first_fault_whatever_follows() -> None:
-    guard = trainable.Guard(torch.device("cpu"), ALONE)
+    guard = trainable.Guard(torch.device("cpu"), SINGLE_PROCESS)
     assert guard.good(4, {"a": torch.tensor(1.0)}) == 1
     assert guard.verdict() is None
     assert guard.good(5, {"a": torch.tensor(2.0), "b": torch.tensor(math.inf)}) == 0

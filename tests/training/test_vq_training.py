@@ -20,7 +20,7 @@ from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.runs import Run, begin
 from movq_cli.settings import Preset, TrainVQSettings
 from movq_cli.training import loop, losses
-from movq_cli.training.log import Figures, Metrics
+from movq_cli.training.log import DeviceMetrics, Metrics
 from movq_cli.training.vq import TokenizerTraining
 
 GOLDEN = Path(__file__).parent / "golden.json"
@@ -237,7 +237,7 @@ def train(
 class Overflowing(TokenizerTraining):
     """Its gradients overflow at step index 4."""
 
-    def step(self, batch: Tensor, step: int) -> Metrics:
+    def step(self, batch: Tensor, step: int) -> DeviceMetrics:
         last = self.model.decoder.conv_out
         hook = last.bias.register_hook(lambda gradient: gradient * float("inf")) if step == 4 else None
         metrics = super().step(batch, step)
@@ -281,7 +281,7 @@ def test_weights_that_are_no_longer_finite_replace_no_checkpoint(
     tiny: Preset, prepared: PreparedSet, tmp_path: Path
 ) -> None:
     class Spoiled(TokenizerTraining):
-        def step(self, batch: Tensor, step: int) -> Metrics:
+        def step(self, batch: Tensor, step: int) -> DeviceMetrics:
             if step == 4:
                 with torch.no_grad():
                     self.model.decoder.conv_out.weight.fill_(float("nan"))
@@ -371,10 +371,10 @@ def test_the_best_validations_weights_are_kept_beside_the_last(
     class BestAtFour(TokenizerTraining):
         done = 0
 
-        def score(self, figures: Figures) -> float:
+        def score(self, figures: Metrics) -> float:
             return -abs(self.done - 4)
 
-        def step(self, batch: Tensor, step: int) -> Metrics:
+        def step(self, batch: Tensor, step: int) -> DeviceMetrics:
             self.done = step + 1
             return super().step(batch, step)
 

@@ -1,0 +1,98 @@
+"""`movq train`: its options."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from movq_cli.cli.options import (
+    DataPath,
+    DeviceName,
+    DryRun,
+    Gpus,
+    Json,
+    Overrides,
+    PresetName,
+    Quiet,
+    WeightsFolder,
+    console_for,
+    with_data_path,
+)
+
+
+def train_vq(
+    preset: PresetName,
+    data: DataPath = None,
+    run: Annotated[
+        Path | None, typer.Option("--run", help="Run folder. [default: runs/PRESET-vq]", show_default=False)
+    ] = None,
+    overrides: Overrides = None,
+    weights: WeightsFolder = None,
+    device: DeviceName = None,
+    gpus: Gpus = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a tokenizer (stage 1). Run again, it goes on from its last checkpoint."""
+    from movq_cli.commands import train_vq as command
+
+    command.train_vq(
+        preset=preset,
+        overrides=with_data_path(overrides, data),
+        run=run,
+        device=device,
+        gpus=gpus,
+        weights=weights,
+        dry_run=dry_run,
+        console=console_for(as_json, quiet),
+    )
+
+
+def train_prior(
+    preset: PresetName,
+    tokenizer: Annotated[
+        Path | None,
+        typer.Option(
+            "--tokenizer",
+            help="Run folder of train-vq. [default: the newest finished one of these vq settings]",
+            show_default=False,
+        ),
+    ] = None,
+    mode: Annotated[
+        str | None,
+        typer.Option(
+            "--mode",
+            help="mask (in parallel steps), auto (code by code) or depth. [default: the preset's, mask]",
+            show_default=False,
+        ),
+    ] = None,
+    data: DataPath = None,
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", help="Run folder. [default: runs/PRESET-prior, or -auto, -depth]", show_default=False),
+    ] = None,
+    overrides: Overrides = None,
+    weights: WeightsFolder = None,
+    device: DeviceName = None,
+    gpus: Gpus = None,
+    dry_run: DryRun = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a prior (stage 2) on a tokenizer's codes. Run again, it goes on from its last checkpoint."""
+    from movq_cli.commands import train_prior as command
+
+    command.train_prior(
+        preset=preset,
+        overrides=[*with_data_path(overrides, data), *([] if mode is None else [f"prior.mode={mode}"])],
+        tokenizer=tokenizer,
+        run=run,
+        device=device,
+        gpus=gpus,
+        weights=weights,
+        dry_run=dry_run,
+        console=console_for(as_json, quiet),
+    )

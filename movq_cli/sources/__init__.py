@@ -1,0 +1,1 @@
+"""Where images come from: folders, archives, arrays, prepared sets and named public sets."""
