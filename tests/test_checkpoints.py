@@ -72,7 +72,7 @@ def test_files_that_are_no_weights_of_ours_are_named(tmp_path: Path, tokenizer: 
     whole = path.read_bytes()
     for damaged in (b"", whole[:7], whole[:-1], b"\xff" * 100):
         path.write_bytes(damaged)
-        with pytest.raises(BadRequestError, match="not a whole safetensors file"):
+        with pytest.raises(BadRequestError, match="not a complete safetensors file"):
             checkpoints.load_tokenizer(path)
     other = Tokenizer(tiny.vq.model_copy(update={"codebook_size": 8}))
     checkpoints.save_weights(path, other, TokenizerHeader(vq=tokenizer.settings))

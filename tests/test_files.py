@@ -30,7 +30,7 @@ def test_what_a_killed_run_left_is_overwritten(tmp_path):
 
 
 def test_two_who_write_the_same_file_at_once_do_not_write_into_each_others(tmp_path):
-    with atomic_path(tmp_path / "f", contested=True) as one, atomic_path(tmp_path / "f", contested=True) as two:
+    with atomic_path(tmp_path / "f", concurrent=True) as one, atomic_path(tmp_path / "f", concurrent=True) as two:
         assert one != two
         one.write_bytes(b"one")
         two.write_bytes(b"two")

@@ -275,7 +275,7 @@ def test_ranks_that_are_refused_end_with_one_line_and_the_right_code(
 ) -> None:
     done = movq("train-vq", "--preset", tiny_yaml, "--gpus", "2", "--device", "cpu", "-o", "train_vq.seed=9", code=2)
     assert done.stderr.count("error:") == 1
-    assert "train_vq.seed: 0 there, 9 now" in done.stderr
+    assert "train_vq.seed: 0 before, 9 now" in done.stderr
     assert "Name another folder" in done.stderr
     done = movq("train-vq", "--preset", tiny_yaml, "--gpus", "2", code=2)
     assert "--device cpu" in done.stderr
@@ -339,7 +339,7 @@ def test_when_a_rank_is_killed_the_others_end_and_the_run_can_go_on(
     assert re.search(r"rank \d was ended by signal 9", errors)
     step = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"]
     done = movq("train-vq", "--preset", tiny_yaml, "--run", "run", "-o", f"train_vq.steps={step + 2}")
-    assert f"going on from step {step}" in done.stderr
+    assert f"resuming from step {step}" in done.stderr
 
 
 def test_a_folder_in_which_a_run_is_at_work_is_refused_to_another(
@@ -356,4 +356,4 @@ def test_a_folder_in_which_a_run_is_at_work_is_refused_to_another(
     assert "error: stopped at step" in errors
     step = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"]
     done = movq("train-vq", "--preset", tiny_yaml, "--run", "run", "-o", f"train_vq.steps={step + 1}")
-    assert f"going on from step {step}" in done.stderr
+    assert f"resuming from step {step}" in done.stderr

@@ -28,32 +28,32 @@ def test_the_newest_finished_run_of_the_kind_is_the_one(tmp_path: Path, tiny: Pr
     finished(tmp_path / "running", "vq", tiny, None, "running")
     finished(tmp_path / "prior", "prior", tiny, "2026-01-04")
     finished(tmp_path / "lost", "vq", tiny, "2026-01-05").weights.unlink()
-    assert runs.resolve(None, "vq", root=tmp_path) == newest
+    assert runs.find_run(None, "vq", root=tmp_path) == newest
 
 
 def test_only_runs_of_the_wanted_tokenizer_are_looked_at(tmp_path: Path, tiny: Preset) -> None:
     fits = finished(tmp_path / "fits", "vq", tiny, "2026-01-01")
     other = tiny.model_copy(update={"vq": tiny.vq.model_copy(update={"codebook_size": 32})})
     finished(tmp_path / "other", "vq", other, "2026-01-02")
-    assert runs.resolve(None, "vq", fits=tiny.vq, root=tmp_path) == fits
+    assert runs.find_run(None, "vq", fits=tiny.vq, root=tmp_path) == fits
 
 
 @pytest.mark.parametrize("kind", ["vq", "prior"])
 def test_without_any_run_the_error_says_what_to_train(tmp_path: Path, kind: Kind) -> None:
     with pytest.raises(BadRequestError, match=f"movq {runs.COMMAND[kind]}"):
-        runs.resolve(None, kind, root=tmp_path)
+        runs.find_run(None, kind, root=tmp_path)
     with pytest.raises(BadRequestError, match="nowhere"):
-        runs.resolve(tmp_path / "nowhere", kind)
+        runs.find_run(tmp_path / "nowhere", kind)
 
 
 def test_a_run_of_the_other_stage_is_told_apart(tmp_path: Path, tiny: Preset) -> None:
     finished(tmp_path / "run", "prior", tiny, "2026-01-01")
     with pytest.raises(BadRequestError, match="train-prior"):
-        runs.resolve(tmp_path / "run", "vq")
+        runs.find_run(tmp_path / "run", "vq")
 
 
 def begin(run: Run, tiny: Preset, *, steps: int = 10, data: str = "d", tokenizer: str | None = None) -> RunManifest:
-    return runs.begin(run, preset="tiny", settings=tiny, steps=steps, data=data, tokenizer=tokenizer)
+    return runs.start_or_resume(run, preset_name="tiny", settings=tiny, steps=steps, data=data, tokenizer=tokenizer)
 
 
 def changed(tiny: Preset, section: str, **values: object) -> Preset:
