@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import multiprocessing
+from torch.multiprocessing.spawn import spawn
 
 from movq_cli.commands.prepare import prepare
 from movq_cli.console import Console
@@ -235,14 +235,14 @@ def on_ranks(work: Work, argument: object, folder: Path, world: int) -> list[Any
         folder: Folder for the results.
         world: Number of ranks.
     """
-    multiprocessing.spawn(_run_rank, (world, free_port(), work, argument, folder), nprocs=world)
+    spawn(_run_rank, (world, free_port(), work, argument, folder), nprocs=world)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
 
 
 def start_ranks(work: Work, argument: object, folder: Path, world: int) -> list[Any]:
     """Start `work` on several ranks as `on_ranks` does, and return their processes without waiting for them."""
     arguments = (world, free_port(), work, argument, folder)
-    return multiprocessing.spawn(_run_rank, arguments, nprocs=world, join=False).processes
+    return spawn(_run_rank, arguments, nprocs=world, join=False).processes
 
 
 def free_port() -> int:
@@ -263,7 +263,7 @@ def _run_rank(rank: int, world: int, port: int, work: Work, argument: object, fo
 # --- the tests that `make test-fast` leaves out -----------------------------------------------------------------------
 
 _PROCESS_FIXTURES = {"movq", "trained_once", "ordered_once"}
-_PROCESS_FUNCTIONS = {on_ranks, start_ranks, run_movq}
+_PROCESS_FUNCTIONS: set[object] = {on_ranks, start_ranks, run_movq}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from conftest import Work, on_ranks, start_ranks
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -29,6 +28,7 @@ from movq_cli.settings import Preset
 from movq_cli.training import loop
 from movq_cli.training.prior import PriorTraining
 from movq_cli.training.vq import TokenizerTraining
+from tests.conftest import Work, on_ranks, start_ranks
 
 if TYPE_CHECKING:
     from tests.conftest import Movq

@@ -43,13 +43,13 @@ def train_vq(
 
     request = TrainRequest(
         preset_name=preset,
-        arguments=sys.argv[1:],
         overrides=with_data_path(overrides, data),
         run=run,
         device_name=device,
         gpus=gpus,
         weights=weights,
         dry_run=dry_run,
+        arguments=sys.argv[1:],
     )
     command.train_vq(request, console_for(as_json, quiet))
 
@@ -91,7 +91,6 @@ def train_prior(
 
     request = TrainRequest(
         preset_name=preset,
-        arguments=sys.argv[1:],
         overrides=[*with_data_path(overrides, data), *([] if mode is None else [f"prior.mode={mode}"])],
         run=run,
         tokenizer=tokenizer,
@@ -99,5 +98,6 @@ def train_prior(
         gpus=gpus,
         weights=weights,
         dry_run=dry_run,
+        arguments=sys.argv[1:],
     )
     command.train_prior(request, console_for(as_json, quiet))

@@ -41,8 +41,6 @@ class TrainRequest:
 
     preset_name: str
     """Name of a preset, or path of a preset file."""
-    arguments: Sequence[str]
-    """Command-line arguments, with which the command is started again on each of `gpus` processes."""
     overrides: Sequence[str] = ()
     """Settings to change, as `section.name=value`."""
     run: Path | None = None
@@ -53,6 +51,8 @@ class TrainRequest:
     """Name of the device; None uses CUDA if it is available."""
     gpus: int | None = None
     """Number of processes to start, one for each GPU; None uses this process, or those that torchrun started."""
+    arguments: Sequence[str] = ()
+    """Command-line arguments, with which `gpus` starts the processes."""
     weights: Path | None = None
     """Folder with the pretrained weights of metrics and losses; None uses torch hub's."""
     dry_run: bool = False
