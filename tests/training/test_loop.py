@@ -1,4 +1,4 @@
-"""The loop's small parts: seeds and lengths."""
+"""Parts of the training loop: the seeds of its steps, and its length."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from movq_cli.settings import TrainVQSettings
 from movq_cli.training import loop
 
 
-def test_steps_and_runs_draw_numbers_of_their_own() -> None:
-    first = set()
+def test_every_step_of_every_seed_draws_other_numbers() -> None:
+    draws = set()
     for seed in range(20):
         for step in [*range(20), 2**31]:
             torch.manual_seed(loop.step_seed(seed, step))
-            first.add(torch.rand(2, dtype=torch.float64).sum().item())
-    assert len(first) == 20 * 21
+            draws.add(torch.rand(2, dtype=torch.float64).sum().item())
+    assert len(draws) == 20 * 21
 
 
 @given(st.integers(1, 10_000), st.integers(1, 64), st.floats(0.01, 50))

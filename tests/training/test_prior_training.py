@@ -49,6 +49,7 @@ def test_ten_steps_give_the_committed_losses(tiny: Preset, tmp_path: Path) -> No
     assert losses == pytest.approx(json.loads(GOLDEN.read_text())["prior"], rel=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["mask", "auto", "depth"])
 def test_it_overfits_a_handful_of_code_maps_and_draws_them_back_exactly(
     tiny: Preset, tmp_path: Path, mode: str

@@ -99,6 +99,7 @@ def test_the_generators_step_leaves_no_gradient_in_the_discriminator(tiny: Prese
     )
 
 
+@pytest.mark.slow
 def test_it_learns_a_handful_of_images(tiny: Preset, prepared: PreparedSet) -> None:
     settings = tiny.train_vq.model_copy(
         update={"adversarial_weight": 0.0, "base_learning_rate": 4e-4, "ema_decay": 0.0}
@@ -354,6 +355,7 @@ def saved_bytes(model: nn.Module, images: Tensor) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
 
 
+@pytest.mark.slow
 def test_a_captured_step_gives_the_losses_of_the_plain_one(
     tiny: Preset, prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:
