@@ -112,7 +112,7 @@ demo/evaluate.json: demo/reconstruct.json
 demo/report.json: demo/evaluate.json demo/sample.json
 	$(BIN)/python -m benchmarks.digits demo
 
-# The other two priors on the same digits, and how often each draws the digit asked for.
+# The other two priors on the same digits, and how often each draws the requested digit.
 modes: demo/auto.json demo/depth.json demo/report.json
 	$(BIN)/python -m benchmarks.modes
 

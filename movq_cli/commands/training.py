@@ -109,7 +109,7 @@ def run_training(
     Raises:
         BadRequestError: The request cannot be carried out.
         FailureError: Training failed.
-        InterruptedRunError: The process was asked to stop.
+        InterruptedRunError: The process received Ctrl-C or SIGTERM.
     """
     if request.dry_run:
         device = devices.select(request.device_name)

@@ -54,7 +54,7 @@ class Log:
         console: Console for the lines that people read.
         settings: Training settings, of which the batch size and `tensorboard` are used.
         ranks: Ranks over which the metrics are averaged.
-        steps: Number of steps of the whole run, from which the remaining time is estimated.
+        steps: Number of steps of the complete run, from which the remaining time is estimated.
         reference: Speed with which the steps of one rank are compared; None omits the comparison.
     """
 
