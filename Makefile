@@ -3,6 +3,7 @@
 #   make demo       the whole pipeline on 5,000 real digits: pictures and a table in demo/
 #   make modes      after it: the demo's other two priors, and a table of all three
 #   make test       the tests
+#   make test-fast  the tests that take neither long nor processes of their own: for after each change
 #   make lint       formatting, lint, types
 #   make install    .venv with movq and what development needs
 #   make bench      every benchmark on the CPU beside its peers, which it installs, and a table; results to OUT
@@ -19,7 +20,7 @@ INSTALLED := $(VENV)/installed
 PEERS := $(VENV)/peers
 
 .DELETE_ON_ERROR:
-.PHONY: demo modes test lint format install bench gpu-check clean-demo
+.PHONY: demo modes test test-fast lint format install bench gpu-check clean-demo
 
 # --- the environment ------------------------------------------------------------------------------------------------
 
@@ -36,6 +37,9 @@ $(INSTALLED): pyproject.toml
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest
+
+test-fast: $(INSTALLED)
+	$(BIN)/python -m pytest -m 'not processes and not slow'
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -108,7 +112,7 @@ demo/evaluate.json: demo/reconstruct.json
 demo/report.json: demo/evaluate.json demo/sample.json
 	$(BIN)/python -m benchmarks.digits demo
 
-# The other two priors on the same digits, and how often each draws the digit asked for.
+# The other two priors on the same digits, and how often each draws the requested digit.
 modes: demo/auto.json demo/depth.json demo/report.json
 	$(BIN)/python -m benchmarks.modes
 

@@ -1,4 +1,4 @@
-"""movq: train and run MoVQ, a modulated VQ tokenizer and an 8-step masked image prior.
+"""movq: train and run MoVQ, a modulated VQ tokenizer and an image prior that samples in 8 steps.
 
 In Python, `from movq_cli import Prior, Tokenizer`; on the command line, `movq --help`.
 """
@@ -16,7 +16,7 @@ __all__ = ["Prior", "Tokenizer", "__version__"]
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562's signature
-    """Import the models, and torch with them, only when somebody asks: `movq --help` must not wait."""
+    """Import the models, and torch with them, at their first use, so that `movq --help` stays fast."""
     if name in {"Prior", "Tokenizer"}:
         from movq_cli import api
 

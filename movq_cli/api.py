@@ -1,4 +1,4 @@
-"""The Python face: what a notebook needs and no more.
+"""The Python interface: tokenizers and priors for notebooks and scripts.
 
 from movq_cli import Prior, Tokenizer
 
@@ -26,41 +26,45 @@ from movq_cli.settings import SampleSettings
 
 
 class Tokenizer(models.tokenizer.Tokenizer):
-    """Stage 1: images [B, 3, H, W] in [-1, 1] to codes [B, h, w, c] with `encode`, and back with `decode`."""
+    """A tokenizer: `encode` maps images [B, 3, H, W] in [-1, 1] to codes [B, h, w, c], and `decode` maps them back."""
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """A trained tokenizer, in eval mode on the CPU.
+        """Load a trained tokenizer, in eval mode on the CPU.
 
         Args:
-            path: A run folder or an exported `.safetensors` file.
+            path: Run folder, or weight file (`.safetensors`).
 
         Raises:
-            BadRequestError: There are no weights there, or they are damaged.
+            BadRequestError: There are no weights at the path, or they are damaged.
         """
-        trained = checkpoints.load_tokenizer(runs.weights(Path(path), "vq"))
+        trained = checkpoints.load_tokenizer(runs.find_weights(Path(path), "vq"))
         with torch.device("meta"):
             empty = cls(trained.settings)
         empty.load_state_dict(trained.state_dict(), assign=True)
         return empty.eval()
 
     @classmethod
-    def from_preset(cls, name: str, *overrides: str) -> Self:
-        """An untrained tokenizer of a preset, with dotted overrides such as `vq.chunks=8`.
+    def from_preset(cls, preset_name: str, *overrides: str) -> Self:
+        """Create an untrained tokenizer.
+
+        Args:
+            preset_name: Name of a preset, or path of a preset file.
+            overrides: Settings to change, such as `vq.chunks=8`.
 
         Raises:
-            BadRequestError: Unknown preset or setting.
+            BadRequestError: The preset or a setting does not exist.
         """
-        return cls(presets.load(name, overrides).vq)
+        return cls(presets.load(preset_name, overrides).vq)
 
 
 class Prior(nn.Module):
-    """Stage 2 with the tokenizer that its codes belong to: samples images.
+    """A prior with the tokenizer whose codes it models; it samples images.
 
     Args:
-        transformer: The prior.
-        tokenizer: Decodes its codes.
-        header: What the prior's weight file says of it.
+        transformer: Model of the codes.
+        tokenizer: Tokenizer that decodes the sampled codes to images.
+        header: Metadata of the prior's weight file.
     """
 
     def __init__(self, transformer: CodePrior, tokenizer: models.tokenizer.Tokenizer, header: PriorHeader) -> None:
@@ -71,46 +75,46 @@ class Prior(nn.Module):
 
     @classmethod
     def load(cls, path: str | Path, tokenizer: str | Path | None = None) -> Self:
-        """A trained prior, in eval mode on the CPU.
+        """Load a trained prior, in eval mode on the CPU.
 
         Args:
-            path: A run folder or an exported `.safetensors` file.
-            tokenizer: A run folder or weight file; None = the one that lies beside the prior.
+            path: Run folder, or weight file (`.safetensors`).
+            tokenizer: Run folder or weight file of the tokenizer; None uses the one in the prior's folder.
 
         Raises:
-            BadRequestError: There are no weights there, they are damaged, or the tokenizer is not the one whose
+            BadRequestError: There are no weights at a path, they are damaged, or the tokenizer is not the one whose
                 codes the prior models.
         """
-        weights = runs.weights(Path(path), "prior")
+        weights = runs.find_weights(Path(path), "prior")
         transformer, header = checkpoints.load_prior(weights)
-        beside = weights.parent if tokenizer is None else Path(tokenizer)
-        codes_from = runs.weights(beside, "vq")
-        found = sha256(codes_from)
-        if found != header.tokenizer:
+        tokenizer_path = weights.parent if tokenizer is None else Path(tokenizer)
+        tokenizer_weights = runs.find_weights(tokenizer_path, "vq")
+        digest = sha256(tokenizer_weights)
+        if digest != header.tokenizer:
             raise BadRequestError(
-                f"{weights} models the codes of another tokenizer ({header.tokenizer[:12]}) than {codes_from} "
-                f"({found[:12]})",
-                "Name the tokenizer that it was trained with, or leave --tokenizer out.",
+                f"{weights} models the codes of another tokenizer ({header.tokenizer[:12]}) than {tokenizer_weights} "
+                f"({digest[:12]})",
+                "Name the tokenizer with which it was trained, or omit --tokenizer.",
             )
-        return cls(transformer, checkpoints.load_tokenizer(codes_from), header).eval()
+        return cls(transformer, checkpoints.load_tokenizer(tokenizer_weights), header).eval()
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """Class names; empty for an unconditional prior."""
+        """Names of the classes; empty for an unconditional prior."""
         return self.header.classes
 
-    def class_ids(self, wanted: Sequence[str | int]) -> list[int]:
-        """The ids of classes given by name or number; all where none is given.
+    def class_ids(self, classes: Sequence[str | int]) -> list[int]:
+        """Return the ids of classes that are given by name or id; without any, the ids of all classes.
 
         Raises:
-            BadRequestError: An unknown class, or any class at all where the prior is unconditional.
+            BadRequestError: A class is unknown, or classes are given and the prior is unconditional.
         """
-        if wanted and not self.classes:
+        if classes and not self.classes:
             raise BadRequestError("this prior is unconditional: it has no classes to choose from")
-        return [self._class_id(name) for name in wanted] or list(range(len(self.classes)))
+        return [self._class_id(name) for name in classes] or list(range(len(self.classes)))
 
     def _class_id(self, name: str | int) -> int:
-        if isinstance(name, str) and name in self.classes:  # a name wins: names may be numbers, in another order
+        if isinstance(name, str) and name in self.classes:  # First, because names can be numbers in another order.
             return self.classes.index(name)
         if str(name).isdecimal() and int(name) < len(self.classes):
             return int(name)
@@ -127,29 +131,30 @@ class Prior(nn.Module):
         settings: SampleSettings | None = None,
         indices: Sequence[int] | None = None,
     ) -> Tensor:
-        """Draw images; image i is a function of `seed + i` and its class alone.
+        """Sample images; image i depends only on `seed + i` and on its class.
 
         Args:
-            n: How many.
-            steps: Decoding steps; None = the preset's.
-            seed: Of the first image; the next ones count up.
-            classes: Names or numbers, taken in turn; None = all classes in turn. Unconditional priors take none.
-            settings: Temperatures and guidance; None = the preset's.
-            indices: Which images i to draw; None = 0 to n - 1.
+            n: Number of images to sample.
+            steps: Number of decoding steps; None uses that of the settings.
+            seed: Seed of the first image; image i has the seed `seed + i`.
+            classes: Names or ids of classes, which the images take in turn; None uses all classes in turn. An
+                unconditional prior takes none.
+            settings: Settings of sampling, such as temperatures and guidance; None uses those of the prior's preset.
+            indices: Indices i of the images to sample; None samples the images 0 to n - 1.
 
         Returns:
-            [n, 3, H, W] float32 in [-1, 1], on the model's device.
+            Images [n, 3, H, W] float32 in [-1, 1], on the device of the model.
 
         Raises:
-            BadRequestError: Unknown classes.
+            BadRequestError: A class is unknown.
         """
         chosen = settings or self.header.sample
         if steps is not None:
             chosen = chosen.model_copy(update={"steps": steps})
-        numbers = range(n) if indices is None else indices
+        chosen_indices = range(n) if indices is None else indices
         device = self.transformer.position.device
         ids = self.class_ids(classes or ())
-        labels = torch.tensor([ids[i % len(ids)] for i in numbers], device=device) if ids else None
+        labels = torch.tensor([ids[i % len(ids)] for i in chosen_indices], device=device) if ids else None
         with devices.autocast(device, "auto"):
-            codes = self.transformer.decode([seed + i for i in numbers], labels, chosen)
+            codes = self.transformer.decode([seed + i for i in chosen_indices], labels, chosen)
             return self.tokenizer.decode(codes)

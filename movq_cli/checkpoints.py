@@ -1,7 +1,8 @@
-"""Weights and training states on disk: written whole or not at all, loaded without running code.
+"""Weight files and training states: they are written atomically, and reading them runs no code.
 
-A weight file is a safetensors file whose metadata holds the settings that rebuild the model, so that one file is a
-model. A training state is a torch.save file of tensors and plain values, read with `weights_only=True`.
+A weight file is a safetensors file whose metadata contain the settings of the model, so that a model can be built from
+the file alone. A training state is a file that torch.save wrote, with tensors and plain values only; it is read with
+`weights_only=True`.
 """
 
 from __future__ import annotations
@@ -29,78 +30,79 @@ HeaderT = TypeVar("HeaderT", bound=Settings)
 
 
 class TokenizerHeader(Settings):
-    """What a tokenizer's weight file says of itself."""
+    """The metadata of a tokenizer's weight file."""
 
     vq: TokenizerSettings
     version: str = __version__
-    """Of movq, that wrote it."""
+    """Version of movq that wrote the file."""
 
 
 class PriorHeader(Settings):
-    """What a prior's weight file says of itself."""
+    """The metadata of a prior's weight file."""
 
     prior: PriorSettings
     shape: CodeShape
     sample: SampleSettings
+    """Default settings of sampling."""
     classes: tuple[str, ...]
     """Class names; empty for an unconditional prior."""
     tokenizer: str
-    """SHA-256 of the tokenizer's weight file whose codes it models."""
+    """SHA-256 of the weight file of the tokenizer whose codes the prior models."""
     version: str = __version__
-    """Of movq, that wrote it."""
+    """Version of movq that wrote the file."""
 
 
 def save_weights(path: Path, model: nn.Module, header: Settings) -> None:
-    """Write a model's weights with the header that rebuilds it.
+    """Write a model's weights, with the header from which the model can be built.
 
     Raises:
-        FailureError: The file cannot be written; what stood there before still stands.
+        FailureError: The file cannot be written; an existing file is then unchanged.
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    # One entry: safetensors writes several in an order that changes from call to call, and equal weights shall have
-    # equal hashes.
+    # The metadata have a single entry, because safetensors writes several entries in a varying order, and files with
+    # equal weights must have equal hashes.
     metadata = {"movq": header.model_dump_json()}
-    # Through memory: written by the library itself, the file would be readable to its owner alone.
+    # The file is not written by safetensors itself, because only its owner could then read it.
     atomic_write(path, save(tensors, metadata))
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in a weight file, in eval mode on the CPU.
+    """Load the tokenizer of a weight file, in eval mode on the CPU.
 
     Raises:
-        BadRequestError: The file is missing, damaged, or no tokenizer of ours.
+        BadRequestError: The file is missing, damaged, or not a tokenizer that movq wrote.
     """
     tensors, text = _read_weights(path)
     header = _header(path, text, TokenizerHeader)
-    return _filled(path, Tokenizer(header.vq), tensors)
+    return _with_weights(path, Tokenizer(header.vq), tensors)
 
 
 def load_prior(path: Path) -> tuple[CodePrior, PriorHeader]:
-    """The prior in a weight file, in eval mode on the CPU, and what the file says of it.
+    """Load the prior of a weight file, in eval mode on the CPU, and the file's header.
 
     Raises:
-        BadRequestError: The file is missing, damaged, or no prior of ours.
+        BadRequestError: The file is missing, damaged, or not a prior that movq wrote.
     """
     tensors, text = _read_weights(path)
     header = _header(path, text, PriorHeader)
-    return _filled(path, priors.build(header.prior, header.shape), tensors), header
+    return _with_weights(path, priors.build(header.prior, header.shape), tensors), header
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write a training state.
 
     Raises:
-        FailureError: The file cannot be written; what stood there before still stands.
+        FailureError: The file cannot be written; an existing file is then unchanged.
     """
     with atomic_path(path) as partial:
         try:
             torch.save(state, partial)
         except RuntimeError as error:
-            raise OSError(str(error).splitlines()[0]) from None  # the zip writer's form of a full disk
+            raise OSError(str(error).splitlines()[0]) from None  # The zip writer reports a full disk so.
 
 
 def load_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """A training state, its tensors on `device`.
+    """Load a training state, with its tensors on `device`.
 
     Raises:
         FailureError: The file is damaged.
@@ -115,24 +117,27 @@ def load_state(path: Path, device: torch.device) -> dict[str, Any]:
 
 def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
     if not path.is_file():
-        raise BadRequestError(f"no weights at {path}", "Name a run folder or a .safetensors file that movq wrote.")
+        raise BadRequestError(
+            f"there are no weights at {path}", "Name a run folder or a .safetensors file that movq wrote."
+        )
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             return {name: file.get_tensor(name) for name in file.keys()}, metadata.get("movq", "")  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise BadRequestError(f"{path} is not a whole safetensors file: {error}") from None
+        raise BadRequestError(f"{path} is not a complete safetensors file: {error}") from None
 
 
 def _header(path: Path, text: str, kind: type[HeaderT]) -> HeaderT:
     try:
         return kind.model_validate_json(text)
     except ValidationError:
-        what = kind.__name__.removesuffix("Header").lower()
-        raise BadRequestError(f"{path} is not a {what} that this version of movq wrote") from None
+        model = kind.__name__.removesuffix("Header").lower()
+        raise BadRequestError(f"{path} is not a {model} that this version of movq wrote") from None
 
 
-def _filled(path: Path, model: ModelT, tensors: dict[str, Tensor]) -> ModelT:
+def _with_weights(path: Path, model: ModelT, tensors: dict[str, Tensor]) -> ModelT:
+    """Load tensors into a model, and return it in eval mode."""
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:

@@ -1,4 +1,4 @@
-"""The one sink: results on stdout, everything else on stderr, progress for people and for job logs."""
+"""The output of all commands: results on stdout, everything else on stderr, progress for terminals and log files."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
 
 SECONDS_BETWEEN_LINES = 30.0
-"""Off a terminal a progress line is written this often, so that a job's log stays readable."""
+"""Interval of progress lines if stderr is not a terminal, so that the log of a job stays readable."""
 
 
-_NOTHING: Mapping[str, str] = {}
+_NO_VALUES: Mapping[str, str] = {}
 
 
 class Progress(Protocol):
-    """A running count towards a total."""
+    """A counter of finished items, which is displayed with its total."""
 
-    def advance(self, count: int = 1, figures: Mapping[str, str] = _NOTHING) -> None:
-        """Add to the count; figures (a loss, say) are shown with it, by name, until there are others."""
+    def advance(self, count: int = 1, values: Mapping[str, str] = _NO_VALUES) -> None:
+        """Add to the count; `values`, such as a loss, are shown beside it by name until new ones are given."""
 
 
 class Console:
-    """Where a command speaks.
+    """Writes the messages, the progress and the result of a command.
 
     Args:
-        as_json: Results are one JSON object on stdout and nothing else.
-        quiet: No log lines and no progress; warnings and results still appear.
-        mute: Nothing at all: of several processes that do one command's work, one speaks.
+        as_json: Whether the result is written as one JSON object instead of text.
+        quiet: Whether to omit log lines and progress; warnings and results still appear.
+        mute: Whether to write nothing at all, as on all ranks but the first.
     """
 
     def __init__(self, *, as_json: bool = False, quiet: bool = False, mute: bool = False) -> None:
@@ -37,20 +37,20 @@ class Console:
         self.mute = mute
 
     def log(self, message: str) -> None:
-        """One line about what is being done, on stderr."""
+        """Write a line about the progress of the work to stderr."""
         if not self.quiet:
             self._line(message)
 
     def warn(self, message: str) -> None:
-        """One line that the user should not miss, on stderr."""
+        """Write a warning of one line to stderr."""
         self._line(f"warning: {message}")
 
     def result(self, data: Mapping[str, Any], text: str) -> None:
-        """What the command was run for, on stdout.
+        """Write the result of the command to stdout.
 
         Args:
-            data: The result as a JSON object, printed with `--json`.
-            text: The same for people and pipes: a path, usually.
+            data: Result as a JSON object, written with `--json`.
+            text: Result as text, written otherwise; usually a path.
         """
         if self.mute:
             return
@@ -58,7 +58,7 @@ class Console:
         sys.stdout.flush()
 
     def table(self, data: Mapping[str, Any], columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A result that is a table: Rich on a terminal, tab-separated in a pipe, JSON with `--json`."""
+        """Write a table as the result: with Rich on a terminal, tab-separated elsewhere, as JSON with `--json`."""
         if self.mute or self.as_json or not sys.stdout.isatty():
             self.result(data, "\n".join("\t".join(row) for row in [columns, *rows]))
             return
@@ -71,22 +71,22 @@ class Console:
         RichConsole().print(table)
 
     @contextmanager
-    def progress(self, total: int, what: str, unit: str, done: int = 0) -> Iterator[Progress]:
-        """Progress with rate and ETA while the block runs: Rich on a terminal, plain lines elsewhere.
+    def progress(self, total: int, activity: str, unit: str, done: int = 0) -> Iterator[Progress]:
+        """Show progress with rate and remaining time during the block: with Rich on a terminal, else as plain lines.
 
         Args:
-            total: The count at the end.
-            what: What is being done, e.g. "encoding".
-            unit: What is counted, e.g. "images".
-            done: The count at the start, for work that goes on where it was.
+            total: Number of items in total.
+            activity: Name of the work, such as "encoding".
+            unit: Plural noun for the items, such as "images".
+            done: Number of items already finished, for work that is resumed.
         """
         if self.quiet:
-            yield _Silent()
+            yield _NoProgress()
         elif sys.stderr.isatty():
-            with _rich(total, what, unit, done) as running:
+            with _rich(total, activity, unit, done) as running:
                 yield running
         else:
-            with _plain(total, what, unit, done) as running:
+            with _plain(total, activity, unit, done) as running:
                 yield running
 
     def _line(self, message: str) -> None:
@@ -96,13 +96,13 @@ class Console:
         sys.stderr.flush()
 
 
-class _Silent:
-    def advance(self, count: int = 1, figures: Mapping[str, str] = _NOTHING) -> None:
-        """Nothing to show."""
+class _NoProgress:
+    def advance(self, count: int = 1, values: Mapping[str, str] = _NO_VALUES) -> None:
+        """Show nothing."""
 
 
 @contextmanager
-def _rich(total: int, what: str, unit: str, done: int) -> Iterator[Progress]:
+def _rich(total: int, activity: str, unit: str, done: int) -> Iterator[Progress]:
     from rich.columns import Columns
     from rich.console import Console as RichConsole
     from rich.console import RenderableType
@@ -116,14 +116,14 @@ def _rich(total: int, what: str, unit: str, done: int) -> Iterator[Progress]:
     from rich.progress import Progress as RichProgress
 
     class _Live(RichProgress):
-        """The bar, and below it the figures in as many columns as fit."""
+        """The progress bar, with the values below it in as many columns as fit."""
 
-        figures: Mapping[str, str] = _NOTHING
+        values: Mapping[str, str] = _NO_VALUES
 
         def get_renderables(self) -> Iterator[RenderableType]:
             yield from super().get_renderables()
-            if self.figures:
-                yield Columns([f"[dim]{name}[/dim] {value}" for name, value in self.figures.items()], padding=(0, 3))
+            if self.values:
+                yield Columns([f"[dim]{name}[/dim] {value}" for name, value in self.values.items()], padding=(0, 3))
 
     bar = _Live(
         TextColumn("{task.description}"),
@@ -135,11 +135,11 @@ def _rich(total: int, what: str, unit: str, done: int) -> Iterator[Progress]:
         TimeRemainingColumn(),
         console=RichConsole(stderr=True),
     )
-    task = bar.add_task(what, total=total, completed=done)
+    task = bar.add_task(activity, total=total, completed=done)
 
     class _Running:
-        def advance(self, count: int = 1, figures: Mapping[str, str] = _NOTHING) -> None:
-            bar.figures = figures or bar.figures
+        def advance(self, count: int = 1, values: Mapping[str, str] = _NO_VALUES) -> None:
+            bar.values = values or bar.values
             bar.advance(task, count)
 
     with bar:
@@ -147,17 +147,17 @@ def _rich(total: int, what: str, unit: str, done: int) -> Iterator[Progress]:
 
 
 @contextmanager
-def _plain(total: int, what: str, unit: str, done: int) -> Iterator[Progress]:
+def _plain(total: int, activity: str, unit: str, done: int) -> Iterator[Progress]:
     from tqdm import tqdm
 
     bar = tqdm(
         total=total,
         initial=done,
-        desc=what,
+        desc=activity,
         unit=f" {unit}",
         file=_Lines(sys.stderr),
         mininterval=SECONDS_BETWEEN_LINES,
-        # Without a smaller interval tqdm's monitor would print early; one line a period is the promise.
+        # tqdm's monitor thread would print additional lines after its default interval.
         maxinterval=SECONDS_BETWEEN_LINES,
         miniters=1,
         bar_format="{desc}: {n_fmt}/{total_fmt}{unit} [{elapsed}, ETA {remaining}, {rate_fmt}]{postfix}",
@@ -165,9 +165,9 @@ def _plain(total: int, what: str, unit: str, done: int) -> Iterator[Progress]:
     )
 
     class _Running:
-        def advance(self, count: int = 1, figures: Mapping[str, str] = _NOTHING) -> None:
-            if figures:
-                bar.set_postfix_str(", ".join(f"{name} {value}" for name, value in figures.items()), refresh=False)
+        def advance(self, count: int = 1, values: Mapping[str, str] = _NO_VALUES) -> None:
+            if values:
+                bar.set_postfix_str(", ".join(f"{name} {value}" for name, value in values.items()), refresh=False)
             bar.update(count)
 
     with bar:
@@ -175,7 +175,7 @@ def _plain(total: int, what: str, unit: str, done: int) -> Iterator[Progress]:
 
 
 class _Lines:
-    """A stderr in which tqdm's carriage returns are line ends: a log file has no cursor to move."""
+    """A stream that turns tqdm's carriage returns into line ends, because a log file has no cursor."""
 
     def __init__(self, stream: TextIO) -> None:
         self.stream = stream

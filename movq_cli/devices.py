@@ -1,4 +1,4 @@
-"""Which device computes, and in which precision."""
+"""Devices, the precision of their arithmetic, and their speed."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from movq_cli.errors import BadRequestError
 
-_FEW_TOKENS = 64
+_PLAIN_ATTENTION_TOKENS = 64
+"""Largest number of tokens for which training on the CPU uses plain matrix products for attention."""
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
-"""glibc's malloc.h."""
+"""Parameters of mallopt, from glibc's malloc.h."""
 
 
 def select(name: str | None = None) -> torch.device:
-    """The device of a name such as `cuda`, `cuda:1` or `cpu`; without one, CUDA where there is one.
+    """Return the device with a name such as `cuda`, `cuda:1` or `cpu`; None selects CUDA if it is available.
 
-    Where it is the CPU, the process keeps from now on the memory that it frees, for the tensors to come.
+    If the device is the CPU, this process no longer returns freed memory to the system, but reuses it for new tensors.
 
     Raises:
-        BadRequestError: No such device here.
+        BadRequestError: The device is not available.
     """
     if name is None and torch.cuda.is_available():
         return torch.device("cuda")
@@ -37,87 +38,89 @@ def select(name: str | None = None) -> torch.device:
         reason = str(error).splitlines()[0]
         raise BadRequestError(f"device {name!r} cannot be used: {reason}", "Try --device cpu.") from None
     if device.type == "cpu":
-        _keep_freed_memory()
+        _retain_freed_memory()
     return device
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:
-    """Mixed precision around a forward pass: matrices in bfloat16, parameters and sums in float32.
+    """Return a context of mixed precision: matrix products in bfloat16, parameters and sums in float32.
 
     Args:
-        device: Where the pass runs.
-        precision: `float32`, `bf16`, or `auto`: bf16 where the device has instructions for it.
+        device: Device of the forward pass.
+        precision: `float32`, `bf16`, or `auto`, which is bf16 if the device has instructions for it.
     """
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=_lowers(device, precision))
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=_uses_bf16(device, precision))
 
 
 def cast_linear_layers(model: nn.Module, device: torch.device, precision: str) -> None:
-    """Keep linear layers in the precision in which `autocast` multiplies them, for a model that only draws.
+    """Convert linear layers to the precision in which `autocast` multiplies them, for a model that only samples.
 
-    The results are the same. Without gradients autocast converts every matrix at every pass, which reads and writes
-    four times what a pass of few tokens needs.
+    The results do not change. Without gradients, autocast converts each matrix again in each forward pass, which moves
+    four times as much memory as the product itself if there are few tokens.
 
     Args:
-        model: Whose linear layers are changed in place.
-        device: Where it will run.
-        precision: As for `autocast`.
+        model: Model whose linear layers are converted in place.
+        device: Device on which the model will run.
+        precision: Precision, as for `autocast`.
     """
-    if _lowers(device, precision):
+    if _uses_bf16(device, precision):
         for module in model.modules():
             if isinstance(module, nn.Linear):
                 module.to(torch.bfloat16)
 
 
 def enabled_on_cuda(setting: bool | None, device: torch.device) -> bool:
-    """A setting that is null where we choose: on for CUDA, off elsewhere."""
+    """Return the value of an optional switch; None means true on CUDA and false elsewhere."""
     return device.type == "cuda" if setting is None else setting
 
 
 def attention_kernels(device: torch.device, tokens: int) -> AbstractContextManager[None]:
-    """The attention kernels for training on sequences of a length.
+    """Return a context that selects the attention kernels for training on sequences of `tokens` tokens.
 
-    Left to itself, except on the CPU for a few tokens: there the backward pass of PyTorch's blocked kernel takes seven
-    times as long as plain matrix products do (bf16, 17 tokens); from some 250 tokens on it is the faster one.
+    PyTorch's own choice stays, except for short sequences on the CPU: there the backward pass of its blocked kernel
+    takes seven times as long as plain matrix products (bf16, 17 tokens). It is faster from about 250 tokens on.
     """
-    if device.type == "cpu" and tokens <= _FEW_TOKENS:
+    if device.type == "cpu" and tokens <= _PLAIN_ATTENTION_TOKENS:
         return sdpa_kernel([SDPBackend.MATH])
     return nullcontext()
 
 
-def copied_to_cpu(made: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Tensors on the CPU, in their order; a GPU makes the next one while one is brought and used."""
+def copied_to_cpu(tensors: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield copies of tensors on the CPU, in order; a GPU computes the next one while one is copied and used."""
     last: tuple[Tensor, torch.cuda.Event] | None = None
-    for tensor in made:
+    for tensor in tensors:
         if not tensor.is_cuda:
             yield tensor
             continue
-        here, there = tensor.to("cpu", non_blocking=True), torch.cuda.Event()
-        there.record(torch.cuda.current_stream(tensor.device))
+        copy, is_copied = tensor.to("cpu", non_blocking=True), torch.cuda.Event()
+        is_copied.record(torch.cuda.current_stream(tensor.device))
         if last is not None:
-            yield _arrived(*last)
-        last = here, there
+            yield _wait_for_copy(*last)
+        last = copy, is_copied
     if last is not None:
-        yield _arrived(*last)
+        yield _wait_for_copy(*last)
 
 
-def _arrived(here: Tensor, there: torch.cuda.Event) -> Tensor:
-    there.synchronize()
-    return here
+def _wait_for_copy(copy: Tensor, is_copied: torch.cuda.Event) -> Tensor:
+    is_copied.synchronize()
+    return copy
 
 
 def matrix_rate(device: torch.device, precision: str) -> float:
-    """Operations a second of one large matrix product, the best of a few: what a step's arithmetic is held against.
+    """Measure the operations per second of a large matrix product, as a reference for the speed of training.
+
+    The best of five products counts; they take some tens of milliseconds.
 
     Args:
-        device: Where; some tens of milliseconds are spent on it.
-        precision: As for `autocast`. Float32 is measured in the arithmetic of convolutions: TF32 on CUDA.
+        device: Device to measure.
+        precision: Precision, as for `autocast`. Float32 uses the arithmetic of convolutions, which is TF32 on CUDA.
     """
     side = 8192 if device.type == "cuda" else 1536
     before = torch.backends.cuda.matmul.allow_tf32
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32
     with autocast(device, precision), torch.random.fork_rng():
         a, b = torch.randn(2, side, side, device=device)
-        if torch.is_autocast_enabled(device.type):  # converted once, not with each product
+        if torch.is_autocast_enabled(device.type):  # Converted once here instead of in each product.
             a, b = a.to(torch.bfloat16), b.to(torch.bfloat16)
         best = min(seconds(lambda: a @ b, device) for _ in range(5))
     torch.backends.cuda.matmul.allow_tf32 = before
@@ -125,8 +128,8 @@ def matrix_rate(device: torch.device, precision: str) -> float:
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """How long something takes, until the device is done with it."""
-    wait = torch.cuda.synchronize if device.type == "cuda" else _do_nothing
+    """Return the seconds that a function takes until the device has finished its work."""
+    wait = torch.cuda.synchronize if device.type == "cuda" else _no_wait
     wait(device)
     start = time.perf_counter()
     work()
@@ -134,28 +137,28 @@ def seconds(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def _do_nothing(device: torch.device) -> None:
-    """The CPU is done when it says so."""
+def _no_wait(device: torch.device) -> None:
+    """Return at once: work on the CPU is finished when its function returns."""
 
 
-def _lowers(device: torch.device, precision: str) -> bool:
+def _uses_bf16(device: torch.device, precision: str) -> bool:
     return precision == "bf16" or (precision == "auto" and _has_bf16(device))
 
 
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
-        # Not is_bf16_supported's default, which also counts emulation.
+        # The default of is_bf16_supported also accepts emulation.
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    # An older torch that cannot tell stays in float32, which is never wrong.
+    # An older torch that does not report the capabilities uses float32, which is always correct.
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return device.type == "cpu" and bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def _keep_freed_memory() -> None:
-    """Have glibc hand no freed memory back to the system; other C libraries are left as they are.
+def _retain_freed_memory() -> None:
+    """Make glibc keep freed memory instead of returning it to the system; other C libraries stay as they are.
 
-    It would map every activation above 32 MB anew, and the system would clear its pages each time: a fifth of a
-    training step at 256 x 256.
+    By default glibc maps new memory for each tensor above 32 MB, and the system clears its pages each time. This takes
+    a fifth of a training step at 256 x 256 pixels.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is not None:

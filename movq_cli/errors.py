@@ -1,4 +1,4 @@
-"""What a command tells its user when it cannot go on: a leaf, so that every layer may raise it."""
+"""Errors that a command reports to its user; every layer can raise them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable
 
 
 class MovqError(Exception):
-    """An error for the person at the keyboard, printed as one line without a traceback.
+    """An error that the command line prints as one line, without a traceback.
 
     Args:
-        message: What was wrong and where, naming the file, setting or option.
-        hint: What to do next, usually the command to type. Empty where the message says it all.
+        message: Description of the error, which names the file, setting or option.
+        hint: Sentence that says what to do next, often a command to type; empty if the message suffices.
     """
 
     exit_code = 1
@@ -27,32 +27,32 @@ class MovqError(Exception):
 
 
 class BadRequestError(MovqError):
-    """What was asked for cannot be: usage, settings, or unusable input (exit code 2)."""
+    """The request cannot be carried out because of its usage, its settings or its input (exit code 2)."""
 
     exit_code = 2
 
 
 class FailureError(MovqError):
-    """The request was sound but carrying it out failed: disk, memory, numbers (exit code 1)."""
+    """The request was valid, but carrying it out failed, for example for lack of disk space (exit code 1)."""
 
     exit_code = 1
 
 
 class InterruptedRunError(MovqError):
-    """The user or the scheduler asked to stop, and what was made so far has been kept (exit code 130)."""
+    """The user or the scheduler stopped the command, and its results so far are on disk (exit code 130)."""
 
     exit_code = 130
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """The nearest known names as a question, or all of them where none is near.
+    """Return a hint that suggests the most similar known names, or lists all of them if none is similar.
 
     Args:
-        name: What was typed.
-        known: The names that would have been right.
+        name: Name that the user typed.
+        known: Valid names.
 
     Returns:
-        A sentence for an error's hint; empty where nothing is known.
+        A sentence for the hint of an error; empty if there are no valid names.
     """
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=2, cutoff=0.6)

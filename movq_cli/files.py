@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and reads that survive a fork: a leaf."""
+"""Atomic writes, folder locks, hashes, and reads that are safe in forked processes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 from movq_cli.errors import BadRequestError, FailureError
 
 _SPACE = "Free some space, or choose another folder, and run the command again."
-_PERMISSION = "Choose a folder that you may write to."
+_PERMISSION = "Choose a folder to which you may write."
 _REMEDIES = {
     errno.ENOSPC: _SPACE,
     errno.EDQUOT: _SPACE,
@@ -25,32 +25,32 @@ _REMEDIES = {
     errno.EPERM: _PERMISSION,
     errno.EROFS: _PERMISSION,
     errno.EISDIR: "Choose another path, or remove that folder.",
-    errno.ENOTDIR: "Choose another path: a folder on the way is a file.",
-    errno.EEXIST: "Choose another path: a folder on the way is a file.",
+    errno.ENOTDIR: "Choose another path: one of its parent folders is a file.",
+    errno.EEXIST: "Choose another path: one of its parent folders is a file.",
     errno.ENAMETOOLONG: "Choose a shorter name.",
 }
 
 
 @contextmanager
-def atomic_path(path: Path, *, contested: bool = False) -> Iterator[Path]:
-    """Write a file aside and move it into place when the block ends well.
+def atomic_path(path: Path, *, concurrent: bool = False) -> Iterator[Path]:
+    """Write a temporary file, and rename it to `path` when the block ends without an error.
 
-    Whoever looks at `path` sees the old file or the whole new one, after a crash or a power cut too.
-    The neighbour's name is fixed, so what a killed run left behind is overwritten, not collected.
+    Every reader of `path` sees the old file or the complete new one, even after a crash or a power failure.
+    The name of the temporary file is fixed, so that the next run overwrites what a killed run left behind.
 
     Args:
-        path: The file to make; its parent folders are created.
-        contested: Several processes may be at it at once. Each then writes aside under a name of its own, and what a
-            killed one left behind stays until its folder is removed.
+        path: File to write; its parent folders are created.
+        concurrent: Whether several processes may write the file at once. Each process then uses a temporary file with a
+            name of its own, and the one of a killed process stays until its folder is removed.
 
     Yields:
-        The neighbour `<path>.partial`, which the block must write and close.
+        The temporary file `<path>.partial`, which the block must write and close.
 
     Raises:
         FailureError: The disk is full, the path cannot be written, or the block raised an `OSError`.
     """
-    own = f".{uuid.uuid4().hex}" if contested else ""
-    partial = path.with_name(f"{path.name}{own}.partial")
+    unique = f".{uuid.uuid4().hex}" if concurrent else ""
+    partial = path.with_name(f"{path.name}{unique}.partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield partial
@@ -61,31 +61,31 @@ def atomic_path(path: Path, *, contested: bool = False) -> Iterator[Path]:
         reason = error.strerror or str(error)
         raise FailureError(f"cannot write {path}: {reason}", _REMEDIES.get(error.errno or 0, "")) from error
     finally:
-        # Gone after a good end; where even removing fails, the first error is the one to tell.
+        # After a success it no longer exists. If even the removal fails, the first error is the one to report.
         with suppress(OSError):
             partial.unlink()
 
 
-def atomic_write(path: Path, data: bytes, *, contested: bool = False) -> None:
-    """Write a whole file or none.
+def atomic_write(path: Path, data: bytes, *, concurrent: bool = False) -> None:
+    """Write a file completely or not at all.
 
     Args:
-        path: The file to make or replace; its parent folders are created.
-        data: Its content.
-        contested: As for `atomic_path`.
+        path: File to create or replace; its parent folders are created.
+        data: Content of the file.
+        concurrent: Whether several processes may write the file at once, as for `atomic_path`.
 
     Raises:
-        FailureError: It could not be written; an existing file is then unchanged.
+        FailureError: The file could not be written; an existing file is then unchanged.
     """
-    with atomic_path(path, contested=contested) as partial:
+    with atomic_path(path, concurrent=concurrent) as partial:
         partial.write_bytes(data)
 
 
 def write_once(path: Path, data: bytes) -> None:
-    """Write a whole file unless there is one: of several processes at it at once, the first one's stays.
+    """Write a file unless it exists; if several processes do so at once, the file of the first one stays.
 
     Raises:
-        FailureError: It could not be written.
+        FailureError: The file could not be written.
     """
     own = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
     atomic_write(own, data)
@@ -100,16 +100,16 @@ def write_once(path: Path, data: bytes) -> None:
 
 @contextmanager
 def locked(folder: Path, command: str, *, shared: bool = False) -> Iterator[None]:
-    """A folder, made where it is missing, for this process alone.
+    """Lock a folder for this process during the block; the folder is created if it does not exist.
 
     Args:
-        folder: The folder.
-        command: Who claims it, for the message to whoever comes second.
-        shared: Others who say so too may be at work in it.
+        folder: Folder to lock.
+        command: Name of the command that locks it, for the error message of a second process.
+        shared: Whether other processes that also pass `shared` may use the folder at the same time.
 
     Raises:
-        BadRequestError: It is a file, or another process is at work in it.
-        FailureError: It cannot be made.
+        BadRequestError: The path is a file, or another process has locked the folder.
+        FailureError: The folder cannot be created.
     """
     if folder.exists() and not folder.is_dir():
         raise BadRequestError(f"{folder} is a file", "Name a folder.")
@@ -117,30 +117,30 @@ def locked(folder: Path, command: str, *, shared: bool = False) -> Iterator[None
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise FailureError(f"cannot make {folder}: {error.strerror}", _PERMISSION) from None
+        raise FailureError(f"cannot create {folder}: {error.strerror}", _PERMISSION) from None
     try:
         fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(descriptor)
         raise BadRequestError(f"another {command} is at work in {folder}", "Wait until it has ended.") from None
     except OSError:
-        pass  # some network file systems have no locks
-    # A worker that outlives a killed parent for a moment must not hold its claim.
-    held = [descriptor]
-    os.register_at_fork(after_in_child=lambda: _let_go(held))
+        pass  # Some network file systems have no locks.
+    # A forked worker that survives its killed parent for a moment must not hold the parent's lock.
+    descriptors = [descriptor]
+    os.register_at_fork(after_in_child=lambda: _close_descriptors(descriptors))
     try:
         yield
     finally:
-        _let_go(held)
+        _close_descriptors(descriptors)
 
 
-def _let_go(descriptors: list[int]) -> None:
+def _close_descriptors(descriptors: list[int]) -> None:
     while descriptors:
         os.close(descriptors.pop())
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal."""
+    """Return the SHA-256 of a file's content in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -154,14 +154,14 @@ def _sync(path: Path) -> None:
 
 
 class PositionalFiles:
-    """Reads at given offsets from many files, a bounded number of them kept open.
+    """Reads bytes at given offsets from many files, of which a limited number stay open.
 
-    A forked process shares its parent's file position, and two of them seeking would read each other's
-    bytes: `pread` has no position. Threads may read at once. Pickling leaves the descriptors behind; the copy opens its
-    own.
+    A forked process shares the file position of its parent, so two processes that seek would read each other's bytes;
+    `pread` uses no position. Several threads may read at once. A pickled copy has no descriptors and opens its own.
 
     Args:
-        limit: Files kept open between reads; a set of thousands of shards must not use up the process's share.
+        limit: Number of files that stay open between reads, because a prepared set can have more shards than a process
+            may have open files.
     """
 
     def __init__(self, limit: int = 64) -> None:
@@ -171,26 +171,26 @@ class PositionalFiles:
         weakref.finalize(self, _close_all, self._open)
 
     def read(self, path: Path, offset: int, length: int) -> bytes:
-        """The bytes at `offset`, fewer than `length` only where the file ends.
+        """Return the `length` bytes at `offset`, or fewer at the end of the file.
 
         Raises:
             OSError: The file cannot be opened or read.
         """
         with self._lock:
-            descriptor = self._open.pop(path, None)  # while it is read from, nobody else can close it
+            descriptor = self._open.pop(path, None)  # While this thread reads, no other one can close it.
         if descriptor is None:
             descriptor = os.open(path, os.O_RDONLY)
         try:
             return os.pread(descriptor, length, offset)
         finally:
-            self._put_back(path, descriptor)
+            self._return(path, descriptor)
 
-    def _put_back(self, path: Path, descriptor: int) -> None:
+    def _return(self, path: Path, descriptor: int) -> None:
         with self._lock:
-            surplus = self._open.pop(path, None)  # another thread has read the same file
+            surplus = self._open.pop(path, None)  # Another thread has read the same file.
             if surplus is None and len(self._open) >= self.limit:
                 surplus = self._open.pop(next(iter(self._open)))
-            self._open[path] = descriptor  # last: the first one is the one longest unused
+            self._open[path] = descriptor  # At the end: the first entry is the least recently used one.
         if surplus is not None:
             os.close(surplus)
 

@@ -1,7 +1,7 @@
-"""The processes of one run: joined by torch.distributed under torchrun, each with its share of every batch.
+"""The ranks of one run: processes joined by torch.distributed, each of which works on a share of all data.
 
-A batch, a validation split, a draw belong to the run as a whole: each rank works on its share in the order of the
-ranks, and what is summed over the ranks is what one process alone would have had.
+Batches, validation splits and random numbers are those of the complete run. Each rank works on its contiguous share of
+them, so that sums over the ranks are the sums that a single process would compute.
 """
 
 from __future__ import annotations
@@ -26,102 +26,103 @@ from movq_cli.errors import BadRequestError, FailureError, InterruptedRunError, 
 
 T = TypeVar("T")
 
-_SECONDS_BETWEEN_LOOKS = 0.02
-_GONE = "interrupted: the process that started these ranks is gone"
+_POLL_SECONDS = 0.02
+_LAUNCHER_ENDED = "interrupted: the process that started these ranks has ended"
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Which process this is of how many; a run of one process is the default."""
+    """This process's rank, and the number of ranks; the default is a run of a single process."""
 
     rank: int = 0
-    """From 0; rank 0 alone speaks and writes files."""
+    """Rank of this process, from 0; only rank 0 prints messages and writes files."""
     world_size: int = 1
-    """How many."""
+    """Number of ranks."""
     local_world_size: int = 1
-    """How many of them on this machine, this one included."""
+    """Number of ranks on this machine, including this one."""
     store: Store | None = None
-    """Their launcher's, which all of them reach."""
+    """Key-value store of the launcher, which all ranks can reach; None for a single process."""
     launcher: int = field(default_factory=os.getppid)
-    """The process that started this one."""
+    """Process id of the launcher, which started this process."""
 
     @property
     def is_first(self) -> bool:
-        """Whether this is rank 0."""
+        """Whether this process is rank 0."""
         return self.rank == 0
 
     @property
     def is_orphaned(self) -> bool:
-        """Whether the launcher of these ranks is gone, which can then no longer end them."""
+        """Whether the launcher has ended, so that it can no longer end these ranks."""
         return self.world_size > 1 and os.getppid() != self.launcher
 
     def check_launcher(self) -> None:
-        """Go on only while the launcher is there.
+        """Raise an error if the launcher has ended.
 
         Raises:
-            InterruptedRunError: It is gone.
+            InterruptedRunError: The launcher has ended.
         """
         if self.is_orphaned:
-            raise InterruptedRunError(_GONE)
+            raise InterruptedRunError(_LAUNCHER_ENDED)
 
     def share(self, count: int) -> slice:
-        """This rank's part of `count` items: contiguous, in the order of the ranks, as even as can be."""
+        """Return this rank's share of `count` items; shares are contiguous and their sizes differ by at most one."""
         return slice(count * self.rank // self.world_size, count * (self.rank + 1) // self.world_size)
 
     def sum(self, tensor: Tensor) -> Tensor:
-        """The sum over all ranks, in place."""
+        """Replace a tensor by its sum over all ranks, and return it."""
         if self.world_size > 1:
             dist.all_reduce(tensor)
         return tensor
 
     def mean(self, tensor: Tensor) -> Tensor:
-        """The mean over all ranks, in place."""
+        """Replace a tensor by its mean over all ranks, and return it."""
         return self.sum(tensor).div_(self.world_size) if self.world_size > 1 else tensor
 
     def any(self, flag: bool) -> bool:
-        """Whether it is so on any rank; over the host's network, so that no GPU is waited for."""
+        """Return whether the flag is true on any rank; ranks exchange it through the CPU, without waiting for a GPU."""
         return bool(self.sum(torch.tensor(int(flag))))
 
     def wait(self, group: dist.ProcessGroup | None = None) -> None:
-        """Until all ranks have come here; over the host's network, and open to signals all the while.
+        """Wait until all ranks have called this; signals are handled during the wait.
 
         Args:
-            group: Of all ranks, with the patience that is wanted; None = the run's own, which has half an hour's.
+            group: Process group of all ranks, which sets the timeout; None uses the default group, with a timeout of
+                half an hour.
         """
         if self.world_size == 1:
             return
         work = dist.all_reduce(torch.zeros(1), group=group, async_op=True)
         while not work.is_completed():
-            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            time.sleep(_POLL_SECONDS)
         work.wait()
 
     def shared_counter(self) -> SharedCounter:
-        """A count that all ranks add to."""
+        """Return a counter to which all ranks can add."""
         return SharedCounter(self)
 
-    def gather_rows(self, share: Tensor, places: Tensor) -> Tensor:
-        """Rows of a table of which each rank holds an equal share.
+    def gather_rows(self, share: Tensor, indices: Tensor) -> Tensor:
+        """Return rows of a table that is divided equally among the ranks.
 
         Args:
-            share: [n, d], this rank's rows; the table is the shares of all ranks one after the other.
-            places: [m] int64 in [0, n x world), the same on every rank.
+            share: This rank's rows [n, d]; the table is the concatenation of the shares of all ranks.
+            indices: Indices [m] int64 of rows of the table, in [0, n x world_size), equal on all ranks.
 
         Returns:
-            [m, d], the same on every rank.
+            The rows [m, d], equal on all ranks.
         """
-        inside = places - self.rank * len(share)
-        here = (inside >= 0) & (inside < len(share))
-        return self.sum(torch.where(here[:, None], share[inside.clamp(0, len(share) - 1)], 0))
+        local = indices - self.rank * len(share)
+        is_local = (local >= 0) & (local < len(share))
+        return self.sum(torch.where(is_local[:, None], share[local.clamp(0, len(share) - 1)], 0))
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What rank 0 makes, on every rank."""
+        """Call a function on rank 0 and return its result on all ranks."""
         box = [make() if self.is_first else None]
         if self.world_size > 1:
             dist.broadcast_object_list(box)
         return cast(T, box[0])
 
     def all_gather(self, part: T) -> list[T]:
-        """What each rank has, in their order, on every rank."""
+        """Return the objects of all ranks, in the order of the ranks."""
         parts: list[Any] = [part]
         if self.world_size > 1:
             parts = [None] * self.world_size
@@ -130,160 +131,169 @@ class Ranks:
 
     @contextmanager
     def long_barrier(self) -> Iterator[Callable[[], None]]:
-        """Where all ranks wait for each other after work of hours, of which one may have more than another.
+        """Create a barrier without a timeout, for work that may take some ranks hours longer than others.
 
-        gloo gives up on a late rank after half an hour; here it is waited for, unless it has ended: its connections
-        close then, and the others' wait with them.
+        The default group of gloo gives up after half an hour. This barrier waits for a late rank, but fails at once if
+        a rank has ended, because its connections are then closed.
 
         Yields:
-            What each rank calls as often as the others do: it returns once all have called it.
+            A function that returns once all ranks have called it; each rank calls it equally often.
         """
         if self.world_size == 1:
             yield lambda: None
             return
-        group = dist.new_group(backend="gloo", timeout=_PATIENCE)
+        group = dist.new_group(backend="gloo", timeout=_BARRIER_TIMEOUT)
         assert isinstance(group, dist.ProcessGroup)
         yield partial(self.wait, group)
         dist.destroy_process_group(group)
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The module through which training calls a model: its gradients are then the mean over all ranks."""
+        """Wrap a model so that backward passes give gradients that are means over all ranks."""
         return model if self.world_size == 1 else nn.parallel.DistributedDataParallel(model)
 
 
-_PATIENCE = timedelta(days=365)
+_BARRIER_TIMEOUT = timedelta(days=365)
 
 
 class SharedCounter:
-    """A count that all ranks add to, none waiting for another.
+    """A counter to which all ranks add without waiting for each other.
 
     Args:
-        ranks: Whose.
+        ranks: Ranks that share the counter.
     """
 
     def __init__(self, ranks: Ranks) -> None:
         self._ranks = ranks
-        self._seen = 0
+        self._last_total = 0
 
     def add(self, count: int) -> int:
-        """Add to the count; by how much it has grown over all ranks since this rank last added.
+        """Add to the counter, and return its growth over all ranks since this rank's last call.
 
         Raises:
-            InterruptedRunError: The launcher, which keeps the count, is gone.
+            InterruptedRunError: The launcher, which stores the counter, has ended.
         """
         if self._ranks.store is None:
             return count
         self._ranks.check_launcher()
         try:
-            now = self._ranks.store.add("movq/counter", count)
-        except RuntimeError:  # the store went with it
-            raise InterruptedRunError(_GONE) from None
-        before, self._seen = self._seen, now
-        return now - before
+            total = self._ranks.store.add("movq/counter", count)
+        except RuntimeError:  # The store has ended with the launcher.
+            raise InterruptedRunError(_LAUNCHER_ENDED) from None
+        before, self._last_total = self._last_total, total
+        return total - before
 
 
 SINGLE_PROCESS = Ranks()
-"""A run of one process."""
+"""The ranks of a run of a single process."""
 
 
 def is_launched() -> bool:
-    """Whether torchrun, or a scheduler that speaks like it, started this process as one of several."""
+    """Return whether torchrun, or a scheduler that sets the same variables, started this process as one of several."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
 
 
 @contextmanager
-def joined_ranks(device: str | None) -> Iterator[tuple[Ranks, torch.device]]:
-    """The ranks of this run and this rank's device; a process started alone is a run of one.
+def joined_ranks(device_name: str | None) -> Iterator[tuple[Ranks, torch.device]]:
+    """Join the ranks of this run, and select this rank's device; a process that was started alone is a single rank.
 
-    When a rank fails, all end. The first to fail raises its error; the others, which fail alike or lose their peer, end
-    without a word: of a rank that was killed, whoever started them tells.
+    When a rank fails, all ranks end. Only the first rank that fails raises its error. The others, which fail with the
+    same error or lose their connection, end silently. If a rank was killed, its launcher reports it.
 
     Args:
-        device: A name as for `devices.select`. Of several ranks on CUDA each gets its own GPU.
+        device_name: Name of the device, as for `devices.select`. With several ranks on CUDA, each one gets its own GPU.
+
+    Yields:
+        The ranks and this rank's device.
 
     Raises:
         BadRequestError: There is no such device.
     """
     if not is_launched():
-        yield SINGLE_PROCESS, devices.select(device)
+        yield SINGLE_PROCESS, devices.select(device_name)
         return
     world = int(os.environ["WORLD_SIZE"])
-    where = devices.select(device)
-    if where.type == "cuda":
-        where = devices.select(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
-        torch.cuda.set_device(where)
+    device = devices.select(device_name)
+    if device.type == "cuda":
+        device = devices.select(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
+        torch.cuda.set_device(device)
     store, _, _ = next(rendezvous("env://"))
     ranks = Ranks(int(os.environ["RANK"]), world, int(os.environ.get("LOCAL_WORLD_SIZE", world)), store)
-    backend = "cpu:gloo,cuda:nccl" if where.type == "cuda" else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     try:
         dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world_size)
-        yield ranks, where
-        dist.barrier()  # a rank that leaves early would close the connections of one that still works
+        yield ranks, device
+        dist.barrier()  # A rank that ended early would close the connections of those that still work.
         dist.destroy_process_group()
     except Exception as error:
-        code = _code_of_another(error, store, ranks)
+        code = _silent_exit_code(error, store, ranks)
         if code is not None:
             raise SystemExit(code) from None
         raise
 
 
 _LOST_PEER = ("Connection closed by peer", "Connection reset by peer")
-"""What gloo says when another rank has ended."""
+"""Parts of gloo's error messages when another rank has ended."""
 
 _FAILURE = "movq/failure"
-"""Who failed first, and with which exit code."""
+"""Key of the first rank that failed, and its exit code."""
 
-_SECONDS_FOR_THE_OTHERS = 5.0
-"""A rank hears a signal when the operation that it is in ends."""
+_INTERRUPTION_SECONDS = 5.0
+"""Time in which all ranks must have handled a signal; a rank handles it when its current operation ends."""
 
 
-def _code_of_another(error: Exception, store: Store, ranks: Ranks) -> int | None:
-    """None for the one rank that tells its error; for another one the exit code to end with."""
+def _silent_exit_code(error: Exception, store: Store, ranks: Ranks) -> int | None:
+    """Return None if this rank is the one that reports its error, else the exit code with which it ends silently."""
     code = error.exit_code if isinstance(error, MovqError) else 1
     if any(words in str(error) for words in _LOST_PEER):
         return code
-    claim = f"{ranks.rank} {code}"
+    failure = f"{ranks.rank} {code}"
     if ranks.is_orphaned:
         return None if ranks.is_first else code
     try:
         if isinstance(error, InterruptedRunError) and not _all_interrupted(store, ranks):
             return code
-        winner = store.compare_set(_FAILURE, "", claim).decode()
-    except RuntimeError:  # the launcher, which held the store, is gone
+        first_failure = store.compare_set(_FAILURE, "", failure).decode()
+    except RuntimeError:  # The launcher, which held the store, has ended.
         return None if ranks.is_first else code
-    return None if winner == claim else int(winner.split()[1])
+    return None if first_failure == failure else int(first_failure.split()[1])
 
 
 def _all_interrupted(store: Store, ranks: Ranks) -> bool:
-    """Whether the user stopped the run; when a rank was killed, the launcher interrupts the rest in the same way."""
+    """Return whether all ranks were interrupted, as when the user stops the run.
+
+    When a rank was killed, the launcher sends the same signal to the others, but the killed rank does not respond.
+    """
     keys = [f"movq/interrupted/{number}" for number in range(ranks.world_size)]
     store.set(keys[ranks.rank], "")
-    end = time.monotonic() + _SECONDS_FOR_THE_OTHERS
+    end = time.monotonic() + _INTERRUPTION_SECONDS
     while not store.check(keys) and not store.check([_FAILURE]):
         if time.monotonic() > end:
             return False
-        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        time.sleep(_POLL_SECONDS)
     return True
 
 
-def launch(arguments: Sequence[str], processes: int, device: str | None) -> None:
+def launch(arguments: Sequence[str], processes: int, device_name: str | None) -> None:
     """Run `movq` with these arguments as several ranks on this machine, as torchrun would, and wait for them.
 
     Args:
-        arguments: Of the command line; each process gets them, and finds in its environment which rank it is.
-        processes: How many, one a GPU.
-        device: As asked for: on the CPU there may be any number.
+        arguments: Command-line arguments for all processes; each one reads its rank from its environment.
+        processes: Number of processes; on CUDA each one uses its own GPU.
+        device_name: Name of the device that was requested; on the CPU there may be any number of processes.
 
     Raises:
-        BadRequestError: There are not as many GPUs.
+        BadRequestError: There are not enough GPUs.
         FailureError: A rank was killed.
-        SystemExit: A rank failed; it has said why.
+        SystemExit: A rank failed and has reported its error.
     """
-    here = torch.cuda.device_count()
-    if devices.select(device).type == "cuda" and processes > here:
-        raise BadRequestError(f"{processes} GPUs asked for, but this machine has {here}", f"Set --gpus {here}.")
-    if devices.select(device).type != "cuda" and device is None:
-        raise BadRequestError("--gpus needs CUDA, which is not here", "For processes on the CPU add --device cpu.")
+    available = torch.cuda.device_count()
+    is_cuda = devices.select(device_name).type == "cuda"
+    if is_cuda and processes > available:
+        raise BadRequestError(f"--gpus {processes}, but this machine has {available} GPUs", f"Set --gpus {available}.")
+    if not is_cuda and device_name is None:
+        raise BadRequestError(
+            "--gpus needs CUDA, which is not available", "To start processes on the CPU, add --device cpu."
+        )
     _run_elastic(arguments, processes)
 
 
@@ -295,7 +305,7 @@ def _run_elastic(arguments: Sequence[str], processes: int) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    # The ranks speak for themselves; torch's own account of a failure is a page long.
+    # The ranks report their own errors; torch's report of a failure is a page long.
     logging.disable(logging.CRITICAL)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     config = LaunchConfig(
@@ -318,4 +328,4 @@ def _run_elastic(arguments: Sequence[str], processes: int) -> None:
         raise SystemExit(130) from None
 
 
-_KILLED = "If the machine ran out of memory, set a smaller batch size. The same command goes on from what was kept."
+_KILLED = "If the machine ran out of memory, set a smaller batch size. Run the same command again to resume."

@@ -1,4 +1,4 @@
-"""The run folder: where a training run keeps things, its manifest, and the newest finished one. No torch here."""
+"""Run folders: the files of a training run, its manifest, and the search for a run. This module needs no torch."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ from movq_cli.settings import Preset, Settings, TokenizerSettings
 from movq_cli.version import __version__
 
 Kind = Literal["vq", "prior"]
+"""Kind of a run: that of a tokenizer (stage 1) or of a prior (stage 2)."""
 
 ROOT = Path("runs")
-"""Where run folders are made and looked for, below the current folder."""
+"""Folder, relative to the current one, below which run folders are created and searched for."""
 
 WEIGHTS: dict[Kind, str] = {"vq": "tokenizer.safetensors", "prior": "prior.safetensors"}
+"""Name of the weight file of each kind of run."""
+
 COMMAND: dict[Kind, str] = {"vq": "train-vq", "prior": "train-prior"}
+"""Command that trains each kind of run."""
 
 _FREE_TO_CHANGE = frozenset(
     f"{section}.{name}"
@@ -33,88 +37,94 @@ _FREE_TO_CHANGE = frozenset(
         *("precision", "base_learning_rate", "clip_norm"),
     )
 ) | {"data.workers", "data.path", "description"}
-"""Settings that a run may be continued with another value of: how long it is, how it is computed and watched, and what
-one changes where it has become unstable."""
+"""Settings that may differ when a run is resumed: its length, how it is computed and monitored, and what a user changes
+after training has become unstable."""
 
 
 class RunManifest(Settings):
-    """What `run.json` says of a run."""
+    """The content of `run.json`: what a run trains, and how far it is."""
 
     kind: Kind
     preset: str
+    """Name of the preset, or path of the preset file."""
     status: Literal["running", "finished"] = "running"
     step: int = 0
+    """Number of steps done."""
     steps: int
+    """Number of steps of the complete run."""
     best_step: int | None = None
-    """Of the validation whose weights are kept as the best."""
+    """Step of the validation with the highest score, whose weights are saved as the best ones."""
     best_score: float | None = None
-    """What it was chosen by, higher is better."""
+    """The highest score of a validation."""
     started: str
+    """Time of the start in UTC, in ISO 8601."""
     finished: str | None = None
+    """Time of the end in UTC; None while the run is in progress."""
     version: str = __version__
+    """Version of movq that started the run."""
     data: str
     """Hash of the prepared set."""
     tokenizer: str | None = None
-    """SHA-256 of the tokenizer whose codes a prior models."""
+    """SHA-256 of the weight file of the tokenizer whose codes a prior models."""
     settings: Preset
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run folder and the paths of what it holds."""
+    """A run folder and the paths of its files."""
 
     folder: Path
     kind: Kind
 
     @property
     def manifest_file(self) -> Path:
-        """What the run is and how far it is."""
+        """The manifest, `run.json`."""
         return self.folder / "run.json"
 
     @property
     def checkpoint(self) -> Path:
-        """Everything that resuming needs."""
+        """The training state from which the run is resumed."""
         return self.folder / "checkpoint.pt"
 
     @property
     def weights(self) -> Path:
-        """What inference needs: the model with its settings."""
+        """The weights for inference, with the settings of the model."""
         return self.folder / WEIGHTS[self.kind]
 
     @property
     def tokenizer(self) -> Path:
-        """The tokenizer: the run's own, or the one whose codes a prior was trained on."""
+        """The weights of the trained tokenizer, or of the tokenizer on whose codes a prior was trained."""
         return self.folder / WEIGHTS["vq"]
 
     @property
     def log(self) -> Path:
-        """One JSON object a line: losses, validations."""
+        """The log, with one JSON object per line: losses and validations."""
         return self.folder / "log.jsonl"
 
     @property
     def best(self) -> Path:
-        """As `weights`, from the best validation so far."""
+        """The weights for inference of the best validation so far."""
         return self.weights.with_stem(f"{self.weights.stem}-best")
 
     @property
     def events(self) -> Path:
-        """TensorBoard's files."""
+        """The folder of TensorBoard's event files."""
         return self.folder / "tensorboard"
 
     @property
     def code_caches(self) -> Path:
-        """The code caches that a tokenizer's run keeps."""
+        """The folder of a tokenizer run's code caches."""
         return self.folder / "tokens"
 
     def picture(self, step: int) -> Path:
-        """The picture made at a step."""
+        """Return the path of the picture of a step."""
         return self.folder / "pictures" / f"{step:08d}.png"
 
     def read(self) -> RunManifest:
-        """The manifest.
+        """Read the manifest.
 
         Raises:
-            BadRequestError: The folder is no run, or its manifest is damaged.
+            BadRequestError: The folder is not a run folder, or its manifest is damaged.
         """
         try:
             return RunManifest.model_validate_json(self.manifest_file.read_text(encoding="utf-8"))
@@ -125,7 +135,7 @@ class Run:
         except (ValidationError, UnicodeDecodeError) as error:
             reason = str(error).splitlines()[0]
             raise BadRequestError(
-                f"{self.manifest_file} cannot be read: {reason}", "Remove the folder or name another run."
+                f"{self.manifest_file} cannot be read: {reason}", "Remove the folder or name another run folder."
             ) from None
 
     def write(self, manifest: RunManifest) -> None:
@@ -133,28 +143,28 @@ class Run:
         atomic_write(self.manifest_file, manifest.model_dump_json(indent=2).encode())
 
 
-def begin(
-    run: Run, *, preset: str, settings: Preset, steps: int, data: str, tokenizer: str | None = None
+def start_or_resume(
+    run: Run, *, preset_name: str, settings: Preset, steps: int, data: str, tokenizer: str | None = None
 ) -> RunManifest:
-    """Start a run, or go on with the one in the folder.
+    """Start a run, or resume the run that is in the folder.
 
     Args:
-        run: The folder.
-        preset: Name of the preset, for the record.
-        settings: The resolved settings.
-        steps: Of the whole run.
+        run: Run folder.
+        preset_name: Name of the preset, or path of the preset file, for the manifest.
+        settings: Settings of the preset, with all overrides.
+        steps: Number of steps of the complete run.
         data: Hash of the prepared set.
-        tokenizer: SHA-256 of the tokenizer, for a prior.
+        tokenizer: SHA-256 of the tokenizer's weight file, for a prior.
 
     Returns:
-        The manifest as it now stands on disk.
+        The manifest as it now is on disk.
 
     Raises:
-        BadRequestError: The folder holds a run of other settings, data or tokenizer.
+        BadRequestError: The folder contains a run of another kind, or with other settings, data or tokenizer.
     """
     manifest = RunManifest(
         kind=run.kind,
-        preset=preset,
+        preset=preset_name,
         steps=steps,
         started=now(),
         data=data,
@@ -163,10 +173,10 @@ def begin(
     )
     if run.manifest_file.exists():
         before = run.read()
-        _same_run(run, before, manifest)
-        finished = before.status == "finished" and before.step >= steps
+        _require_same_run(run, before, manifest)
+        is_finished = before.status == "finished" and before.step >= steps
         manifest = before.model_copy(
-            update={"steps": steps, "settings": settings, "status": "finished" if finished else "running"}
+            update={"steps": steps, "settings": settings, "status": "finished" if is_finished else "running"}
         )
     run.write(manifest)
     text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
@@ -174,17 +184,17 @@ def begin(
     return manifest
 
 
-def resolve(path: Path | None, kind: Kind, *, fits: TokenizerSettings | None = None, root: Path = ROOT) -> Run:
-    """The run that a command works with.
+def find_run(path: Path | None, kind: Kind, *, fits: TokenizerSettings | None = None, root: Path = ROOT) -> Run:
+    """Find the run whose weights a command uses.
 
     Args:
-        path: A run folder; None = the newest finished one below `root`.
-        kind: Which stage's.
-        fits: Of the runs below `root`, only those of this tokenizer; None = of any.
-        root: Where run folders are.
+        path: Run folder; None finds the newest finished run below `root`.
+        kind: Kind of the run.
+        fits: Tokenizer settings that a run below `root` must have; None accepts any.
+        root: Folder of the run folders.
 
     Raises:
-        BadRequestError: No such run, or one that has no weights yet.
+        BadRequestError: There is no such run, or it has no weights yet.
     """
     if path is None:
         return _newest_finished(kind, fits, root)
@@ -199,18 +209,18 @@ def resolve(path: Path | None, kind: Kind, *, fits: TokenizerSettings | None = N
             raise BadRequestError(f"{path} is a run of `movq {COMMAND[manifest.kind]}`", _train_first(kind))
         raise BadRequestError(
             f"{path} has no checkpoint yet (step {manifest.step} of {manifest.steps})",
-            f"Go on with it: movq {COMMAND[kind]} --preset {manifest.preset} --run {path}",
+            f"Resume it: movq {COMMAND[kind]} --preset {manifest.preset} --run {path}",
         )
     return run
 
 
-def weights(path: Path | None, kind: Kind) -> Path:
-    """The weight file that a command works with: the file itself, or that of the run which `resolve` finds."""
-    return path if path is not None and path.is_file() else resolve(path, kind).weights
+def find_weights(path: Path | None, kind: Kind) -> Path:
+    """Return the weight file that a command uses: `path` itself if it is a file, else that of the run at `path`."""
+    return path if path is not None and path.is_file() else find_run(path, kind).weights
 
 
 def now() -> str:
-    """The time in UTC to the microsecond, as manifests record it."""
+    """Return the time in UTC to the microsecond, in ISO 8601, as manifests record it."""
     return datetime.now(UTC).isoformat()
 
 
@@ -219,42 +229,45 @@ def _newest_finished(kind: Kind, fits: TokenizerSettings | None, root: Path) -> 
     for file in root.glob("*/run.json"):
         run = Run(file.parent, kind)
         manifest = run.read()
-        usable = manifest.kind == kind and fits in (None, manifest.settings.vq) and run.weights.is_file()
-        if usable and manifest.finished is not None:
+        is_usable = manifest.kind == kind and fits in (None, manifest.settings.vq) and run.weights.is_file()
+        if is_usable and manifest.finished is not None:
             finished.append((manifest.finished, run))
     if not finished:
-        which = "" if fits is None else " with these vq settings"
-        raise BadRequestError(f"no finished run of `movq {COMMAND[kind]}`{which} below {root}/", _train_first(kind))
+        condition = "" if fits is None else " with these vq settings"
+        raise BadRequestError(
+            f"there is no finished run of `movq {COMMAND[kind]}`{condition} below {root}/", _train_first(kind)
+        )
     return max(finished, key=lambda pair: pair[0])[1]
 
 
 def _train_first(kind: Kind) -> str:
-    return f"Train one (movq {COMMAND[kind]} --preset NAME) or name a run folder that has one."
+    return f"Train one (movq {COMMAND[kind]} --preset NAME), or name the run folder of one."
 
 
-def _same_run(run: Run, before: RunManifest, after: RunManifest) -> None:
-    elsewhere = "Name another folder with --run, or remove this one."
+def _require_same_run(run: Run, before: RunManifest, after: RunManifest) -> None:
+    """Refuse to resume a run with anything that would make it another run."""
+    remedy = "Name another folder with --run, or remove this one."
     if before.kind != after.kind:
-        raise BadRequestError(f"{run.folder} is a run of `movq {COMMAND[before.kind]}`", elsewhere)
+        raise BadRequestError(f"{run.folder} is a run of `movq {COMMAND[before.kind]}`", remedy)
     if before.tokenizer != after.tokenizer:
         raise BadRequestError(
             f"{run.folder} was trained on the codes of another tokenizer ({_short(before.tokenizer)}, "
             f"not {_short(after.tokenizer)})",
-            elsewhere,
+            remedy,
         )
     if before.data != after.data:
-        raise BadRequestError(f"{run.folder} was trained on another prepared set", elsewhere)
+        raise BadRequestError(f"{run.folder} was trained on another prepared set", remedy)
     changed = [
-        f"{name}: {old} there, {new} now"
+        f"{name}: {old} before, {new} now"
         for name, old, new in _differences(before.settings.model_dump(), after.settings.model_dump(), before.kind)
     ]
     if changed:
         more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        raise BadRequestError(f"{run.folder} was trained with other settings ({changed[0]}{more})", elsewhere)
+        raise BadRequestError(f"{run.folder} was trained with other settings ({changed[0]}{more})", remedy)
 
 
 def _differences(before: dict[str, Any], after: dict[str, Any], kind: Kind) -> list[tuple[str, Any, Any]]:
-    """Settings that differ and that this stage's training depends on."""
+    """Return the settings that differ, with both values, of those on which training of this kind depends."""
     sections = {"vq": ("data", "vq", "train_vq"), "prior": ("data", "vq", "views", "prior", "train_prior")}[kind]
     return [
         (f"{section}.{name}", before[section].get(name), value)

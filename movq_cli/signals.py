@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM."""
+"""Handling of Ctrl-C (SIGINT) and SIGTERM."""
 
 from __future__ import annotations
 
@@ -12,44 +12,44 @@ from movq_cli.errors import InterruptedRunError
 
 
 @contextmanager
-def on_stop_signal(act: Callable[[], None], *, launched: bool) -> Iterator[None]:
-    """Do something at the first Ctrl-C or SIGTERM while the block runs; a second one ends the process as ever.
+def on_stop_signal(callback: Callable[[], None], *, launched: bool) -> Iterator[None]:
+    """Call a function at the first Ctrl-C or SIGTERM during the block; a second signal has its usual effect.
 
     Args:
-        act: What to do, in the main thread; an exception that it raises comes up wherever the block is.
-        launched: Further ones are ignored: a launcher repeats to its ranks what the terminal has sent them already, and
-            kills them itself when they take too long.
+        callback: Function to call in the main thread; an exception from it is raised inside the block.
+        launched: Whether a launcher started this process. Further signals are then ignored, because a launcher repeats
+            the terminal's signals to its ranks, and kills them itself if they take too long.
     """
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
-    def first(_number: int, _frame: FrameType | None) -> None:
-        for known, handler in before.items():
-            signal.signal(known, signal.SIG_IGN if launched else handler)
-        act()
+    def handle_first(_number: int, _frame: FrameType | None) -> None:
+        for number, handler in previous.items():
+            signal.signal(number, signal.SIG_IGN if launched else handler)
+        callback()
 
-    for number in before:
-        signal.signal(number, first)
+    for number in previous:
+        signal.signal(number, handle_first)
     try:
         yield
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
 @contextmanager
-def interruptible(kept: str, *, launched: bool) -> Iterator[None]:
-    """End the block at Ctrl-C or SIGTERM as a command that can be gone on with.
+def interruptible(results: str, *, launched: bool) -> Iterator[None]:
+    """End the block at Ctrl-C or SIGTERM with an error that says how to resume.
 
     Args:
-        kept: What is, in words.
-        launched: As for `heard`.
+        results: Description of the results that stay on disk, in the plural, such as "the images made".
+        launched: Whether a launcher started this process, as for `on_stop_signal`.
 
     Raises:
-        InterruptedRunError: One of the signals came.
+        InterruptedRunError: The process received one of the signals.
     """
 
     def stop() -> NoReturn:
-        raise InterruptedRunError(f"interrupted; {kept} so far are kept", "The same command makes the others.")
+        raise InterruptedRunError(f"interrupted; {results} so far are kept", "Run the same command again to resume.")
 
     with on_stop_signal(stop, launched=launched):
         yield

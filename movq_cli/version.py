@@ -1,3 +1,3 @@
-"""The version of movq: a leaf, so that every layer may name it in the files that it writes."""
+"""The version of movq; this module imports nothing, so every layer can write it to its files."""
 
 __version__ = "0.1.0"

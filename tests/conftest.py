@@ -1,4 +1,4 @@
-"""What several tests start from: tiny settings, tiny prepared sets, the command line as a real process."""
+"""Fixtures of several test files: tiny settings, tiny prepared sets, trained runs, and `movq` as a real process."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import CodeType, FunctionType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import multiprocessing
+from torch.multiprocessing.spawn import spawn
 
-from movq_cli import ranks
 from movq_cli.commands.prepare import prepare
 from movq_cli.console import Console
 from movq_cli.data.shards import PreparedSet
 from movq_cli.evaluation.pretrained import WEIGHTS
-from movq_cli.ranks import Ranks
+from movq_cli.ranks import Ranks, joined_ranks
 from movq_cli.settings import Preset
 
 TINY = {
@@ -71,29 +71,29 @@ TINY = {
     },
     "sample": {"steps": 4},
 }
-"""A preset in which every part of both stages has something to do."""
+"""Settings of a preset that uses every part of both stages and trains within seconds."""
 
 
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
-    """Sums in one order: golden numbers and bit-equality must not depend on the machine's cores."""
+    """Use one thread, so that the order of sums, and with it every bit, does not depend on the machine's cores."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture
 def tiny() -> Preset:
-    """The tiny preset, as typed settings."""
+    """The settings of the tiny preset."""
     return Preset.model_validate(TINY)
 
 
 @pytest.fixture
 def tiny_yaml(tmp_path: Path) -> Path:
-    """The tiny preset as a file."""
+    """The path of the tiny preset's file."""
     return write_tiny(tmp_path)
 
 
 def write_tiny(folder: Path) -> Path:
-    """The tiny preset, training on `data` in the same folder; JSON is YAML."""
+    """Write the tiny preset, which trains on `data` in the same folder, and return its path; JSON is valid YAML."""
     path = folder / "tiny.yaml"
     path.write_text(json.dumps({**TINY, "data": {"path": str(folder / "data")}}))
     return path
@@ -101,12 +101,12 @@ def write_tiny(folder: Path) -> Path:
 
 @pytest.fixture
 def shapes(tmp_path: Path) -> Path:
-    """A folder of 60 pictures in three class folders."""
+    """A folder of 60 images in three class folders."""
     return draw_shapes(tmp_path / "pictures")
 
 
 def draw_shapes(folder: Path) -> Path:
-    """60 pictures of 20 x 16 pixels in three class folders, told apart by what is drawn on them."""
+    """Write 60 images of 20 x 16 pixels into three class folders; each class has a shape of its own."""
     rng = np.random.default_rng(0)
     for label, name in enumerate(("bar", "dot", "sky")):
         (folder / name).mkdir(parents=True)
@@ -125,7 +125,7 @@ def draw_shapes(folder: Path) -> Path:
 
 @pytest.fixture
 def prepared(shapes: Path, tmp_path: Path) -> PreparedSet:
-    """The pictures of `shapes` as a prepared set, 48 to train on and 12 held out."""
+    """The images of `shapes` as a prepared set, with 48 training images and 12 validation images."""
     out = tmp_path / "data"
     prepare(
         str(shapes),
@@ -146,7 +146,7 @@ def prepared(shapes: Path, tmp_path: Path) -> PreparedSet:
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """An empty hub folder, and downloads from a port where nobody listens."""
+    """Set an empty torch hub folder, and make every download fail at once."""
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "hub"))
     for name, known in list(WEIGHTS.items()):
         closed = dataclasses.replace(known, url=f"http://127.0.0.1:9/{known.file}")
@@ -158,14 +158,21 @@ Movq = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def movq(tmp_path: Path) -> Movq:
-    """Run `movq` with arguments as its own process, in an empty folder; checks the exit code."""
+    """A function that runs `movq` as a process in an empty folder and checks its exit code."""
     return partial(run_movq, tmp_path)
 
 
 def run_movq(
     folder: Path, *arguments: str | Path, code: int = 0, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run `movq` in a folder."""
+    """Run `movq` as a process in a folder, and check its exit code.
+
+    Args:
+        folder: Working directory.
+        arguments: Command-line arguments.
+        code: Expected exit code.
+        environment: Additional environment variables.
+    """
     done = subprocess.run(
         [sys.executable, "-m", "movq_cli", *map(str, arguments)],
         cwd=folder,
@@ -184,7 +191,7 @@ def run_movq(
 
 @pytest.fixture(scope="session")
 def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the pictures as a prepared set and both stages trained; not to be written to."""
+    """A folder with a prepared set and trained runs of both stages; tests must not write to it."""
     folder = tmp_path_factory.mktemp("trained")
     run_movq(folder, "prepare", draw_shapes(folder / "pictures"), "data", "--size", "16", "--val", "12")
     run_movq(folder, "train-vq", "--preset", write_tiny(folder))
@@ -194,7 +201,7 @@ def trained_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def ordered_once(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the runs `auto` and `depth`: priors of those modes on the same tokenizer; not to be written to."""
+    """A folder with trained priors of the modes auto and depth in `auto` and `depth`; tests must not write to it."""
     folder = tmp_path_factory.mktemp("ordered")
     for mode in ("auto", "depth"):
         settings = [f"prior.mode={mode}", "prior.layers=3", "train_prior.steps=2", "train_prior.validate_every=2"]
@@ -209,36 +216,82 @@ def ordered_once(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.fixture
 def trained(trained_once: Path, tmp_path: Path) -> Path:
-    """A copy of it to work in."""
+    """A copy of `trained_once` to which a test may write."""
     shutil.copytree(trained_once, tmp_path, dirs_exist_ok=True)
     write_tiny(tmp_path)
     return tmp_path
 
 
 Work = Callable[[Ranks, Any], Any]
+"""What the processes of several ranks run: a function of the ranks and of an argument that is equal on all."""
 
 
-def on_ranks(work: Work, given: object, folder: Path, world: int) -> list[Any]:
-    """What `work` returns on each of so many ranks, real processes on the CPU."""
-    multiprocessing.spawn(_rank, (world, free_port(), work, given, folder), nprocs=world)
-    return [torch.load(folder / f"{number}.pt", weights_only=False) for number in range(world)]
+def on_ranks(work: Work, argument: object, folder: Path, world: int) -> list[Any]:
+    """Run `work` on several ranks, which are real processes on the CPU, and return their results.
+
+    Args:
+        work: Function to run, which must be importable.
+        argument: Second argument of the function.
+        folder: Folder for the results.
+        world: Number of ranks.
+    """
+    spawn(_run_rank, (world, free_port(), work, argument, folder), nprocs=world)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
 
 
-def start_ranks(work: Work, given: object, folder: Path, world: int) -> list[Any]:
-    """The processes of so many ranks that have begun to `work`."""
-    arguments = (world, free_port(), work, given, folder)
-    return multiprocessing.spawn(_rank, arguments, nprocs=world, join=False).processes
+def start_ranks(work: Work, argument: object, folder: Path, world: int) -> list[Any]:
+    """Start `work` on several ranks as `on_ranks` does, and return their processes without waiting for them."""
+    arguments = (world, free_port(), work, argument, folder)
+    return spawn(_run_rank, arguments, nprocs=world, join=False).processes
 
 
 def free_port() -> int:
-    """A port for ranks to meet at."""
+    """Return a port on which the ranks can connect to each other."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
-        return free.getsockname()[1]
+        port: int = free.getsockname()[1]
+        return port
 
 
-def _rank(number: int, world: int, port: int, work: Work, given: object, folder: Path) -> None:
-    os.environ |= {"RANK": str(number), "WORLD_SIZE": str(world), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+def _run_rank(rank: int, world: int, port: int, work: Work, argument: object, folder: Path) -> None:
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    with ranks.joined_ranks("cpu") as (mine, _):
-        torch.save(work(mine, given), folder / f"{number}.pt")
+    with joined_ranks("cpu") as (ranks, _):
+        torch.save(work(ranks, argument), folder / f"{rank}.pt")
+
+
+# --- the tests that `make test-fast` leaves out -----------------------------------------------------------------------
+
+_PROCESS_FIXTURES = {"movq", "trained_once", "ordered_once"}
+_PROCESS_FUNCTIONS: set[object] = {on_ranks, start_ranks, run_movq}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that start processes which import torch: through a fixture, or by calling a function from here."""
+    for item in items:
+        if isinstance(item, pytest.Function) and (
+            _PROCESS_FIXTURES & set(item.fixturenames) or _starts_processes(item.function, set())
+        ):
+            item.add_marker(pytest.mark.processes)
+
+
+def _starts_processes(function: object, visited: set[object]) -> bool:
+    """Return whether a function names one that starts processes, itself or through functions of its own module."""
+    if function in _PROCESS_FUNCTIONS:
+        return True
+    if not isinstance(function, FunctionType) or function in visited:
+        return False
+    visited.add(function)
+    own = vars(sys.modules[function.__module__])
+    named = [own.get(name) for name in _names(function.__code__)]
+    return any(
+        _starts_processes(other, visited)
+        for other in named
+        if isinstance(other, FunctionType) and (other in _PROCESS_FUNCTIONS or other.__module__ == function.__module__)
+    )
+
+
+def _names(code: CodeType) -> set[str]:
+    """Return the global names in a function and in the functions inside it."""
+    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    return set(code.co_names).union(*inner)

@@ -1,4 +1,4 @@
-"""The Python face's small print: what a class's name and number mean."""
+"""Classes in the Python interface: names and ids."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ def prior(tiny: Preset, *classes: str) -> Prior:
     return Prior(MaskedPrior(tiny.prior, shape), Tokenizer(tiny.vq), header)
 
 
-def test_numbers_are_ids_and_texts_are_names_first_also_where_names_are_numbers(tiny: Preset) -> None:
-    """Sorted as text, the folders 1, 2 and 10 are the classes 1, 10, 2."""
+def test_integers_are_ids_and_strings_are_names_first_even_if_the_names_are_numbers(tiny: Preset) -> None:
+    """The folders 1, 2 and 10 are sorted as text, which makes them the classes 1, 10, 2."""
     numbered = prior(tiny, "1", "10", "2")
     assert numbered.class_ids([]) == [0, 1, 2]
     assert numbered.class_ids(numbered.class_ids([])) == [0, 1, 2]
@@ -28,7 +28,7 @@ def test_numbers_are_ids_and_texts_are_names_first_also_where_names_are_numbers(
 
 
 @pytest.mark.parametrize("name", ["dog", "3", 3, -1, ""])
-def test_a_class_that_is_not_there_is_a_bad_request(tiny: Preset, name: str | int) -> None:
+def test_an_unknown_class_is_a_bad_request(tiny: Preset, name: str | int) -> None:
     with pytest.raises(BadRequestError):
         prior(tiny, "bar", "dot", "sky").class_ids([name])
 

@@ -145,6 +145,7 @@ def test_the_summary_has_what_was_measured_and_no_peers(tmp_path: Path, capsys: 
     assert {line.count("|") for line in lines} == {len(summary.FLOORS) + 1}
 
 
+@pytest.mark.processes
 def test_a_benchmark_that_fails_or_is_late_hides_no_others_figures(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

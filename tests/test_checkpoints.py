@@ -1,4 +1,4 @@
-"""Weights and states: round trips to the bit, nothing half-written, no code run on loading."""
+"""Weights and training states: exact round trips, atomic writes, and no code that runs while loading."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def tokenizer(tiny: Preset) -> Tokenizer:
     return Tokenizer(tiny.vq)
 
 
-def test_a_tokenizer_is_rebuilt_from_its_file_alone(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_a_tokenizer_is_built_from_its_file_alone(tmp_path: Path, tokenizer: Tokenizer) -> None:
     path = tmp_path / "t.safetensors"
     checkpoints.save_weights(path, tokenizer, TokenizerHeader(vq=tokenizer.settings))
     loaded = checkpoints.load_tokenizer(path)
@@ -37,7 +37,7 @@ def test_a_tokenizer_is_rebuilt_from_its_file_alone(tmp_path: Path, tokenizer: T
         assert torch.equal(loaded.state_dict()[name], value)
 
 
-def test_weights_are_as_readable_as_any_other_file(tmp_path: Path, tokenizer: Tokenizer) -> None:
+def test_weight_files_have_the_permissions_of_other_files(tmp_path: Path, tokenizer: Tokenizer) -> None:
     (tmp_path / "plain").write_bytes(b"")
     checkpoints.save_weights(tmp_path / "weights", tokenizer, TokenizerHeader(vq=tokenizer.settings))
     assert (tmp_path / "weights").stat().st_mode == (tmp_path / "plain").stat().st_mode
@@ -50,7 +50,7 @@ def test_equal_weights_have_equal_hashes(tmp_path: Path, tokenizer: Tokenizer) -
     assert len({sha256(path) for path in tmp_path.iterdir()}) == 1
 
 
-def test_a_prior_is_rebuilt_with_all_that_sampling_needs(tmp_path: Path, tiny: Preset) -> None:
+def test_a_prior_is_built_with_everything_that_sampling_needs(tmp_path: Path, tiny: Preset) -> None:
     model = MaskedPrior(tiny.prior, tiny.vq.code_shape)
     header = PriorHeader(
         prior=tiny.prior, shape=tiny.vq.code_shape, sample=tiny.sample, classes=("a", "b", "ç"), tokenizer="f" * 64
@@ -62,17 +62,17 @@ def test_a_prior_is_rebuilt_with_all_that_sampling_needs(tmp_path: Path, tiny: P
         assert torch.equal(loaded.state_dict()[name], value)
 
 
-def test_files_that_are_no_weights_of_ours_are_named(tmp_path: Path, tokenizer: Tokenizer, tiny: Preset) -> None:
+def test_an_error_names_the_file_that_is_not_a_weight_file(tmp_path: Path, tokenizer: Tokenizer, tiny: Preset) -> None:
     path = tmp_path / "t.safetensors"
     with pytest.raises(BadRequestError, match=r"t\.safetensors"):
         checkpoints.load_tokenizer(path)
     checkpoints.save_weights(path, tokenizer, TokenizerHeader(vq=tokenizer.settings))
     with pytest.raises(BadRequestError, match="not a prior"):
         checkpoints.load_prior(path)
-    whole = path.read_bytes()
-    for damaged in (b"", whole[:7], whole[:-1], b"\xff" * 100):
+    complete = path.read_bytes()
+    for damaged in (b"", complete[:7], complete[:-1], b"\xff" * 100):
         path.write_bytes(damaged)
-        with pytest.raises(BadRequestError, match="not a whole safetensors file"):
+        with pytest.raises(BadRequestError, match="not a complete safetensors file"):
             checkpoints.load_tokenizer(path)
     other = Tokenizer(tiny.vq.model_copy(update={"codebook_size": 8}))
     checkpoints.save_weights(path, other, TokenizerHeader(vq=tokenizer.settings))
@@ -80,7 +80,7 @@ def test_files_that_are_no_weights_of_ours_are_named(tmp_path: Path, tokenizer: 
         checkpoints.load_tokenizer(path)
 
 
-def test_a_training_state_comes_back_to_the_bit(tmp_path: Path) -> None:
+def test_a_training_state_is_loaded_exactly(tmp_path: Path) -> None:
     state = {"step": 3, "stage": {"a": torch.randn(3, dtype=torch.float64), "b": [1, {"c": torch.arange(3)}]}}
     checkpoints.save_state(tmp_path / "s", state)
     loaded = checkpoints.load_state(tmp_path / "s", CPU)
@@ -107,9 +107,10 @@ def test_loading_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not (tmp_path / "ran").exists()
 
 
-@pytest.mark.parametrize("what", ["save_state", "save_weights"])
-def test_a_full_disk_is_one_line_and_the_old_file_stands(tmp_path: Path, what: str) -> None:
-    """For real, by a limit on the size of a process's files, as a quota would."""
+@pytest.mark.processes
+@pytest.mark.parametrize("function", ["save_state", "save_weights"])
+def test_a_full_disk_is_one_line_and_the_old_file_stays(tmp_path: Path, function: str) -> None:
+    """The system limits the size of the process's files, as a quota would."""
     path = tmp_path / "file"
     path.write_bytes(b"old")
     code = f"""
@@ -123,7 +124,7 @@ import signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 big = nn.Linear(1000, 1000)
 try:
-    if {what!r} == "save_state":
+    if {function!r} == "save_state":
         checkpoints.save_state(Path({str(path)!r}), big.state_dict())
     else:
         checkpoints.save_weights(Path({str(path)!r}), big, Settings())

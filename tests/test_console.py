@@ -1,4 +1,4 @@
-"""The one sink: results on stdout alone, everything else on stderr, in every mode; real pipes and a real terminal."""
+"""The console writes only results to stdout and all else to stderr, in each mode, on real pipes and a real terminal."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_quiet_leaves_warnings_and_the_result() -> None:
     assert done.stdout
 
 
-def test_off_a_terminal_progress_is_plain_lines_with_count_rate_and_eta() -> None:
+def test_without_a_terminal_progress_is_plain_lines_with_count_rate_and_eta() -> None:
     done = run()
     lines = [line for line in done.stderr.splitlines() if line.startswith("counting")]
     assert 2 <= len(lines) <= 15
@@ -57,7 +57,7 @@ def test_off_a_terminal_progress_is_plain_lines_with_count_rate_and_eta() -> Non
     assert "loss 19" in lines[-1]
 
 
-def test_on_a_terminal_progress_is_live_and_stdout_still_clean() -> None:
+def test_on_a_terminal_progress_is_a_bar_and_stdout_has_the_result_alone() -> None:
     main, side = pty.openpty()
     process = subprocess.Popen(
         [sys.executable, "-c", CODE.format(as_json=True, quiet=False)],
@@ -70,7 +70,7 @@ def test_on_a_terminal_progress_is_live_and_stdout_still_clean() -> None:
     while True:
         try:
             block = os.read(main, 4096)
-        except OSError:  # Linux's word for the end of a terminal
+        except OSError:  # This is how Linux reports the end of a terminal.
             break
         if not block:
             break

@@ -24,6 +24,8 @@ from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.settings import SampleSettings
 from movq_cli.training import losses
 
+pytestmark = pytest.mark.slow
+
 CUDA = torch.device("cuda")
 
 

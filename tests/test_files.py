@@ -1,4 +1,6 @@
-"""Files are whole or absent, and a failed write says what failed."""
+"""Files are complete or absent, and the error of a failed write names its cause."""
+
+from __future__ import annotations
 
 import multiprocessing
 import pickle
@@ -15,7 +17,7 @@ from movq_cli.errors import FailureError
 from movq_cli.files import PositionalFiles, atomic_path, atomic_write, write_once
 
 
-def test_writes_the_bytes_creates_parents_and_leaves_nothing_beside(tmp_path):
+def test_a_write_creates_the_parent_folders_and_leaves_no_other_file(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b" / "file.bin"
     atomic_write(path, b"one")
     atomic_write(path, b"two")
@@ -23,21 +25,21 @@ def test_writes_the_bytes_creates_parents_and_leaves_nothing_beside(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["file.bin"]
 
 
-def test_what_a_killed_run_left_is_overwritten(tmp_path):
+def test_the_temporary_file_of_a_killed_run_is_overwritten(tmp_path: Path) -> None:
     (tmp_path / "f.partial").write_bytes(b"x" * 1000)
     atomic_write(tmp_path / "f", b"new")
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("f", b"new")]
 
 
-def test_two_who_write_the_same_file_at_once_do_not_write_into_each_others(tmp_path):
-    with atomic_path(tmp_path / "f", contested=True) as one, atomic_path(tmp_path / "f", contested=True) as two:
+def test_two_writers_of_one_file_use_temporary_files_of_their_own(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / "f", concurrent=True) as one, atomic_path(tmp_path / "f", concurrent=True) as two:
         assert one != two
         one.write_bytes(b"one")
         two.write_bytes(b"two")
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("f", b"one")]
 
 
-def test_of_several_who_write_once_one_wins_whole_and_nothing_is_left(tmp_path):
+def test_of_several_writers_of_a_new_file_one_succeeds_completely(tmp_path: Path) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda n: write_once(tmp_path / "a" / "f", bytes([n]) * 100_000), range(32)))
     (path,) = (tmp_path / "a").iterdir()
@@ -48,7 +50,7 @@ def test_of_several_who_write_once_one_wins_whole_and_nothing_is_left(tmp_path):
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
-def test_an_error_inside_keeps_the_old_file_and_passes_on(tmp_path, error):
+def test_an_error_in_the_block_keeps_the_old_file_and_is_raised(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"old")
     with pytest.raises(error), atomic_path(path) as partial:
@@ -57,7 +59,7 @@ def test_an_error_inside_keeps_the_old_file_and_passes_on(tmp_path, error):
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("f", b"old")]
 
 
-def test_a_full_device_is_a_failure_that_names_the_path(tmp_path):
+def test_a_full_device_is_a_failure_that_names_the_path(tmp_path: Path) -> None:
     path = tmp_path / "f"
     with (
         pytest.raises(FailureError, match=r"cannot write .*f: No space left.*Free some space"),
@@ -68,7 +70,7 @@ def test_a_full_device_is_a_failure_that_names_the_path(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_real_limit_on_file_size_keeps_the_old_file(tmp_path):
+def test_a_real_limit_on_file_size_keeps_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"old")
     code = (
@@ -89,7 +91,7 @@ def test_a_real_limit_on_file_size_keeps_the_old_file(tmp_path):
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("f", b"old")]
 
 
-def test_a_folder_in_the_way_and_a_file_as_parent_are_failures(tmp_path):
+def test_a_folder_at_the_path_and_a_file_as_parent_are_failures(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "file").write_bytes(b"")
     for path in (tmp_path / "folder", tmp_path / "file" / "below", tmp_path / ("n" * 300)):
@@ -99,12 +101,12 @@ def test_a_folder_in_the_way_and_a_file_as_parent_are_failures(tmp_path):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "folder"]
 
 
-def test_an_unwritable_folder_is_a_failure():
+def test_an_unwritable_folder_is_a_failure() -> None:
     with pytest.raises(FailureError, match="cannot write /proc/"):
         atomic_write(Path("/proc/nowhere/f"), b"x")
 
 
-def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file(tmp_path):
+def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"old")
     code = (
@@ -118,30 +120,30 @@ def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file(tmp_path):
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("f", b"new")]
 
 
-def test_positional_reads_across_forks_do_not_disturb_each_other(tmp_path):
+def test_positional_reads_across_forks_do_not_disturb_each_other(tmp_path: Path) -> None:
     path = tmp_path / "f"
     path.write_bytes(bytes(range(256)) * 400)
     files = PositionalFiles()
     assert files.read(path, 0, 1) == b"\0"  # opened before the fork: the descriptor is shared
-    with multiprocessing.get_context("fork").Pool(2, initializer=_keep, initargs=(files, path)) as pool:
-        results = pool.map_async(_read_kept, range(2000))
+    with multiprocessing.get_context("fork").Pool(2, initializer=_inherit, initargs=(files, path)) as pool:
+        results = pool.map_async(_read_inherited, range(2000))
         assert all(files.read(path, i, 2) == bytes([i % 256, (i + 1) % 256]) for i in range(2000))
         assert all(results.get(10))
 
 
-_kept = {}
+_inherited: dict[str, tuple[PositionalFiles, Path]] = {}
 
 
-def _keep(files, path):
-    _kept["both"] = files, path
+def _inherit(files: PositionalFiles, path: Path) -> None:
+    _inherited["both"] = files, path
 
 
-def _read_kept(i):
-    files, path = _kept["both"]
+def _read_inherited(i: int) -> bool:
+    files, path = _inherited["both"]
     return files.read(path, i, 2) == bytes([i % 256, (i + 1) % 256])
 
 
-def test_threads_read_many_files_at_once_with_few_descriptors(tmp_path):
+def test_threads_read_many_files_at_once_within_the_limit_of_descriptors(tmp_path: Path) -> None:
     paths = [tmp_path / str(i) for i in range(12)]
     for path in paths:
         path.write_bytes(path.name.encode() * 4000)
@@ -155,11 +157,11 @@ def test_threads_read_many_files_at_once_with_few_descriptors(tmp_path):
     assert _descriptors() == before
 
 
-def _descriptors():
+def _descriptors() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-def test_positional_files_keep_few_open_and_pickle_without_descriptors(tmp_path):
+def test_open_files_stay_within_the_limit_and_are_not_pickled(tmp_path: Path) -> None:
     paths = [tmp_path / str(i) for i in range(10)]
     for path in paths:
         path.write_text(path.name)

@@ -1,4 +1,4 @@
-"""The wheel carries the presets, and finds them from any folder."""
+"""The wheel contains the presets, and the installed package finds them from any folder."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.slow
 def test_the_wheel_works_away_from_the_source_tree(tmp_path: Path) -> None:
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT],
@@ -34,7 +37,7 @@ def test_the_wheel_works_away_from_the_source_tree(tmp_path: Path) -> None:
         text=True,
     )
     assert "resolution: 256" in shown.stdout
-    where = subprocess.run(
+    location = subprocess.run(
         [sys.executable, "-c", "import movq_cli; print(movq_cli.__file__)"],
         cwd=elsewhere,
         env={**os.environ, "PYTHONPATH": str(tmp_path / "site")},
@@ -42,7 +45,7 @@ def test_the_wheel_works_away_from_the_source_tree(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
     )
-    assert where.stdout.startswith(str(tmp_path / "site"))
+    assert location.stdout.startswith(str(tmp_path / "site"))
 
 
 def test_an_editable_install_finds_its_presets_from_any_folder(tmp_path: Path) -> None:

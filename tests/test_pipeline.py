@@ -84,7 +84,7 @@ def test_running_a_finished_run_again_does_nothing_and_longer_goes_on(
     assert "finished already" in done.stderr
     assert weights.read_bytes() == before
     done = movq("train-vq", "--preset", tiny_yaml, "-o", "train_vq.steps=12")
-    assert "going on from step 10" in done.stderr
+    assert "resuming from step 10" in done.stderr
     assert weights.read_bytes() != before
 
 
@@ -100,7 +100,7 @@ def test_an_epoch_is_counted_in_image_views(movq: Movq, trained: Path, tiny_yaml
     assert "an epoch is 96 image views" in done.stderr
     assert json.loads((trained / "runs" / "mirrored" / "run.json").read_text())["step"] == 3
     done = movq("train-prior", "--preset", tiny_yaml, "-o", "views.mirror=true", code=2)
-    assert "views.mirror: False there, True now" in done.stderr
+    assert "views.mirror: False before, True now" in done.stderr
 
 
 def test_a_prior_is_refused_a_tokenizer_that_did_not_make_its_codes(movq: Movq, trained: Path, tiny_yaml: Path) -> None:
@@ -202,9 +202,9 @@ def test_a_run_stopped_at_any_moment_ends_as_it_would_have(
     _, errors = process.communicate()
     assert process.returncode == code, errors
     if code == 130:
-        assert "The same command goes on from there" in errors
+        assert "Run the same command again to resume" in errors
     done = movq("train-vq", "--preset", tiny_yaml, "--run", "parts", *length)
-    assert "going on from step" in done.stderr
+    assert "resuming from step" in done.stderr
     whole, parts = (tmp_path / name / "tokenizer.safetensors" for name in ("whole", "parts"))
     assert whole.read_bytes() == parts.read_bytes()
 

@@ -1,4 +1,4 @@
-"""Two real processes do what one does: the same gradients, losses, figures and weights; and they end together."""
+"""Two ranks, real processes, compute what one process does: gradients, losses, metrics, weights. They end together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from conftest import Work, on_ranks, start_ranks
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
@@ -29,6 +28,7 @@ from movq_cli.settings import Preset
 from movq_cli.training import loop
 from movq_cli.training.prior import PriorTraining
 from movq_cli.training.vq import TokenizerTraining
+from tests.conftest import Work, on_ranks, start_ranks
 
 if TYPE_CHECKING:
     from tests.conftest import Movq
@@ -36,73 +36,75 @@ if TYPE_CHECKING:
 CPU = torch.device("cpu")
 
 
-def on_two_ranks(work: Work, given: object, folder: Path) -> list[Any]:
-    """What `work` returns on each of two ranks."""
-    return on_ranks(work, given, folder, world=2)
+def on_two_ranks(work: Work, argument: object, folder: Path) -> list[Any]:
+    """Run `work` on two ranks and return their results."""
+    return on_ranks(work, argument, folder, world=2)
 
 
 @given(st.integers(0, 100), st.integers(1, 9))
-def test_the_shares_are_everything_once_in_order_and_even(count: int, world: int) -> None:
-    shares = [list(range(count)[Ranks(number, world).share(count)]) for number in range(world)]
+def test_the_shares_are_contiguous_complete_and_even(count: int, world: int) -> None:
+    shares = [list(range(count)[Ranks(rank, world).share(count)]) for rank in range(world)]
     assert [item for share in shares for item in share] == list(range(count))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
-def collect(mine: Ranks, _: object) -> dict[str, Any]:
+def exchange(ranks: Ranks, _: object) -> dict[str, Any]:
     table = torch.arange(12.0).view(6, 2)
-    places = torch.tensor([5, 0, 3, 3, 2])
-    counter = mine.shared_counter()
-    first = counter.add(3 + mine.rank)
-    mine.wait()
+    indices = torch.tensor([5, 0, 3, 3, 2])
+    counter = ranks.shared_counter()
+    first = counter.add(3 + ranks.rank)
+    ranks.wait()
     return {
         "counter": first + counter.add(0),
-        "sum": mine.sum(torch.tensor([1.0, mine.rank])),
-        "mean": mine.mean(torch.tensor(float(mine.rank))),
-        "any": (mine.any(False), mine.any(mine.rank == 1)),
-        "rows": mine.gather_rows(table[mine.share(6)], places),
-        "made": mine.from_first(lambda: ["made", mine.rank]),
+        "sum": ranks.sum(torch.tensor([1.0, ranks.rank])),
+        "mean": ranks.mean(torch.tensor(float(ranks.rank))),
+        "any": (ranks.any(False), ranks.any(ranks.rank == 1)),
+        "rows": ranks.gather_rows(table[ranks.share(6)], indices),
+        "from first": ranks.from_first(lambda: ["from", ranks.rank]),
+        "gathered": ranks.all_gather(str(ranks.rank)),
     }
 
 
-def test_what_ranks_exchange(tmp_path: Path) -> None:
-    for found in on_two_ranks(collect, None, tmp_path):
-        assert found["counter"] == 7
-        assert found["sum"].tolist() == [2, 1]
-        assert found["mean"] == 0.5
-        assert found["any"] == (False, True)
-        assert torch.equal(found["rows"], torch.arange(12.0).view(6, 2)[[5, 0, 3, 3, 2]])
-        assert found["made"] == ["made", 0]
+def test_every_rank_gets_the_same_results_of_an_exchange(tmp_path: Path) -> None:
+    for results in on_two_ranks(exchange, None, tmp_path):
+        assert results["counter"] == 7
+        assert results["sum"].tolist() == [2, 1]
+        assert results["mean"] == 0.5
+        assert results["any"] == (False, True)
+        assert torch.equal(results["rows"], torch.arange(12.0).view(6, 2)[[5, 0, 3, 3, 2]])
+        assert results["from first"] == ["from", 0]
+        assert results["gathered"] == ["0", "1"]
 
 
-def late(mine: Ranks, _: object) -> float:
-    with mine.long_barrier() as barrier:
-        time.sleep(0.5 * mine.rank)
+def pass_late(ranks: Ranks, _: object) -> float:
+    with ranks.long_barrier() as barrier:
+        time.sleep(0.5 * ranks.rank)
         barrier()
-        here = time.monotonic()
+        passed = time.monotonic()
         barrier()
-    return here
+    return passed
 
 
-def test_nobody_leaves_a_meeting_before_the_last_has_come(tmp_path: Path) -> None:
-    first, last = on_two_ranks(late, None, tmp_path)
+def test_no_rank_passes_a_barrier_before_the_last_one_reaches_it(tmp_path: Path) -> None:
+    first, last = on_two_ranks(pass_late, None, tmp_path)
     assert abs(first - last) < 0.4
 
 
-def lost(mine: Ranks, folder: Path) -> None:
-    with mine.long_barrier() as barrier:
-        if mine.rank:
+def die_before_barrier(ranks: Ranks, folder: Path) -> None:
+    with ranks.long_barrier() as barrier:
+        if ranks.rank:
             os.kill(os.getpid(), signal.SIGKILL)
         try:
             barrier()
         except RuntimeError as error:
-            (folder / "told").write_text(str(error))
+            (folder / "error").write_text(str(error))
             raise
 
 
-def test_a_meeting_ends_at_once_where_a_rank_is_lost(tmp_path: Path) -> None:
-    for process in start_ranks(lost, tmp_path, tmp_path, world=2):
+def test_a_barrier_fails_at_once_if_a_rank_has_ended(tmp_path: Path) -> None:
+    for process in start_ranks(die_before_barrier, tmp_path, tmp_path, world=2):
         process.join(60)
-    assert "Connection" in (tmp_path / "told").read_text()
+    assert "Connection" in (tmp_path / "error").read_text()
 
 
 def test_one_process_counts_alone() -> None:
@@ -111,47 +113,48 @@ def test_one_process_counts_alone() -> None:
     SINGLE_PROCESS.wait()
 
 
-def judge(mine: Ranks, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+def discriminate(ranks: Ranks, images: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
     torch.manual_seed(0)
     model = PatchDiscriminator(channels=4, layers=2)
-    mine_images = images[mine.share(len(images))].clone().requires_grad_()
-    wrapped = mine.wrap(model)  # gradients are averaged only as long as it lives
-    logits = wrapped(mine_images)
+    share = images[ranks.share(len(images))].clone().requires_grad_()
+    wrapped = ranks.wrap(model)  # Gradients are averaged only as long as the wrapper exists.
+    logits = wrapped(share)
     logits.square().mean().backward()
     return logits.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
 def test_batch_normalization_is_over_the_images_of_all_ranks(tmp_path: Path) -> None:
     images = torch.randn(6, 3, 24, 24, generator=torch.Generator().manual_seed(1))
-    logits, gradients = judge(SINGLE_PROCESS, images)
-    both = on_two_ranks(judge, images, tmp_path)
+    logits, gradients = discriminate(SINGLE_PROCESS, images)
+    both = on_two_ranks(discriminate, images, tmp_path)
     torch.testing.assert_close(torch.cat([found for found, _ in both]), logits, rtol=1e-4, atol=1e-5)
     for _, found in both:
         for name, gradient in gradients.items():
             torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-6)
 
 
-def tokenizer_steps(mine: Ranks, given: tuple[Preset, PreparedSet]) -> dict[str, Any]:
-    """Gradients of a step with all losses, then ten steps' losses, figures and weights."""
-    preset, images = given
-    stage = TokenizerTraining(preset, images, CPU, ranks=mine)
+def tokenizer_steps(ranks: Ranks, argument: tuple[Preset, PreparedSet]) -> dict[str, Any]:
+    """Train ten steps; return the gradients of the first one, the metrics of all, a validation, and the weights."""
+    settings, images = argument
+    stage = TokenizerTraining(settings, images, CPU, ranks=ranks)
     gradients: dict[str, Tensor] = {}
     assert stage.discriminator is not None
     for trained in (stage.tokenizer, stage.discriminator):
 
-        def keep(*_: object, model: torch.nn.Module = trained.model) -> None:
+        def record(*_: object, model: torch.nn.Module = trained.model) -> None:
             for name, parameter in model.named_parameters():
                 if parameter.grad is not None:
                     gradients.setdefault(f"{type(model).__name__}.{name}", parameter.grad.clone())
 
-        trained.optimizer.register_step_pre_hook(keep)
+        trained.optimizer.register_step_pre_hook(record)
     batches = stage.batches(0)
-    seen = []
+    metrics = []
     for step in range(10):
         torch.manual_seed(loop.step_seed(0, step))
-        metrics = stage.step(next(batches), step)
-        seen.append({name: mine.mean(value.clone()).item() for name, value in metrics.items()})
-    return {"gradients": gradients, "metrics": seen, "figures": stage.validate(), "state": stage.model.state_dict()}
+        of_step = stage.step(next(batches), step)
+        metrics.append({name: ranks.mean(value.clone()).item() for name, value in of_step.items()})
+    validation = stage.validate()
+    return {"gradients": gradients, "metrics": metrics, "validation": validation, "state": stage.model.state_dict()}
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -168,30 +171,30 @@ def test_two_ranks_train_the_tokenizer_as_one_process_does(
     )
     for name, value in both[0]["state"].items():
         assert torch.equal(value, both[1]["state"][name]), name
-    assert both[0]["figures"] == both[1]["figures"]
-    if accumulate > 1:  # batch normalization and the adaptive weight then see a part of the batch at a time
+    assert both[0]["validation"] == both[1]["validation"]
+    if accumulate > 1:  # Batch normalization and the adaptive weight then use a part of the batch at a time.
         assert both[0]["metrics"][-1]["loss"] == pytest.approx(alone["metrics"][-1]["loss"], rel=0.05)
         return
     assert any(name.startswith("PatchDiscriminator") for name in alone["gradients"])
     for name, gradient in alone["gradients"].items():
         torch.testing.assert_close(both[1]["gradients"][name], gradient, rtol=2e-3, atol=2e-5, msg=name)
-    # Adam makes much of what rounding leaves of a gradient near 0: the first steps agree closely, the last well.
+    # Adam amplifies the rounding errors of gradients near 0: the first steps agree closely, the last ones less so.
     for expected, found in zip(alone["metrics"][:3], both[0]["metrics"], strict=False):
         assert found == pytest.approx(expected, rel=2e-3, abs=1e-4)
     assert both[0]["metrics"][-1]["loss"] == pytest.approx(alone["metrics"][-1]["loss"], rel=0.05)
-    assert both[0]["figures"]["psnr"] == pytest.approx(alone["figures"]["psnr"], rel=0.05)
+    assert both[0]["validation"]["psnr"] == pytest.approx(alone["validation"]["psnr"], rel=0.05)
 
 
-def prior_steps(mine: Ranks, given: tuple[Preset, Path]) -> dict[str, Any]:
-    preset, folder = given
+def prior_steps(ranks: Ranks, argument: tuple[Preset, Path]) -> dict[str, Any]:
+    settings, folder = argument
     torch.manual_seed(0)
-    tokenizer = Tokenizer(preset.vq).eval()
+    tokenizer = Tokenizer(settings.vq).eval()
     header = CodeCacheHeader(tokenizer="t", data="d", split="train", views=20, classes=("a", "b", "c"))
     cache = CodeCache(folder, header)
-    stage = PriorTraining(preset, cache, cache, tokenizer, "t", CPU, mine)
+    stage = PriorTraining(settings, cache, cache, tokenizer, "t", CPU, ranks)
     batches = stage.batches(0)
-    losses = [mine.mean(stage.step(next(batches), step)["loss"].clone()).item() for step in range(10)]
-    return {"losses": losses, "figures": stage.validate(), "state": stage.model.state_dict()}
+    losses = [ranks.mean(stage.step(next(batches), step)["loss"].clone()).item() for step in range(10)]
+    return {"losses": losses, "validation": stage.validate(), "state": stage.model.state_dict()}
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -203,8 +206,8 @@ def test_two_ranks_and_parts_train_the_prior_as_one_process_does(tiny: Preset, t
     parts = tiny.model_copy(update={"train_prior": tiny.train_prior.model_copy(update={"accumulate": accumulate})})
     for found in on_two_ranks(prior_steps, (parts, tmp_path), tmp_path):
         assert found["losses"] == pytest.approx(alone["losses"], rel=1e-5)
-        for name, value in alone["figures"].items():
-            assert found["figures"][name] == pytest.approx(value, rel=1e-5)
+        for name, value in alone["validation"].items():
+            assert found["validation"][name] == pytest.approx(value, rel=1e-5)
         for name, value in alone["state"].items():
             torch.testing.assert_close(found["state"][name], value, rtol=1e-3, atol=1e-5)
 
@@ -216,21 +219,21 @@ def test_a_batch_that_does_not_divide_is_refused(tiny: Preset, prepared: Prepare
         TokenizerTraining(tiny, prepared, CPU, ranks=Ranks(0, 3))
 
 
-def test_every_training_image_is_seen_once_an_epoch_by_one_of_the_ranks(tiny: Preset, prepared: PreparedSet) -> None:
+def test_each_training_image_is_in_one_batch_of_one_rank_per_epoch(tiny: Preset, prepared: PreparedSet) -> None:
     def images(stage: TokenizerTraining) -> list[bytes]:
         batches = stage.batches(0)
         return [image.numpy().tobytes() for _ in range(6) for image in next(batches)]
 
     alone = images(TokenizerTraining(tiny, prepared, CPU))
-    shared = [images(stage) for stage in (of_rank(tiny, prepared, 0), of_rank(tiny, prepared, 1))]
+    shared = [images(training_of_rank(tiny, prepared, rank)) for rank in (0, 1)]
     assert len(alone) == len(set(alone)) == 48
     assert sorted(shared[0] + shared[1]) == sorted(alone)
 
 
-def of_rank(tiny: Preset, prepared: PreparedSet, number: int) -> TokenizerTraining:
-    """Rank `number` of two, as far as its data goes: no process group is joined."""
+def training_of_rank(tiny: Preset, prepared: PreparedSet, rank: int) -> TokenizerTraining:
+    """Return a training that reads the batches of one of two ranks, without a process group."""
     stage = TokenizerTraining(tiny, prepared, CPU)
-    stage.ranks = Ranks(number, 2)
+    stage.ranks = Ranks(rank, 2)
     return stage
 
 
@@ -270,20 +273,20 @@ def test_movq_starts_ranks_itself_and_torchrun_starts_the_same(
     ).read_bytes()
 
 
-def test_ranks_that_are_refused_end_with_one_line_and_the_right_code(
+def test_a_refused_request_is_one_line_with_its_exit_code_on_several_ranks(
     movq: Movq, trained: Path, tiny_yaml: Path
 ) -> None:
     done = movq("train-vq", "--preset", tiny_yaml, "--gpus", "2", "--device", "cpu", "-o", "train_vq.seed=9", code=2)
     assert done.stderr.count("error:") == 1
-    assert "train_vq.seed: 0 there, 9 now" in done.stderr
+    assert "train_vq.seed: 0 before, 9 now" in done.stderr
     assert "Name another folder" in done.stderr
     done = movq("train-vq", "--preset", tiny_yaml, "--gpus", "2", code=2)
     assert "--device cpu" in done.stderr
 
 
-def start(folder: Path, preset: Path, *more: str) -> subprocess.Popen[str]:
+def start(folder: Path, preset: Path, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "movq_cli", "train-vq", "--preset", preset, "--device", "cpu", "--gpus", "2", *more],
+        [sys.executable, "-m", "movq_cli", "train-vq", "--preset", preset, "--device", "cpu", "--gpus", "2", *options],
         cwd=folder,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
@@ -312,7 +315,7 @@ def test_ranks_stop_together_and_keep_a_checkpoint(
     movq("prepare", shapes, "data", "--size", "16", "--val", "12")
     process = start(tmp_path, tiny_yaml, "--run", "run", *LONG)
     wait_for(tmp_path / "run" / "checkpoint.pt", process)
-    if to == "everyone":  # as a terminal does
+    if to == "everyone":  # This is what a terminal does.
         os.killpg(process.pid, number)
     else:
         process.send_signal(number)
@@ -324,7 +327,7 @@ def test_ranks_stop_together_and_keep_a_checkpoint(
     assert torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"] == step
 
 
-def test_when_a_rank_is_killed_the_others_end_and_the_run_can_go_on(
+def test_when_a_rank_is_killed_the_others_end_and_the_run_can_be_resumed(
     movq: Movq, shapes: Path, tiny_yaml: Path, tmp_path: Path
 ) -> None:
     movq("prepare", shapes, "data", "--size", "16", "--val", "12")
@@ -339,10 +342,10 @@ def test_when_a_rank_is_killed_the_others_end_and_the_run_can_go_on(
     assert re.search(r"rank \d was ended by signal 9", errors)
     step = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"]
     done = movq("train-vq", "--preset", tiny_yaml, "--run", "run", "-o", f"train_vq.steps={step + 2}")
-    assert f"going on from step {step}" in done.stderr
+    assert f"resuming from step {step}" in done.stderr
 
 
-def test_a_folder_in_which_a_run_is_at_work_is_refused_to_another(
+def test_a_run_folder_in_use_is_refused_to_another_command(
     movq: Movq, shapes: Path, tiny_yaml: Path, tmp_path: Path
 ) -> None:
     movq("prepare", shapes, "data", "--size", "16", "--val", "12")
@@ -350,10 +353,10 @@ def test_a_folder_in_which_a_run_is_at_work_is_refused_to_another(
     wait_for(tmp_path / "run" / "checkpoint.pt", process)
     done = movq("train-vq", "--preset", tiny_yaml, "--run", "run", *LONG, code=2)
     assert "another movq train-vq is at work in run" in done.stderr
-    # Ranks whose launcher is killed end too, with a checkpoint, and leave the folder to others.
+    # Ranks whose launcher is killed write a checkpoint, end, and release the folder.
     process.kill()
     _, errors = process.communicate(timeout=60)
     assert "error: stopped at step" in errors
     step = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["step"]
     done = movq("train-vq", "--preset", tiny_yaml, "--run", "run", "-o", f"train_vq.steps={step + 1}")
-    assert f"going on from step {step}" in done.stderr
+    assert f"resuming from step {step}" in done.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -38,17 +39,19 @@ def train_vq(
 ) -> None:
     """Train a tokenizer (stage 1). Run again, it goes on from its last checkpoint."""
     from movq_cli.commands import train_vq as command
+    from movq_cli.commands.training import TrainRequest
 
-    command.train_vq(
-        preset=preset,
+    request = TrainRequest(
+        preset_name=preset,
         overrides=with_data_path(overrides, data),
         run=run,
-        device=device,
+        device_name=device,
         gpus=gpus,
         weights=weights,
         dry_run=dry_run,
-        console=console_for(as_json, quiet),
+        arguments=sys.argv[1:],
     )
+    command.train_vq(request, console_for(as_json, quiet))
 
 
 def train_prior(
@@ -84,15 +87,17 @@ def train_prior(
 ) -> None:
     """Train a prior (stage 2) on a tokenizer's codes. Run again, it goes on from its last checkpoint."""
     from movq_cli.commands import train_prior as command
+    from movq_cli.commands.training import TrainRequest
 
-    command.train_prior(
-        preset=preset,
+    request = TrainRequest(
+        preset_name=preset,
         overrides=[*with_data_path(overrides, data), *([] if mode is None else [f"prior.mode={mode}"])],
-        tokenizer=tokenizer,
         run=run,
-        device=device,
+        tokenizer=tokenizer,
+        device_name=device,
         gpus=gpus,
         weights=weights,
         dry_run=dry_run,
-        console=console_for(as_json, quiet),
+        arguments=sys.argv[1:],
     )
+    command.train_prior(request, console_for(as_json, quiet))

@@ -83,7 +83,7 @@ def fill(
     Raises:
         BadRequestError: The prior is not a masked one, or an image or the mask cannot be read.
     """
-    weights = runs.weights(prior, "prior")
+    weights = runs.find_weights(prior, "prior")
     console.log(f"prior: {weights}")
     model = Prior.load(weights).to(devices.select(device))
     if not isinstance(model.transformer, MaskedPrior):

@@ -315,7 +315,7 @@ def _find_copies(source: Source, workers: int, console: Console) -> dict[int, in
 def _finish(plan: Plan, reports: dict[str, ShardReport], console: Console) -> DatasetManifest:
     rejects = [(shard.split, reject) for shard in plan.shards for reject in reports[shard.name].rejects]
     lines = [json.dumps({"split": split, "name": name, "reason": reason}) for split, (name, reason) in rejects]
-    atomic_write(plan.out / REJECTS, "".join(line + "\n" for line in lines).encode(), contested=plan.contested)
+    atomic_write(plan.out / REJECTS, "".join(line + "\n" for line in lines).encode(), concurrent=plan.contested)
     if rejects:
         console.warn(f"{len(rejects)} of {len(plan.source)} images were refused: see {plan.out / REJECTS}")
     counts = dict.fromkeys(SPLITS, 0)

@@ -63,7 +63,7 @@ def reconstruct(
     """
     maps = sorted(Path(source).rglob("*.npy")) if Path(source).is_dir() else []
     images = None if maps else open_source(source, split)
-    tokenizer = runs.weights(run, "vq")
+    tokenizer = runs.find_weights(run, "vq")
     console.log(f"tokenizer: {tokenizer}")
     where = devices.select(device)
     model = checkpoints.load_tokenizer(tokenizer).to(where)

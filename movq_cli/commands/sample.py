@@ -74,7 +74,7 @@ def sample(
         FailureError: A file cannot be written.
         InterruptedRunError: Ctrl-C or SIGTERM; the images made so far are kept.
     """
-    weights = runs.weights(run, "prior")
+    weights = runs.find_weights(run, "prior")
     if gpus is not None and not ranks.is_launched():
         ranks.launch(sys.argv[1:], gpus, device)
         return

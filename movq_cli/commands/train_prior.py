@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
-from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 
-from movq_cli import checkpoints, devices, presets, ranks, runs, signals
+from movq_cli import checkpoints, presets, runs, signals
 from movq_cli.commands import training
+from movq_cli.commands.training import Plan, SetUp, TrainContext, TrainRequest
 from movq_cli.console import Console
 from movq_cli.data import code_cache, loader
 from movq_cli.data.shards import PreparedSet, SplitName
@@ -21,7 +20,7 @@ from movq_cli.evaluation.fid_evaluator import FIDEvaluator
 from movq_cli.files import atomic_path, sha256
 from movq_cli.models import priors
 from movq_cli.models.tokenizer import Tokenizer
-from movq_cli.ranks import Ranks
+from movq_cli.runs import Run, RunManifest
 from movq_cli.settings import Preset, ViewSettings
 from movq_cli.training import cost
 from movq_cli.training.prior import PriorTraining
@@ -31,78 +30,46 @@ _SUFFIX = {"mask": "prior", "auto": "auto", "depth": "depth"}
 
 
 _REFERENCES = 50_000
-"""Training images, at most, that samples are held against at intervals: as many as the field's references have."""
+"""Largest number of training images with which samples are compared during training, as in the field's references."""
 
 
-def train_prior(
-    *,
-    preset: str,
-    overrides: Sequence[str],
-    tokenizer: Path | None,
-    run: Path | None,
-    device: str | None,
-    gpus: int | None,
-    weights: Path | None,
-    dry_run: bool,
-    console: Console,
-) -> None:
-    """Train stage 2.
+def train_prior(request: TrainRequest, console: Console) -> None:
+    """Train stage 2, or resume its training.
 
     Args:
-        preset: Name or path.
-        overrides: Dotted settings.
-        tokenizer: Run folder of `train-vq`; None = the newest finished one of the preset's tokenizer.
-        run: Run folder; None = `runs/PRESET-prior`, or -auto or -depth by the mode.
-        device: Name; None = CUDA where there is one.
-        gpus: Processes to start, one a GPU; None = this one alone, or those that torchrun has started.
-        weights: Folder with Inception's weights, for FID; None = torch hub's.
-        dry_run: Only print the plan; needs no data.
-        console: Where to speak.
+        request: Options of the command.
+        console: Console for the plan, the progress and the result.
     """
-    settings = presets.load(preset, overrides)
-    if dry_run:
-        found = training.find_images(settings)
-        training.show_plan(plan(settings, found, devices.select(device), gpus or 1), console)
-        return
-    images = training.open_images(settings, preset, console)
-    _check_classes(settings, images)
-    codes_from = runs.resolve(tokenizer, "vq", fits=settings.vq)
-    if gpus is not None and not ranks.is_launched():
-        ranks.launch(sys.argv[1:], gpus, device)
-        return
-    with ranks.joined_ranks(device) as (mine, where):
-        place = training.run_folder(run, preset, "prior", _SUFFIX[settings.prior.mode])
-        with training.locked(place, mine):
-            console.log(f"tokenizer: {codes_from.folder}")
-            planned = plan(settings, images, where, mine.world_size)
-            training.announce(planned, console)
-            # Before the encoding, which may take hours: a folder of another run is refused at once.
-            digest = sha256(codes_from.weights)
-            manifest = mine.from_first(
-                lambda: _begin(settings, planned["steps"], place, preset, images, codes_from, digest)
-            )
-            train = settings.train_prior
-            judge = training.judge(train, settings, "train", _REFERENCES, place, weights, where, mine, console)
-            with signals.interruptible("the codes encoded", launched=mine.world_size > 1):
-                stage = _stage(settings, images, codes_from, digest, mine, where, judge, console)
-            console.log(
-                f"train-prior {preset} on {where}, to {place.folder}; an epoch is {planned['views']:,} image views"
-            )
-            training.train(stage, place, manifest, console, planned)
+    settings = presets.load(request.preset_name, request.overrides)
+
+    def prepare(images: PreparedSet) -> SetUp:
+        _check_classes(settings, images)
+        tokenizer_run = runs.find_run(request.tokenizer, "vq", fits=settings.vq)
+        return partial(_set_up, tokenizer_run)
+
+    training.run_training(
+        request,
+        settings,
+        console,
+        kind="prior",
+        plan=plan,
+        prepare=prepare,
+        folder_suffix=_SUFFIX[settings.prior.mode],
+    )
 
 
-def plan(settings: Preset, images: PreparedSet | None, device: torch.device, processes: int) -> dict[str, Any]:
-    """What training these settings would do.
+def plan(settings: Preset, images: PreparedSet | None, device: torch.device, processes: int) -> Plan:
+    """Return the plan of training stage 2.
 
     Args:
-        settings: The preset.
-        images: The prepared set; None = it is not there, and what depends on it is null.
-        device: Where.
-        processes: That share each batch.
+        settings: Settings of the preset.
+        images: Prepared set; None if it does not exist, and what depends on it is then null.
+        device: Device on which the training will run.
+        processes: Number of processes that share each batch.
 
     Returns:
-        Parameters by part, the length of the run, whose epochs are of image views, and the memory (GiB) and arithmetic
-        (TFLOP) of a step.
+        The parameters of the prior by part; the length of the run, whose epochs are counted in image views; the memory
+        (GiB) and arithmetic (1e12 operations) of a step.
     """
     train, shape = settings.train_prior, settings.vq.code_shape
     count = None if images is None else images.manifest.counts["train"]
@@ -118,24 +85,33 @@ def plan(settings: Preset, images: PreparedSet | None, device: torch.device, pro
     }
 
 
-def _stage(
-    settings: Preset,
-    images: PreparedSet,
-    codes_from: runs.Run,
-    digest: str,
-    mine: Ranks,
-    device: torch.device,
-    judge: FIDEvaluator | None,
-    console: Console,
-) -> PriorTraining:
-    """Encode what is not encoded yet, and put the training together."""
-    model = checkpoints.load_tokenizer(codes_from.weights).to(device)
-    _check_tokenizer(settings, model, codes_from)
+def _set_up(tokenizer_run: Run, context: TrainContext) -> tuple[PriorTraining, RunManifest]:
+    """Start or resume the run, and build the training of the prior on the tokenizer's codes."""
+    settings, console = context.settings, context.console
+    console.log(f"tokenizer: {tokenizer_run.folder}")
+    # The run is started before the encoding, which may take hours, so that a folder of another run is refused at once.
+    digest = sha256(tokenizer_run.weights)
+    manifest = context.ranks.from_first(lambda: _start_or_resume(context, tokenizer_run, digest))
+    evaluator = training.fid_evaluator(context, settings.train_prior, "train", _REFERENCES)
+    with signals.interruptible("the codes encoded", launched=context.ranks.world_size > 1):
+        stage = _stage(context, tokenizer_run, digest, evaluator)
+    console.log(
+        f"train-prior {context.request.preset_name} on {context.device}, to {context.run.folder}; "
+        f"an epoch is {context.plan['views']:,} image views"
+    )
+    return stage, manifest
+
+
+def _stage(context: TrainContext, tokenizer_run: Run, digest: str, evaluator: FIDEvaluator | None) -> PriorTraining:
+    """Encode the images that are not encoded yet, and build the training of the prior."""
+    settings, images, device = context.settings, context.images, context.device
+    model = checkpoints.load_tokenizer(tokenizer_run.weights).to(device)
+    _check_tokenizer(settings, model, tokenizer_run)
     loader.check_side(images.manifest.min_side, settings.vq.resolution, settings.data.path)
 
     def codes(split: SplitName) -> code_cache.CodeCache:
         return code_cache.load_or_encode(
-            codes_from.code_caches,
+            tokenizer_run.code_caches,
             model,
             images.split(split),
             loading=settings.data,
@@ -145,57 +121,50 @@ def _stage(
             tokenizer=digest,
             batch_size=64,
             device=device,
-            ranks=mine,
-            console=console,
+            ranks=context.ranks,
+            console=context.console,
         )
 
-    return PriorTraining(settings, codes("train"), codes("val"), model, digest, device, mine, judge)
+    return PriorTraining(settings, codes("train"), codes("val"), model, digest, device, context.ranks, evaluator)
 
 
-def _begin(
-    settings: Preset,
-    steps: int,
-    place: runs.Run,
-    preset: str,
-    images: PreparedSet,
-    codes_from: runs.Run,
-    digest: str,
-) -> runs.RunManifest:
-    manifest = runs.begin(
-        place,
-        preset=preset,
-        settings=settings,
-        steps=steps,
-        data=images.manifest.hash,
+def _start_or_resume(context: TrainContext, tokenizer_run: Run, digest: str) -> RunManifest:
+    """Start or resume the run, and store the tokenizer in its folder."""
+    manifest = runs.start_or_resume(
+        context.run,
+        preset_name=context.request.preset_name,
+        settings=context.settings,
+        steps=context.plan["steps"],
+        data=context.images.manifest.hash,
         tokenizer=digest,
     )
-    _keep_tokenizer(codes_from.weights, place.tokenizer)
+    _link_tokenizer(tokenizer_run.weights, context.run.tokenizer)
     return manifest
 
 
 def _check_classes(settings: Preset, images: PreparedSet) -> None:
-    wanted, found = settings.prior.classes, len(images.manifest.classes)
-    if wanted not in {0, found}:
+    required, available = settings.prior.classes, len(images.manifest.classes)
+    if required not in {0, available}:
         raise BadRequestError(
-            f"the preset is for {wanted} classes, but the prepared set {settings.data.path} has {found}",
-            f"Set -o prior.classes={found}.",
+            f"the preset is for {required} classes, but the prepared set {settings.data.path} has {available}",
+            f"Set -o prior.classes={available}.",
         )
 
 
-def _check_tokenizer(settings: Preset, model: Tokenizer, codes_from: runs.Run) -> None:
+def _check_tokenizer(settings: Preset, model: Tokenizer, tokenizer_run: Run) -> None:
     for name, value in settings.vq:
-        found = getattr(model.settings, name)
-        if found != value:
+        actual = getattr(model.settings, name)
+        if actual != value:
             raise BadRequestError(
-                f"the tokenizer in {codes_from.folder} has vq.{name} = {found}, not the preset's {value}",
-                "Name a tokenizer of this preset with --tokenizer, or the settings that it was trained with.",
+                f"the tokenizer in {tokenizer_run.folder} has vq.{name} = {actual}, not the preset's {value}",
+                "Name a tokenizer of this preset with --tokenizer, or set the values with which it was trained.",
             )
 
 
-def _keep_tokenizer(weights: Path, beside: Path) -> None:
-    """Put the tokenizer beside the prior, so that the run folder samples wherever it is moved."""
-    with atomic_path(beside) as partial:
+def _link_tokenizer(weights: Path, target: Path) -> None:
+    """Store the tokenizer in the prior's run folder, so that sampling needs this folder alone, even after a move."""
+    with atomic_path(target) as partial_file:
         try:
-            os.link(weights, partial)
-        except OSError:  # another file system, or one without links
-            shutil.copyfile(weights, partial)
+            os.link(weights, partial_file)
+        except OSError:  # The folders are on different file systems, or their file system has no links.
+            shutil.copyfile(weights, partial_file)

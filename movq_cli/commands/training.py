@@ -1,95 +1,197 @@
-"""What `train-vq` and `train-prior` do alike: say what they are about to do, train, and give the result."""
+"""The shared course of `train-vq` and `train-prior`: check the request, show the plan, train, and report the result."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
-from movq_cli import files
+from movq_cli import devices, files
 from movq_cli.console import Console
 from movq_cli.data.shards import MANIFEST, PreparedSet, SplitName
 from movq_cli.errors import BadRequestError
 from movq_cli.evaluation.fid_evaluator import FIDEvaluator
 from movq_cli.evaluation.image_sets import ImageSet
-from movq_cli.ranks import Ranks
+from movq_cli.ranks import Ranks, is_launched, joined_ranks, launch
 from movq_cli.runs import COMMAND, ROOT, Kind, Run, RunManifest
 from movq_cli.settings import Preset, TrainSettings
 from movq_cli.training import loop
 from movq_cli.training.cost import Cost
 from movq_cli.training.log import Metrics
+from movq_cli.training.stage import Stage
 
-_SPOKEN = {"quantize": "quantizer"}
-"""Parts that are called otherwise than the parameters in published weights are."""
+Plan = dict[str, Any]
+"""What a training command is about to do, as a JSON object: parameters, length of the run, cost of a step."""
 
-_ROOMY = 1.25
-"""Images larger than this times the crop are rather seen in parts than whole; the field's own crops are within it."""
+_DISPLAYED_NAMES = {"quantize": "quantizer"}
+"""Parts of a model whose displayed name is not the name that published weights use."""
 
-
-def run_folder(named: Path | None, preset: str, kind: Kind, suffix: str | None = None) -> Run:
-    """The run folder: the named one, or the preset's own below `runs/`, whose name ends in the suffix or the kind."""
-    return Run(named or ROOT / f"{Path(preset).stem}-{suffix or kind}", kind)
+_CROP_RATIO_LIMIT = 1.25
+"""Images whose side is more than this times the crop's lead to a warning; the field's usual crops are below it."""
 
 
-def open_images(settings: Preset, preset: str, console: Console) -> PreparedSet:
-    """The prepared set that the settings name; warns where training would see but a small crop of its images.
+@dataclass(frozen=True)
+class TrainRequest:
+    """The options of a training command."""
+
+    preset_name: str
+    """Name of a preset, or path of a preset file."""
+    overrides: Sequence[str] = ()
+    """Settings to change, as `section.name=value`."""
+    run: Path | None = None
+    """Run folder; None uses a folder below `runs/` that is named after the preset."""
+    tokenizer: Path | None = None
+    """Run folder of the tokenizer, for a prior; None uses the newest finished one with the same settings."""
+    device_name: str | None = None
+    """Name of the device; None uses CUDA if it is available."""
+    gpus: int | None = None
+    """Number of processes to start, one for each GPU; None uses this process, or those that torchrun started."""
+    arguments: Sequence[str] = ()
+    """Command-line arguments, with which `gpus` starts the processes."""
+    weights: Path | None = None
+    """Folder with the pretrained weights of metrics and losses; None uses torch hub's."""
+    dry_run: bool = False
+    """Print the plan without training; this needs no data."""
+
+
+@dataclass(frozen=True)
+class TrainContext:
+    """Everything from which a stage is built, on one rank."""
+
+    request: TrainRequest
+    settings: Preset
+    images: PreparedSet
+    run: Run
+    device: torch.device
+    ranks: Ranks
+    plan: Plan
+    console: Console
+
+
+SetUp = Callable[[TrainContext], tuple[Stage, RunManifest]]
+"""Builds the stage on this rank, and starts or resumes its run."""
+
+
+class Planner(Protocol):
+    """Computes the plan of a stage's training."""
+
+    def __call__(self, settings: Preset, images: PreparedSet | None, device: torch.device, processes: int) -> Plan:
+        """Return the plan; what depends on the images is null if they are not available."""
+
+
+def run_training(
+    request: TrainRequest,
+    settings: Preset,
+    console: Console,
+    *,
+    kind: Kind,
+    plan: Planner,
+    prepare: Callable[[PreparedSet], SetUp],
+    folder_suffix: str | None = None,
+) -> None:
+    """Carry out a training command: a dry run, a start on several processes, or the training on this rank.
+
+    Args:
+        request: Options of the command.
+        settings: Settings of the preset, with the request's overrides.
+        console: Console for the plan, the progress and the result.
+        kind: Stage to train.
+        plan: Function that computes the plan.
+        prepare: Function that checks the request against the images before any process is started, and returns the
+            function that builds the stage.
+        folder_suffix: End of the default run folder's name; None uses the kind.
 
     Raises:
-        BadRequestError: It is not there: says what to prepare.
+        BadRequestError: The request cannot be carried out.
+        FailureError: Training failed.
+        InterruptedRunError: The process received Ctrl-C or SIGTERM.
+    """
+    if request.dry_run:
+        device = devices.select(request.device_name)
+        show_plan(plan(settings, find_images(settings), device, request.gpus or 1), console)
+        return
+    images = open_images(settings, request.preset_name, console)
+    set_up = prepare(images)
+    if request.gpus is not None and not is_launched():
+        launch(request.arguments, request.gpus, request.device_name)
+        return
+    with joined_ranks(request.device_name) as (ranks, device):
+        run = run_folder(request.run, request.preset_name, kind, folder_suffix)
+        with locked(run, ranks):
+            planned = plan(settings, images, device, ranks.world_size)
+            announce(planned, console)
+            context = TrainContext(request, settings, images, run, device, ranks, planned, console)
+            stage, manifest = set_up(context)
+            train(stage, run, manifest, console, planned)
+
+
+def run_folder(named: Path | None, preset_name: str, kind: Kind, suffix: str | None = None) -> Run:
+    """Return the run folder: the named one, or the preset's own below `runs/`, which ends in the suffix or the kind."""
+    return Run(named or ROOT / f"{Path(preset_name).stem}-{suffix or kind}", kind)
+
+
+def open_images(settings: Preset, preset_name: str, console: Console) -> PreparedSet:
+    """Open the prepared set that the settings name; warn if training would see only a small crop of its images.
+
+    Raises:
+        BadRequestError: The set does not exist, or it has no validation images. The hint says what to prepare.
     """
     path = settings.data.path
     images = find_images(settings)
     if images is None:
         raise BadRequestError(
-            f"preset {preset!r} trains on the prepared set {path}, which is not there",
+            f"preset {preset_name!r} trains on the prepared set {path}, which does not exist",
             f"Prepare it (movq prepare IMAGES {path} --size {settings.vq.resolution}) or name another with --data.",
         )
     if not images.manifest.counts["val"]:
-        raise BadRequestError(f"the prepared set {path} has no held-out images", "Prepare it from at least two images.")
+        raise BadRequestError(
+            f"the prepared set {path} has no validation images", "Prepare it from at least two images."
+        )
     side = settings.vq.resolution
-    if images.manifest.min_side > _ROOMY * side:
+    if images.manifest.min_side > _CROP_RATIO_LIMIT * side:
         console.warn(
-            f"{path} has images of {images.manifest.min_side} pixels and more, of which training sees crops of {side}. "
-            f"To see them whole, prepare them with --size {side}."
+            f"the images of {path} have at least {images.manifest.min_side} pixels a side, but training sees crops of "
+            f"{side} pixels. To train on complete images, prepare them with --size {side}."
         )
     return images
 
 
 def find_images(settings: Preset) -> PreparedSet | None:
-    """The prepared set that the settings name; None where there is none yet."""
+    """Return the prepared set that the settings name; None if it does not exist yet."""
     return PreparedSet.open(settings.data.path) if (settings.data.path / MANIFEST).is_file() else None
 
 
 def parameters(model: nn.Module) -> dict[str, int]:
-    """Parameters of each part of a model and in total."""
-    parts = {_SPOKEN.get(name, name): _count(part) for name, part in model.named_children()}
-    return {**parts, "total": _count(model)}
+    """Return the number of parameters of each part of a model, and their total."""
+    parts = {_DISPLAYED_NAMES.get(name, name): _parameter_count(part) for name, part in model.named_children()}
+    return {**parts, "total": _parameter_count(model)}
 
 
-def show_plan(plan: dict[str, Any], console: Console) -> None:
-    """Print what a training command is about to do, as its result (`--dry-run`)."""
-    rows = [(name, _spoken(value)) for name, value in _flat(plan)]
+def show_plan(plan: Plan, console: Console) -> None:
+    """Print a plan as the result of the command (`--dry-run`)."""
+    rows = [(name, _as_text(value)) for name, value in _flatten(plan)]
     console.table(plan, ["setting", "value"], rows)
 
 
-def announce(plan: dict[str, Any], console: Console) -> None:
-    """Say what a training command is about to do, a line a group."""
+def announce(plan: Plan, console: Console) -> None:
+    """Log a plan, with one line for each of its entries."""
     for name, value in plan.items():
-        text = ", ".join(f"{key} {_spoken(part)}" for key, part in value.items()) if isinstance(value, dict) else None
-        console.log(f"{name.replace('_', ' ')}: {text or _spoken(value)}")
+        text = ", ".join(f"{key} {_as_text(part)}" for key, part in value.items()) if isinstance(value, dict) else None
+        console.log(f"{name.replace('_', ' ')}: {text or _as_text(value)}")
 
 
-def length(train: TrainSettings, images: int | None, ranks: int) -> dict[str, Any]:
-    """How long a run is and in which portions; null where that depends on images that are not there.
+def length(train: TrainSettings, images: int | None, ranks: int) -> Plan:
+    """Return the plan's entries about the length of a run; those that depend on unknown images are null.
 
     Args:
-        train: The settings.
-        images: Or views of them, in an epoch; None = not known.
-        ranks: That share each batch.
+        train: Training settings.
+        images: Number of images, or of views of images, in an epoch; None if it is not known.
+        ranks: Number of ranks that share each batch.
     """
     return {
         "steps": train.steps if images is None else train.total_steps(images),
@@ -102,17 +204,17 @@ def length(train: TrainSettings, images: int | None, ranks: int) -> dict[str, An
     }
 
 
-def costs(cost: Cost) -> dict[str, Any]:
-    """A step's cost on each rank, for a plan."""
+def costs(cost: Cost) -> Plan:
+    """Return the plan's entries about the cost of a step on each rank."""
     return {"memory_gib": cost.memory, "tflop_per_step": round(cost.flops / 1e12, 3)}
 
 
 @contextmanager
 def locked(run: Run, ranks: Ranks) -> Iterator[None]:
-    """A run's folder, for this command alone: two that train in it would write over each other.
+    """Lock a run folder, because two commands that train in it would overwrite each other's files.
 
     Raises:
-        BadRequestError: Another one is at work in it.
+        BadRequestError: Another command is training in it.
     """
     if not ranks.is_first:
         yield
@@ -121,50 +223,37 @@ def locked(run: Run, ranks: Ranks) -> Iterator[None]:
         yield
 
 
-def train(stage: loop.Stage, run: Run, manifest: RunManifest, console: Console, plan: dict[str, Any]) -> None:
-    """Train to the end, unless the run has been there already, and give its folder as the result."""
-    figures: Metrics = {}
+def train(stage: Stage, run: Run, manifest: RunManifest, console: Console, plan: Plan) -> None:
+    """Train a stage to its end unless its run is finished, and print the run folder as the result."""
+    metrics: Metrics = {}
     if manifest.status == "finished":
         console.log(f"{run.folder} is finished already (step {manifest.step}); nothing to do")
     else:
-        figures = loop.train(stage, run, manifest, console, tflop_per_step=plan["tflop_per_step"])
-    console.result({"run": str(run.folder), "step": manifest.steps, **figures}, str(run.folder))
+        metrics = loop.train(stage, run, manifest, console, tflop_per_step=plan["tflop_per_step"])
+    console.result({"run": str(run.folder), "step": manifest.steps, **metrics}, str(run.folder))
 
 
-def judge(
-    train: TrainSettings,
-    preset: Preset,
-    split: SplitName,
-    limit: int,
-    run: Run,
-    weights: Path | None,
-    device: torch.device,
-    ranks: Ranks,
-    console: Console,
-) -> FIDEvaluator | None:
-    """Who measures FID at intervals, where the settings ask for it; looks at the real images first.
+def fid_evaluator(context: TrainContext, train: TrainSettings, split: SplitName, limit: int) -> FIDEvaluator | None:
+    """Return what measures FID during training, after computing or reading the features of the real images.
 
     Args:
-        train: How often.
-        preset: Where the images are, and their side.
-        split: Of the real images.
-        limit: Real images, evenly spread.
-        run: In whose folder their features are kept.
-        weights: Folder with Inception's weights; None = torch hub's.
-        device: Where.
-        ranks: Who shares the work.
-        console: For the progress.
+        context: Images, run, device and ranks of the training.
+        train: Training settings; None is returned if `evaluate_every` is 0.
+        split: Split of the real images.
+        limit: Largest number of real images; they are evenly spaced over the split.
 
     Raises:
         BadRequestError: Inception's weights are missing.
     """
     if not train.evaluate_every:
         return None
-    images = ImageSet("real", str(preset.data.path), split, crop=preset.vq.resolution, limit=limit, console=console)
-    return FIDEvaluator.of(images, run.folder / "features", weights, device, ranks, console)
+    settings, console = context.settings, context.console
+    real = ImageSet("real", str(settings.data.path), split, crop=settings.vq.resolution, limit=limit, console=console)
+    features = context.run.folder / "features"
+    return FIDEvaluator.of(real, features, context.request.weights, context.device, context.ranks, console)
 
 
-def _flat(plan: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+def _flatten(plan: Plan) -> Iterator[tuple[str, Any]]:
     for name, value in plan.items():
         if isinstance(value, dict):
             yield from ((f"{name}.{part}", number) for part, number in value.items())
@@ -172,11 +261,11 @@ def _flat(plan: dict[str, Any]) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _spoken(value: object) -> str:
+def _as_text(value: object) -> str:
     if value is None:
         return "depends on the images"
     return f"{value:,}" if isinstance(value, int) else str(value)
 
 
-def _count(module: nn.Module) -> int:
+def _parameter_count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())

@@ -97,7 +97,7 @@ class Blocks:
 
     def _save(self, block: range, arrays: Arrays) -> None:
         # Contested: a rank of a run that was killed may outlive it for a while, and be at the same block.
-        with atomic_path(self._file(block), contested=True) as partial, partial.open("wb") as file:
+        with atomic_path(self._file(block), concurrent=True) as partial, partial.open("wb") as file:
             np.savez(file, **dict[str, Any](arrays))
 
     def _file(self, block: range) -> Path:

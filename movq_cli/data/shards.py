@@ -123,7 +123,7 @@ class DatasetManifest(Settings):
         Raises:
             FailureError: It could not be written.
         """
-        atomic_write(root / MANIFEST, (self.model_dump_json(indent=2) + "\n").encode(), contested=contested)
+        atomic_write(root / MANIFEST, (self.model_dump_json(indent=2) + "\n").encode(), concurrent=contested)
 
 
 def member_name(number: int) -> str:
@@ -150,7 +150,7 @@ def write_shard(path: Path, images: Iterable[Entry | Reject], *, contested: bool
     entries: list[Entry] = []
     rejects: list[Reject] = []
     with (
-        atomic_path(path, contested=contested) as partial,
+        atomic_path(path, concurrent=contested) as partial,
         zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive,
     ):
         for image in images:

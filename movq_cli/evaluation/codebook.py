@@ -35,7 +35,7 @@ def codebook_figures(
     Raises:
         BadRequestError: There is no such tokenizer.
     """
-    path = runs.weights(run, "vq")
+    path = runs.find_weights(run, "vq")
     console.log(f"tokenizer: {path}")
     model = checkpoints.load_tokenizer(path).to(device)
     health = CodebookHealth(model.settings.chunks, model.settings.codebook_size).to(device)

@@ -1,1 +1,1 @@
-"""One loop for both stages, and one step each."""
+"""Training: the loop that both stages share, and the step of each stage."""

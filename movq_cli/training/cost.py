@@ -1,4 +1,4 @@
-"""What a training step costs, in memory and arithmetic, counted on tensors that have shapes and no storage."""
+"""The cost of a training step in memory and arithmetic, counted on fake tensors, which have no storage."""
 
 from __future__ import annotations
 
@@ -19,70 +19,74 @@ from movq_cli.models.transformer import Block
 from movq_cli.settings import CodeShape, PriorSettings, TokenizerSettings, TrainSettings, TrainVQSettings
 from movq_cli.training.trainable import recompute
 
-_FLOAT32 = 4
+_FLOAT32_BYTES = 4
 _LPIPS_LAYERS = 30
-"""Of VGG-16's features: LPIPS looks no deeper."""
+"""Number of layers of VGG-16 that LPIPS uses."""
 
-# Passes over one batch that a step is worth, a backward pass to inputs and weights counting as two forward ones.
-_LEARNING = 3
-_JUDGED_BY_LPIPS = 2 + 1  # images and originals, and back to the images
-_JUDGED_BY_DISCRIMINATOR = 2 + 2 * 3  # back to the images; then learning from originals and images
+# The arithmetic of a step in forward passes over one batch. A backward pass to the inputs and the weights counts as two
+# forward passes, one to the inputs alone as one.
+_TRAINING_PASSES = 3
+_LPIPS_PASSES = 2 + 1  # Forward on reconstructions and originals, backward to the reconstructions.
+_DISCRIMINATOR_PASSES = 2 + 2 * 3  # Generator loss: forward, backward to its images. Then training on two batches.
 
 
 class Cost(NamedTuple):
-    """Of one step on one rank."""
+    """Cost of one step on one rank."""
 
     memory: dict[str, float]
-    """GiB by purpose, and their "total"; before compilation, which saves some of the activations."""
+    """Memory in GiB by purpose, and its "total", without compilation, which would save some of the activations."""
     flops: int
-    """Operations of matrix products and convolutions; what checkpointing computes again is not counted."""
+    """Floating-point operations of matrix products and convolutions, without what checkpointing computes again."""
 
 
-class _Pass(NamedTuple):
-    """A forward pass."""
+class _ForwardPass(NamedTuple):
+    """Cost of a forward pass."""
 
-    kept: int  # bytes for the backward pass, the model's own weights left out
+    saved_bytes: int  # Tensors saved for the backward pass, without the model's weights.
     flops: int
 
 
 def of_tokenizer(vq: TokenizerSettings, train: TrainVQSettings, device: torch.device, ranks: int) -> Cost:
-    """The cost of a step of stage 1.
+    """Return the cost of a training step of stage 1.
 
     Args:
-        vq: The architecture.
-        train: Batch, precision, average, discriminator, perceptual loss, checkpointing.
-        device: Where it will run.
-        ranks: That share the batch.
+        vq: Settings of the tokenizer's architecture.
+        train: Training settings.
+        device: Device on which the training will run.
+        ranks: Number of ranks that share each batch.
     """
     with FakeTensorMode(), torch.device(device):
-        images = torch.empty(_images(train, ranks), 3, vq.resolution, vq.resolution)
+        images = torch.empty(_images_per_pass(train, ranks), 3, vq.resolution, vq.resolution)
         model = Tokenizer(vq)
         if train.activation_checkpointing:
             recompute(model, (ResidualBlock, AttentionBlock))
-        judge = PatchDiscriminator(train.discriminator_channels, train.discriminator_layers)
+        discriminator = PatchDiscriminator(train.discriminator_channels, train.discriminator_layers)
+        none = _ForwardPass(0, 0)
         with devices.autocast(device, train.precision):
-            own = _pass(lambda: model(images), model)
-            judged = _pass(lambda: judge(images), judge) if train.adversarial_weight > 0 else _Pass(0, 0)
-        perceived = _perceptual(images) if train.perceptual_weight > 0 else _Pass(0, 0)
-    moving: list[nn.Module] = [model, judge] if train.adversarial_weight > 0 else [model]
-    # The graphs of the two judges are built and given up one after the other, beside the tokenizer's.
-    kept = own.kept + max(2 * judged.kept, 2 * perceived.kept)
-    flops = _LEARNING * own.flops + _JUDGED_BY_DISCRIMINATOR * judged.flops + _JUDGED_BY_LPIPS * perceived.flops
-    return Cost(_account(moving, train, kept, averaged=model), train.accumulate * flops)
+            own = _forward_pass(lambda: model(images), model)
+            adversarial = (
+                _forward_pass(lambda: discriminator(images), discriminator) if train.adversarial_weight > 0 else none
+            )
+        perceptual = _perceptual_pass(images) if train.perceptual_weight > 0 else none
+    trained: list[nn.Module] = [model, discriminator] if train.adversarial_weight > 0 else [model]
+    # The graphs of the discriminator and of LPIPS exist one after the other, each beside the tokenizer's graph.
+    saved_bytes = own.saved_bytes + 2 * max(adversarial.saved_bytes, perceptual.saved_bytes)
+    flops = _TRAINING_PASSES * own.flops + _DISCRIMINATOR_PASSES * adversarial.flops + _LPIPS_PASSES * perceptual.flops
+    return Cost(_memory(trained, train, saved_bytes, averaged=model), train.accumulate * flops)
 
 
 def of_prior(prior: PriorSettings, shape: CodeShape, train: TrainSettings, device: torch.device, ranks: int) -> Cost:
-    """The cost of a step of stage 2.
+    """Return the cost of a training step of stage 2.
 
     Args:
-        prior: The architecture.
-        shape: Of the codes.
-        train: Batch, precision, average, checkpointing.
-        device: Where it will run.
-        ranks: That share the batch.
+        prior: Settings of the prior's architecture.
+        shape: Shape of an image's codes.
+        train: Training settings.
+        device: Device on which the training will run.
+        ranks: Number of ranks that share each batch.
     """
     with FakeTensorMode(), torch.device(device):
-        images = _images(train, ranks)
+        images = _images_per_pass(train, ranks)
         codes = torch.zeros(images, *shape.size, dtype=torch.int64)
         classes = torch.zeros(images, dtype=torch.int64) if prior.classes else None
         model = priors.build(prior, shape)
@@ -94,31 +98,35 @@ def of_prior(prior: PriorSettings, shape: CodeShape, train: TrainSettings, devic
             return nn.functional.cross_entropy(logits, codes.flatten(), reduction="none")
 
         with devices.autocast(device, train.precision), devices.attention_kernels(device, model.length):
-            own = _pass(loss, model)
-    return Cost(_account([model], train, own.kept, averaged=model), train.accumulate * _LEARNING * own.flops)
+            own = _forward_pass(loss, model)
+    memory = _memory([model], train, own.saved_bytes, averaged=model)
+    return Cost(memory, train.accumulate * _TRAINING_PASSES * own.flops)
 
 
 def lpips_parameters() -> int:
-    """Parameters of LPIPS with VGG-16: its trunk, and a weight for each channel that is looked at before a pooling."""
+    """Return the number of LPIPS's parameters: VGG-16's, and one weight for each channel of the compared layers.
+
+    The layers that LPIPS compares are the last ones before each pooling layer, and the last one of all.
+    """
     with torch.device("meta"):
         trunk = _lpips_trunk()
-    looked_at, width = 0, 0
+    compared_channels, width = 0, 0
     for layer in trunk:
         if isinstance(layer, nn.MaxPool2d):
-            looked_at += width
+            compared_channels += width
         elif isinstance(layer, nn.Conv2d):
             width = layer.out_channels
-    return sum(parameter.numel() for parameter in trunk.parameters()) + looked_at + width
+    return sum(parameter.numel() for parameter in trunk.parameters()) + compared_channels + width
 
 
-def _images(train: TrainSettings, ranks: int) -> int:
+def _images_per_pass(train: TrainSettings, ranks: int) -> int:
     return max(1, train.batch_size // ranks // train.accumulate)
 
 
-def _perceptual(images: Tensor) -> _Pass:
-    """LPIPS's trunk on a batch once; it is passed twice, for images and originals."""
+def _perceptual_pass(images: Tensor) -> _ForwardPass:
+    """Return the cost of one forward pass of LPIPS's trunk; a step runs it on reconstructions and on originals."""
     trunk = _lpips_trunk()
-    return _pass(lambda: trunk(images.clone().requires_grad_()), trunk)
+    return _forward_pass(lambda: trunk(images.clone().requires_grad_()), trunk)
 
 
 def _lpips_trunk() -> nn.Sequential:
@@ -128,12 +136,13 @@ def _lpips_trunk() -> nn.Sequential:
     return trunk
 
 
-def _pass(forward: Callable[[], object], model: nn.Module) -> _Pass:
+def _forward_pass(forward: Callable[[], object], model: nn.Module) -> _ForwardPass:
+    """Run a forward pass of a model and return its cost."""
     weights = {parameter.untyped_storage()._cdata for parameter in model.parameters()}
     sizes: dict[int, int] = {}
-    alive: list[Tensor] = []  # a storage's address is its own only as long as it lives
+    alive: list[Tensor] = []  # The address of a storage identifies it only as long as it is alive.
 
-    def note(tensor: Tensor) -> Tensor:
+    def record(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
         if storage._cdata not in weights:
             sizes[storage._cdata] = storage.nbytes()
@@ -142,27 +151,35 @@ def _pass(forward: Callable[[], object], model: nn.Module) -> _Pass:
 
     with (
         FlopCounterMode(display=False, custom_mapping=_CPU_ATTENTION) as counter,
-        torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor),
+        torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor),
     ):
         result = forward()
     del result
-    return _Pass(sum(sizes.values()), counter.get_total_flops())
+    return _ForwardPass(sum(sizes.values()), counter.get_total_flops())
 
 
 def _attention(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: object, **__: object) -> int:
-    """Operations of an attention of these shapes [B, heads, N, W / heads]."""
+    """Return the operations of attention on queries, keys and values of these shapes [B, heads, N, W / heads]."""
     return sdpa_flop_count(q, k, v)
 
 
-# PyTorch counts CUDA's kernels alone.
+# PyTorch's counter knows only the attention kernels of CUDA.
 _CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
 
 
-def _account(
-    moving: list[nn.Module], train: TrainSettings, activations: int, *, averaged: nn.Module
+def _memory(
+    trained: list[nn.Module], train: TrainSettings, activations: int, *, averaged: nn.Module
 ) -> dict[str, float]:
-    weights = _FLOAT32 * sum(parameter.numel() for model in moving for parameter in model.parameters())
-    average = _FLOAT32 * sum(parameter.numel() for parameter in averaged.parameters())
+    """Return the memory of training in GiB by purpose, and its total.
+
+    Args:
+        trained: Models with an optimizer.
+        train: Training settings.
+        activations: Bytes saved for the backward pass.
+        averaged: Model of which a running average may be kept.
+    """
+    weights = _FLOAT32_BYTES * sum(parameter.numel() for model in trained for parameter in model.parameters())
+    average = _FLOAT32_BYTES * sum(parameter.numel() for parameter in averaged.parameters())
     sizes = {
         "weights": weights,
         "gradients": weights,

@@ -1,4 +1,4 @@
-"""What a training run says of itself: JSON lines, TensorBoard events, and the figures beside the progress."""
+"""The log of a training run: JSON lines, TensorBoard events, and the metrics shown beside the progress bar."""
 
 from __future__ import annotations
 
@@ -26,36 +26,36 @@ if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 DeviceMetrics = dict[str, Tensor]
-"""Scalars on the device: of a step, means over this rank's share of the batch."""
+"""Metrics of a step: scalar tensors on the device, means over this rank's share of the batch."""
 Metrics = dict[str, float | list[float]]
-"""What a validation gives; lists have a value a chunk."""
+"""Metrics of a validation, by name; a list has one value for each chunk, channel or bin."""
 
-_RATE_KNOWN = 2
-"""Log lines until throughput is told: the first one's has compilation and the filling of caches in it."""
+_THROUGHPUT_LINE = 2
+"""The log line after which throughput is reported; the first one still includes compilation and cache filling."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What the device would do if steps were nothing but matrix products."""
+    """The speed that a step would have if it ran at the device's rate of large matrix products."""
 
     steps_per_second: float
 
     @classmethod
     def measured(cls, tflop_per_step: float, device: torch.device, precision: str) -> Self:
-        """From a step's arithmetic on one rank and the rate of the device, measured now."""
+        """Measure the device's rate and divide it by the arithmetic of one step on one rank (1e12 operations)."""
         return cls(devices.matrix_rate(device, precision) / max(tflop_per_step * 1e12, 1.0))
 
 
 class Log:
-    """Means of the metrics between log lines, kept on the device until a line is due.
+    """Sums the metrics of the steps on the device, and writes their means whenever a log line is due.
 
     Args:
-        run: Where rank 0 writes.
-        console: For lines that people read.
-        settings: Batch size, and whether TensorBoard is wanted.
-        ranks: Whose means are taken together.
-        steps: Of the whole run, for the time that is left.
-        reference: What a rank's steps are held against; None = nothing.
+        run: Run folder, to which rank 0 writes the log.
+        console: Console for the lines that people read.
+        settings: Training settings, of which the batch size and `tensorboard` are used.
+        ranks: Ranks over which the metrics are averaged.
+        steps: Number of steps of the complete run, from which the remaining time is estimated.
+        reference: Speed with which the steps of one rank are compared; None omits the comparison.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Log:
         self.steps = steps
         self.reference = reference
         self.shown: dict[str, str] = {}
-        """The last line's figures, to be shown beside the progress."""
+        """The values of the last log line as text, by name, to show beside the progress bar."""
         self._sums: DeviceMetrics = {}
         self._counts: Counter[str] = Counter()
         self._steps = 0
@@ -90,24 +90,24 @@ class Log:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around waiting for a batch."""
+        """Count the time that the block takes as time spent waiting for data."""
         start = time.perf_counter()
         yield
         self._waited += time.perf_counter() - start
 
     def restart_clock(self) -> None:
-        """Leave out the time since the last line: it went into a validation or a checkpoint."""
+        """Exclude the time since the last line, which a validation or a checkpoint took, from the throughput."""
         self._since, self._waited = time.perf_counter(), 0.0
 
     def add(self, metrics: DeviceMetrics) -> None:
-        """Count a step's metrics; the device is not waited for."""
+        """Add the metrics of a step without waiting for the device."""
         for name, value in metrics.items():
             self._sums[name] = self._sums[name] + value if name in self._sums else value.clone()
             self._counts[name] += 1
         self._steps += 1
 
     def flush(self, step: int) -> None:
-        """Write the line of the steps since the last one, if there were any. The host waits for the device."""
+        """Write the line for the steps since the last line, if there are any; the host waits for the device."""
         if not self._steps:
             return
         sums = self.ranks.mean(torch.stack(list(self._sums.values()))).tolist()
@@ -125,26 +125,26 @@ class Log:
         if self.reference is not None:
             self.shown["of the matrix rate"] = f"{speed['share_of_matrix_rate']:.0%}"
         self._lines += 1
-        if self._lines == _RATE_KNOWN:
-            self._tell_speed(step, rate, speed.get("peak_memory_gib"))
+        if self._lines == _THROUGHPUT_LINE:
+            self._report_throughput(step, rate, speed.get("peak_memory_gib"))
         self._sums, self._counts, self._steps = {}, Counter(), 0
         self.restart_clock()
 
-    def validation(self, step: int, figures: Metrics) -> None:
-        """Write a validation's figures, and say them."""
-        flat = {
-            name if number is None else f"{name}/{number}": value
-            for name, values in figures.items()
-            for number, value in (enumerate(values) if isinstance(values, list) else [(None, values)])
+    def validation(self, step: int, metrics: Metrics) -> None:
+        """Write the metrics of a validation to the log, and the scalar ones to the console."""
+        scalars = {
+            name if index is None else f"{name}/{index}": value
+            for name, values in metrics.items()
+            for index, value in (enumerate(values) if isinstance(values, list) else [(None, values)])
         }
-        self._write(step, {"validation": figures}, {f"validation/{name}": value for name, value in flat.items()})
-        spoken = ", ".join(f"{name} {value:.4g}" for name, value in figures.items() if isinstance(value, float))
-        self.console.log(f"step {step}: {spoken}")
+        self._write(step, {"validation": metrics}, {f"validation/{name}": value for name, value in scalars.items()})
+        text = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float))
+        self.console.log(f"step {step}: {text}")
 
-    def _tell_speed(self, step: int, rate: float, memory: float | None) -> None:
-        left = timedelta(seconds=round((self.steps - step) * self.settings.batch_size / rate))
+    def _report_throughput(self, step: int, rate: float, memory: float | None) -> None:
+        remaining = timedelta(seconds=round((self.steps - step) * self.settings.batch_size / rate))
         peak = "" if memory is None else f", {memory:.1f} GiB of GPU memory"
-        self.console.log(f"step {step}: {rate:.1f} images/s, {left} to go without validation{peak}")
+        self.console.log(f"step {step}: {rate:.1f} images/s, {remaining} left without validation{peak}")
 
     def _write(self, step: int, record: dict[str, Any], scalars: dict[str, float]) -> None:
         if not self.ranks.is_first:
@@ -158,14 +158,17 @@ class Log:
 
 
 def wants_tensorboard(setting: bool | None) -> bool:
-    """Whether events are written: as the setting says, or without one where TensorBoard is installed.
+    """Return whether TensorBoard events are written.
+
+    Args:
+        setting: The setting `tensorboard`; None writes events if TensorBoard is installed.
 
     Raises:
-        BadRequestError: It is asked for and not installed.
+        BadRequestError: The setting is true and TensorBoard is not installed.
     """
-    installed = find_spec("tensorboard") is not None
-    if setting and not installed:
+    is_installed = find_spec("tensorboard") is not None
+    if setting and not is_installed:
         raise BadRequestError(
             "tensorboard=true, but TensorBoard is not installed", "Install it: pip install 'movq[tensorboard]'."
         )
-    return installed if setting is None else setting
+    return is_installed if setting is None else setting

@@ -8,7 +8,6 @@ import lpips as lpips_library
 import numpy as np
 import pytest
 import torch
-from conftest import on_ranks
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn
@@ -24,6 +23,7 @@ from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.evaluation import distributions, extractors
 from movq_cli.evaluation.comparison import Comparison, EvaluationRequest
 from movq_cli.evaluation.pretrained import WEIGHTS
+from tests.conftest import on_ranks
 
 SIDE = 32
 WIDTH = 64  # of the stand-in for Inception: eigenvalues of 2,048 take seconds

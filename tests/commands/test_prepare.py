@@ -533,7 +533,7 @@ def test_a_folder_that_is_not_ours_is_left_alone(tmp_path):
     with pytest.raises(BadRequestError, match="file is a file"):
         prepare(folder, tmp_path / "file")
     for impossible in (tmp_path / "file" / "out", Path("/proc/out")):
-        with pytest.raises(FailureError, match="cannot make"):
+        with pytest.raises(FailureError, match="cannot create"):
             prepare(folder, impossible)
     (tmp_path / "empty").mkdir()
     prepare(folder, tmp_path / "empty")

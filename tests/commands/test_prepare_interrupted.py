@@ -18,6 +18,8 @@ from movq_cli.data.images import encode_png
 from movq_cli.data.shards import PreparedSet
 from movq_cli.errors import BadRequestError
 
+pytestmark = pytest.mark.processes
+
 
 def images(folder, count, side=12, suffix="png"):
     rng = np.random.default_rng(0)

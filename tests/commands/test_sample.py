@@ -345,7 +345,7 @@ def test_an_interrupted_run_ends_at_once_and_keeps_what_it_made(
         patch.setattr(command, "_write", _after(4, lambda: os.kill(os.getpid(), number)))
         assert os.waitstatus_to_exitcode(in_child(main)) == 130
     errors = [line for line in (tmp_path / "said").read_text().splitlines() if line.startswith("error: ")]
-    assert errors == ["error: interrupted; the images made so far are kept. The same command makes the others."]
+    assert errors == ["error: interrupted; the images made so far are kept. Run the same command again to resume."]
     made = len(photographs(tmp_path / "out"))
     assert made >= 4
     assert draw("out", n=made + 1)["made"] == 1
@@ -413,7 +413,7 @@ def test_ranks_that_are_interrupted_end_with_one_line_and_one_process_goes_on(
     _, said = two_at_work.communicate(timeout=60)
     assert two_at_work.returncode == 130, said
     rest = [line for line in said.splitlines() if not line.startswith(("prior: ", "sampling: "))]
-    assert rest == ["error: interrupted; the images made so far are kept. The same command makes the others."]
+    assert rest == ["error: interrupted; the images made so far are kept. Run the same command again to resume."]
     there = sum(path.name <= "000019.png" for path in (tmp_path / "out").glob("*.png"))
     assert draw("out", n=20)["made"] == 20 - there
     draw("whole", n=20)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from conftest import Movq
-
 from movq_cli.evaluation.pretrained import WEIGHTS
+from tests.conftest import Movq
 
 CLOSED = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
 

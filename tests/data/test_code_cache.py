@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import on_ranks, start_ranks
 from PIL import Image, ImageOps
 
 from movq_cli.console import Console
@@ -26,6 +25,7 @@ from movq_cli.files import locked
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.settings import DataSettings, Preset, ViewSettings
+from tests.conftest import on_ranks, start_ranks
 
 CPU = torch.device("cpu")
 PLAIN = ViewSettings()

@@ -79,6 +79,7 @@ def image_pair(count=2, side=64):
     return a, b
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trunk", ["alex", "vgg"])
 def test_lpips_is_the_librarys_own_with_the_same_trunk(tmp_path, trunk):
     tensors = trunk_weights(trunk)
@@ -123,6 +124,7 @@ def test_loading_is_silent_and_leaves_the_random_stream_alone(tmp_path, capsys, 
     assert not recwarn.list
 
 
+@pytest.mark.slow
 def test_inception_features_are_torch_fidelitys_to_a_millionth(tmp_path):
     theirs = bare_inception()
     path = save(tmp_path, "inception", theirs.state_dict())
@@ -139,6 +141,7 @@ def test_inception_features_are_torch_fidelitys_to_a_millionth(tmp_path):
     assert (ours.name, ours.digest) == ("inception-v3-compat", sha256(path))
 
 
+@pytest.mark.slow
 def test_vgg_features_are_torch_fidelitys(tmp_path):
     tensors = trunk_weights("vgg") | hidden_layers()
     path = save(tmp_path, "vgg", tensors)

@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import on_ranks, start_ranks
 from PIL import Image
 from torch import Tensor
 
@@ -22,6 +21,7 @@ from movq_cli.evaluation import feature_cache
 from movq_cli.evaluation.image_sets import ImageSet
 from movq_cli.files import locked
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
+from tests.conftest import on_ranks, start_ranks
 
 CPU = torch.device("cpu")
 COUNT = 40

@@ -8,16 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Movq, on_ranks
 from torch import Tensor, nn
 
 from movq_cli.commands.train_prior import train_prior
 from movq_cli.commands.train_vq import train_vq
+from movq_cli.commands.training import TrainRequest
 from movq_cli.console import Console
 from movq_cli.evaluation import distributions, extractors
 from movq_cli.evaluation.fid_evaluator import FIDEvaluator
 from movq_cli.evaluation.pretrained import WEIGHTS
 from movq_cli.ranks import Ranks
+from tests.conftest import Movq, on_ranks
 
 WIDTH = 6
 
@@ -87,9 +88,9 @@ def test_tokenizers_tell_their_rfid_at_intervals_and_in_the_result(
     trained: Path, inception: Projection, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(trained)
-    given = {"run": Path("runs/judged"), "device": "cpu", "gpus": None, "weights": None, "dry_run": False}
     settings = ["train_vq.steps=5", "train_vq.evaluate_every=2", "train_vq.evaluate_images=7"]
-    train_vq(preset="tiny.yaml", overrides=settings, console=Console(as_json=True, quiet=True), **given)
+    request = TrainRequest("tiny.yaml", settings, run=Path("runs/judged"), device_name="cpu")
+    train_vq(request, Console(as_json=True, quiet=True))
     told = json.loads(capsys.readouterr().out)
     found = {step: figures["rfid"] for step, figures in log_of(Path("runs/judged")) if "rfid" in figures}
     assert sorted(found) == [2, 4, 5]
@@ -102,10 +103,10 @@ def test_priors_tell_the_fid_of_their_samples(
     trained: Path, inception: Projection, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(trained)
-    given = {"run": Path("runs/judged"), "device": "cpu", "gpus": None, "weights": None, "dry_run": False}
     settings = ["train_prior.steps=3", "train_prior.evaluate_every=3", "train_prior.evaluate_images=9"]
-    quiet = Console(as_json=True, quiet=True)
-    train_prior(preset="tiny.yaml", overrides=settings, tokenizer=Path("runs/tiny-vq"), console=quiet, **given)
+    tokenizer = Path("runs/tiny-vq")
+    request = TrainRequest("tiny.yaml", settings, run=Path("runs/judged"), tokenizer=tokenizer, device_name="cpu")
+    train_prior(request, Console(as_json=True, quiet=True))
     told = json.loads(capsys.readouterr().out)
     assert [figures["fid"] for _, figures in log_of(Path("runs/judged")) if "fid" in figures] == [told["fid"]]
     assert told["fid"] > 0

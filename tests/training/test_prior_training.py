@@ -12,7 +12,7 @@ import torch
 from movq_cli.console import Console
 from movq_cli.data.code_cache import CodeCache, CodeCacheHeader
 from movq_cli.models.tokenizer import Tokenizer
-from movq_cli.runs import Run, begin
+from movq_cli.runs import Run, start_or_resume
 from movq_cli.settings import Preset, SampleSettings
 from movq_cli.training import loop
 from movq_cli.training.prior import PriorTraining, parameter_groups
@@ -49,6 +49,7 @@ def test_ten_steps_give_the_committed_losses(tiny: Preset, tmp_path: Path) -> No
     assert losses == pytest.approx(json.loads(GOLDEN.read_text())["prior"], rel=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["mask", "auto", "depth"])
 def test_it_overfits_a_handful_of_code_maps_and_draws_them_back_exactly(
     tiny: Preset, tmp_path: Path, mode: str
@@ -131,7 +132,7 @@ def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(tiny: Preset, tmp_
     def train_to(name: str, steps: int, again: str = "") -> None:
         stage = stage_of(tiny, tmp_path / f"codes-{name}{again}")
         run = Run(tmp_path / name, "prior")
-        manifest = begin(run, preset="tiny", settings=tiny, steps=steps, data="d", tokenizer="t")
+        manifest = start_or_resume(run, preset_name="tiny", settings=tiny, steps=steps, data="d", tokenizer="t")
         loop.train(stage, run, manifest, Console(quiet=True))
 
     train_to("whole", 10)

@@ -17,7 +17,7 @@ from movq_cli.data.shards import PreparedSet
 from movq_cli.errors import FailureError
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.tokenizer import Tokenizer
-from movq_cli.runs import Run, begin
+from movq_cli.runs import Run, start_or_resume
 from movq_cli.settings import Preset, TrainVQSettings
 from movq_cli.training import loop, losses
 from movq_cli.training.log import DeviceMetrics, Metrics
@@ -99,6 +99,7 @@ def test_the_generators_step_leaves_no_gradient_in_the_discriminator(tiny: Prese
     )
 
 
+@pytest.mark.slow
 def test_it_learns_a_handful_of_images(tiny: Preset, prepared: PreparedSet) -> None:
     settings = tiny.train_vq.model_copy(
         update={"adversarial_weight": 0.0, "base_learning_rate": 4e-4, "ema_decay": 0.0}
@@ -117,7 +118,7 @@ def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(
     def train_to(folder: Path, steps: int) -> None:
         stage = TokenizerTraining(tiny, prepared, CPU)
         run = Run(folder, "vq")
-        manifest = begin(run, preset="tiny", settings=tiny, steps=steps, data=prepared.manifest.hash)
+        manifest = start_or_resume(run, preset_name="tiny", settings=tiny, steps=steps, data=prepared.manifest.hash)
         loop.train(stage, run, manifest, Console(quiet=True))
 
     train_to(tmp_path / "whole", 10)
@@ -206,12 +207,12 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_end_still_ends(
     tiny: Preset, prepared: PreparedSet, tmp_path: Path
 ) -> None:
     run = Run(tmp_path / "run", "vq")
-    manifest = begin(run, preset="tiny", settings=tiny, steps=10, data=prepared.manifest.hash)
+    manifest = start_or_resume(run, preset_name="tiny", settings=tiny, steps=10, data=prepared.manifest.hash)
     loop.train(TokenizerTraining(tiny, prepared, CPU), run, manifest, Console(quiet=True))
     weights = run.weights.read_bytes()
     run.weights.unlink()
     run.write(manifest.model_copy(update={"step": 5}))
-    manifest = begin(run, preset="tiny", settings=tiny, steps=10, data=prepared.manifest.hash)
+    manifest = start_or_resume(run, preset_name="tiny", settings=tiny, steps=10, data=prepared.manifest.hash)
     figures = loop.train(TokenizerTraining(tiny, prepared, CPU), run, manifest, Console(quiet=True))
     assert "psnr" in figures
     assert run.weights.read_bytes() == weights
@@ -229,7 +230,7 @@ def train(
 ) -> TokenizerTraining:
     stage = kind(preset, prepared, CPU)
     run = Run(folder, "vq")
-    manifest = begin(run, preset="tiny", settings=preset, steps=steps, data=prepared.manifest.hash)
+    manifest = start_or_resume(run, preset_name="tiny", settings=preset, steps=steps, data=prepared.manifest.hash)
     loop.train(stage, run, manifest, Console(quiet=True))
     return stage
 
@@ -354,6 +355,7 @@ def saved_bytes(model: nn.Module, images: Tensor) -> int:
     return sum(tensor.untyped_storage().nbytes() for tensor in seen.values())
 
 
+@pytest.mark.slow
 def test_a_captured_step_gives_the_losses_of_the_plain_one(
     tiny: Preset, prepared: PreparedSet, monkeypatch: pytest.MonkeyPatch
 ) -> None:

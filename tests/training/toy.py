@@ -1,0 +1,77 @@
+"""A stage of one weight, whose training takes no time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from movq_cli.ranks import SINGLE_PROCESS, Ranks
+from movq_cli.runs import Run
+from movq_cli.settings import TrainSettings
+from movq_cli.training.log import DeviceMetrics, Metrics
+from movq_cli.training.trainable import Guard, Stateful
+
+
+class ToyStage:
+    """Adds a random number to its weight in each step, and records what the loop calls.
+
+    Args:
+        settings: Training settings.
+        ranks: Ranks of the run.
+        not_finite: Step whose metrics are not finite; None = all are.
+    """
+
+    def __init__(
+        self, settings: TrainSettings, ranks: Ranks = SINGLE_PROCESS, *, not_finite: int | None = None
+    ) -> None:
+        self.settings = settings
+        self.ranks = ranks
+        self.not_finite = not_finite
+        self.device = torch.device("cpu")
+        self.guard = Guard(self.device, ranks)
+        self.model = nn.Linear(1, 1, bias=False)
+        self.model.weight.data.zero_()
+        self.calls: list[tuple[str, int]] = []
+        self.done = 0
+
+    def batches(self, start: int) -> Iterator[Tensor]:
+        while True:
+            yield torch.tensor(float(start))
+            start += 1
+
+    def batch_names(self, step: int) -> list[str]:
+        return [f"image {step}"]
+
+    def step(self, batch: Tensor, step: int) -> DeviceMetrics:
+        assert int(batch) == step
+        loss = torch.rand(()) if step != self.not_finite else torch.tensor(math.nan)
+        metrics = {"loss": loss}
+        self.model.weight.data += loss.nan_to_num() * self.guard.good(step, metrics)
+        self.done = step + 1
+        return metrics
+
+    def validate(self) -> Metrics:
+        self.calls.append(("validate", self.done))
+        return {"psnr": self.model.weight.item()}
+
+    def evaluate(self) -> Metrics:
+        self.calls.append(("evaluate", self.done))
+        return {"rfid": 1.0}
+
+    def score(self, metrics: Metrics) -> float:
+        psnr = metrics["psnr"]
+        assert isinstance(psnr, float)
+        return psnr
+
+    def parts(self) -> dict[str, Stateful]:
+        return {"model": self.model}
+
+    def export(self, path: Path) -> None:
+        path.write_text(str(self.model.weight.item()))
+
+    def draw(self, run: Run, step: int) -> None:
+        self.calls.append(("draw", step))
