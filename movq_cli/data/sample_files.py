@@ -22,7 +22,7 @@ from movq_cli.data.images import BadImageError
 from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.files import atomic_path, atomic_write, locked
 from movq_cli.sources import stream
-from movq_cli.sources.kinds.folder import FolderReader
+from movq_cli.sources.folder import FolderReader
 from movq_cli.sources.source import Source
 
 MANIFEST = "manifest.json"

@@ -30,7 +30,7 @@ from movq_cli.evaluation.pretrained import Network
 from movq_cli.files import atomic_write, sha256
 from movq_cli.ranks import Ranks
 from movq_cli.sources import stream
-from movq_cli.sources.kinds.arrays import npz_arrays
+from movq_cli.sources.arrays import npz_arrays
 from movq_cli.version import __version__
 
 PAIRED = ("psnr", "ssim", "lpips")

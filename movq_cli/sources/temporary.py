@@ -1,4 +1,4 @@
-"""Decompressed copies of archives, which allow random access."""
+"""Decompressed copies of archives, for random access."""
 
 from __future__ import annotations
 
@@ -11,17 +11,8 @@ from pathlib import Path
 from movq_cli.errors import FailureError
 
 
-def decompressed_copy(path: Path, read: Callable[[int], bytes], suffix: str) -> Path:
-    """Write the content of an archive to a temporary file, which is removed when this process ends.
-
-    Args:
-        path: The archive, for messages.
-        read: Returns the next bytes of the content, at most as many as asked for; empty at the end.
-        suffix: Suffix of the temporary file.
-
-    Raises:
-        FailureError: The temporary file cannot be written.
-    """
+def copied(path: Path, read: Callable[[int], bytes], suffix: str) -> Path:
+    """A copy of what an archive holds, that lives as long as this process."""
     handle, name = tempfile.mkstemp(prefix="movq-", suffix=suffix)
     atexit.register(Path(name).unlink, missing_ok=True)
     with os.fdopen(handle, "wb") as copy:

