@@ -31,9 +31,7 @@ def assemble(location: str, files: Sequence[str], reader: Reader, *, is_list: bo
         BadRequestError: No file is an image.
     """
     members: dict[str, int] = {}
-    latest = {
-        file: member for member, file in enumerate(files)
-    }  # of equal names, the last counts
+    latest = {file: member for member, file in enumerate(files)}  # of equal names, the last counts
     for file, member in sorted(latest.items()):
         name = _safe_name(file)
         if is_list or (is_image(name) and all(map(is_visible, name.split("/")))):
