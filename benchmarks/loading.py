@@ -178,7 +178,7 @@ def its_loader(folder: Path, batch_size: int, workers: int) -> DataLoader[Any]:
 
 def stored(split: Split) -> float:
     """Bytes of an image's file, on average."""
-    return float(split.places[:, 2].mean())
+    return float(split.extents[:, 2].mean())
 
 
 def race(contenders: list[Contender], batch_size: int, repeats: int) -> None:

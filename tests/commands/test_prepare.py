@@ -301,8 +301,8 @@ def test_a_list_names_images_by_path_name_or_stem(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "fault"),
     [
-        ("9999.png\n", "names '9999.png', which no images"),
-        ("same.png\n", "names 'same.png', which 2 images"),
+        ("9999.png\n", "names '9999.png', which is the name of no images"),
+        ("same.png\n", "names 'same.png', which is the name of 2 images"),
         ("", "no image of .* is held out"),
         ("\n".join(["same.png", "a/same.png"]), "2 images"),
         ("\n".join(["a/0000.png", "b/0001.png", "a/same.png", "b/same.png"]), "none is left to train on"),
@@ -334,7 +334,7 @@ def test_nvidias_rule_for_ffhq_goes_by_number(tmp_path):
         Image.new("RGB", (9, 9)).save(path)
     prepare(tmp_path / "in", tmp_path / "out", val="nvidia", keep_labels=False)
     assert set(sources(tmp_path / "out", "val")) == {"60000/60000.png", "69000/69999.png"}
-    with pytest.raises(BadRequestError, match=r"from 60000 on, and .* has none"):
+    with pytest.raises(BadRequestError, match=r"from 60000 on, but .* has none"):
         prepare(tmp_path / "in" / "00000", tmp_path / "none", val="nvidia")
     Image.new("RGB", (9, 9)).save(tmp_path / "in" / "face.png")
     with pytest.raises(BadRequestError, match="is called 'face'"):
