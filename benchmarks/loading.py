@@ -37,7 +37,8 @@ from benchmarks.machine import machine
 from benchmarks.sampling import copy_rate
 from benchmarks.training import draw_lpips
 from movq_cli import console, devices, presets
-from movq_cli.commands.prepare import prepare
+from movq_cli.commands.prepare import PrepareRequest, prepare
+from movq_cli.commands.prepare_plan import Preprocessing
 from movq_cli.data import loader, png
 from movq_cli.data.sampler import EpochOrder
 from movq_cli.data.shards import PreparedSet, Split
@@ -137,21 +138,9 @@ def draw(seed: int) -> NDArray[np.uint8]:
 
 def prepared(pictures: str, out: Path, side: int, compression: png.Compression) -> PreparedSet:
     """Central squares of pictures as a prepared set."""
-    prepare(
-        pictures,
-        out,
-        size=side,
-        square=True,
-        val="1",
-        val_list=None,
-        upscale=True,
-        background=(255, 255, 255),
-        labels=False,
-        orientation=True,
-        workers=1,
-        console=console.Console(quiet=True, mute=True),
-        compression=compression,
-    )
+    preprocessing = Preprocessing(size=side, square=True, upscale=True, compression=compression)
+    request = PrepareRequest(pictures, out, preprocessing, val="1", keep_labels=False)
+    prepare(request, console.Console(quiet=True, mute=True))
     return PreparedSet.open(out)
 
 
@@ -189,7 +178,7 @@ def its_loader(folder: Path, batch_size: int, workers: int) -> DataLoader[Any]:
 
 def stored(split: Split) -> float:
     """Bytes of an image's file, on average."""
-    return float(split.places[:, 2].mean())
+    return float(split.extents[:, 2].mean())
 
 
 def race(contenders: list[Contender], batch_size: int, repeats: int) -> None:

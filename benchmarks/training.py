@@ -36,7 +36,8 @@ from benchmarks import measure
 from benchmarks.machine import machine
 from benchmarks.measure import Contender
 from movq_cli import console, devices, presets
-from movq_cli.commands.prepare import prepare
+from movq_cli.commands.prepare import PrepareRequest, prepare
+from movq_cli.commands.prepare_plan import Preprocessing
 from movq_cli.data import pixels
 from movq_cli.data.shards import PreparedSet
 from movq_cli.evaluation.pretrained import WEIGHTS
@@ -142,20 +143,10 @@ def draw_images(work: Path, count: int) -> Tensor:
     for number, image in enumerate(images):
         pixels.to_image(image).save(work / "pictures" / f"{number:05d}.png")
     with redirect_stdout(sys.stderr):
-        prepare(
-            str(work / "pictures"),
-            work / "data",
-            size=SIDE,
-            square=False,
-            val="1",
-            val_list=None,
-            upscale=False,
-            background=(255, 255, 255),
-            labels=False,
-            orientation=True,
-            workers=1,
-            console=console.Console(quiet=True),
+        request = PrepareRequest(
+            str(work / "pictures"), work / "data", Preprocessing(size=SIDE), val="1", keep_labels=False
         )
+        prepare(request, console.Console(quiet=True))
     return images[:count]
 
 

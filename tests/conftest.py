@@ -21,7 +21,8 @@ import torch
 from PIL import Image
 from torch.multiprocessing.spawn import spawn
 
-from movq_cli.commands.prepare import prepare
+from movq_cli.commands.prepare import PrepareRequest, prepare
+from movq_cli.commands.prepare_plan import Preprocessing
 from movq_cli.console import Console
 from movq_cli.data.shards import PreparedSet
 from movq_cli.evaluation.pretrained import WEIGHTS
@@ -127,20 +128,7 @@ def draw_shapes(folder: Path) -> Path:
 def prepared(shapes: Path, tmp_path: Path) -> PreparedSet:
     """The images of `shapes` as a prepared set, with 48 training images and 12 validation images."""
     out = tmp_path / "data"
-    prepare(
-        str(shapes),
-        out,
-        size=16,
-        square=False,
-        val="12",
-        val_list=None,
-        upscale=False,
-        background=(255, 255, 255),
-        labels=True,
-        orientation=True,
-        workers=1,
-        console=Console(quiet=True),
-    )
+    prepare(PrepareRequest(str(shapes), out, Preprocessing(size=16), val="12"), Console(quiet=True))
     return PreparedSet.open(out)
 
 

@@ -1,4 +1,4 @@
-"""`movq prepare`: its options."""
+"""The options of `movq prepare`."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ def prepare(
         str,
         typer.Argument(
             metavar="SRC",
-            help="Folder (class folders give labels), zip, tar, folder of tars, 'train-{0000..0009}.tar' (WebDataset), "
-            "list of images (.txt), image, or a set's name: digits, cifar10 ...",
+            help="Images: a folder (class folders give labels), zip, tar, folder of tars, 'train-{0000..0009}.tar' "
+            "(WebDataset), .npz of pixels, list of images (.txt), image, or name of a data set: digits, cifar10 ...",
         ),
     ],
     out: Annotated[
         Path | None,
         typer.Argument(
             metavar="OUT",
-            help="The prepared set's folder, [default: data/NAME], or --show's picture. [default: SET.png]",
+            help="Folder of the prepared set [default: data/NAME]; with --show, the picture. [default: SET.png]",
             show_default=False,
         ),
     ] = None,
@@ -33,45 +33,53 @@ def prepare(
         int | None,
         typer.Option(
             min=8,
-            help="Short side, pixels; smaller images are left out. [default: own size, at most 256]",
+            help="Short side of the stored images, pixels; smaller images are rejected. "
+            "[default: their own, at most 256]",
             show_default=False,
         ),
     ] = None,
-    square: Annotated[bool, typer.Option("--square", help="Cut to the central square after resizing.")] = False,
+    square: Annotated[bool, typer.Option("--square", help="Cut out the central square after resizing.")] = False,
     val: Annotated[
         str,
         typer.Option(
-            help="Held-out images: a share (0.1), a count (500), or nvidia (FFHQ from 60000 on), "
-            "unless SRC has its own split."
+            help="Held-out images, if SRC has no split of its own: a share (0.1), a number (500), or nvidia "
+            "(FFHQ's images from 60000 on)."
         ),
     ] = "0.1",
     val_list: Annotated[
-        Path | None, typer.Option(help="File with the names of the held-out images, one a line.")
+        Path | None, typer.Option(help="File with the names of the held-out images, one in each line.")
     ] = None,
     val_labels: Annotated[
-        Path | None, typer.Option(help="File with the classes of a flat val folder, as ImageNet has one.")
+        Path | None, typer.Option(help="File with the classes of a val folder without class folders, as ImageNet has.")
     ] = None,
-    upscale: Annotated[bool, typer.Option("--upscale", help="Enlarge smaller images, not leave them out.")] = False,
-    background: Annotated[str, typer.Option(help="RGB below transparent pixels, each 0 to 255.")] = "255,255,255",
-    labels: Annotated[bool, typer.Option("--labels/--no-labels", help="Take class folders as labels.")] = True,
+    upscale: Annotated[
+        bool, typer.Option("--upscale", help="Enlarge smaller images instead of rejecting them.")
+    ] = False,
+    background: Annotated[
+        str, typer.Option(help="Color behind transparent pixels: R,G,B, each 0 to 255.")
+    ] = "255,255,255",
+    labels: Annotated[bool, typer.Option("--labels/--no-labels", help="Store the classes of the images.")] = True,
     orientation: Annotated[
-        bool, typer.Option("--orientation/--no-orientation", help="Turn images upright as their EXIF says.")
+        bool, typer.Option("--orientation/--no-orientation", help="Turn images upright as their EXIF data says.")
     ] = True,
     compression: Annotated[
         str,
-        typer.Option(help="Of the stored PNGs: none loads 3 to 5 times as fast, zlib takes two thirds of the space."),
+        typer.Option(
+            help="Compression of the stored PNGs: none loads 3 to 5 times as fast, zlib takes two thirds of the space."
+        ),
     ] = "none",
     workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes. [default: one a core]", show_default=False)
+        int | None, typer.Option(min=0, help="Number of processes. [default: one per core]", show_default=False)
     ] = None,
     drop_duplicates: Annotated[
-        bool, typer.Option("--drop-duplicates", help="Of images that are the same file, keep the first by name.")
+        bool, typer.Option("--drop-duplicates", help="Of equal image files, store only the first by name.")
     ] = False,
     shard: Annotated[
         str | None,
         typer.Option(
             metavar="I/N",
-            help="Make one N-th of the set, with N - 1 others in the same folder; I from 0 or from 1. [default: all]",
+            help="Make one N-th of the set, beside N - 1 other jobs with the same OUT; I from 0 or from 1. "
+            "[default: the complete set]",
             show_default=False,
         ),
     ] = None,
@@ -80,9 +88,11 @@ def prepare(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a prepared set: images decoded, resized and split once, for training to read."""
+    """Make a prepared set: decode, resize and split images once, in a form that training reads quickly."""
     if check and (show or out is not None):
-        raise BadRequestError("--check takes a prepared set alone", "Example: movq prepare --check data/ffhq")
+        raise BadRequestError(
+            "--check takes the path of a prepared set only", "Example: movq prepare --check data/ffhq"
+        )
     if check or show:
         from movq_cli.commands import prepared
 
@@ -90,28 +100,24 @@ def prepare(
         if show:
             prepared.show(Path(source), out, console=console)
         else:
-            prepared.check(Path(source), workers=_cores(workers), console=console)
+            prepared.check(Path(source), workers=_worker_count(workers), console=console)
         return
     from movq_cli.commands import prepare as command
+    from movq_cli.commands.prepare_plan import Preprocessing
 
-    command.prepare(
+    request = command.PrepareRequest(
         source,
         out or Path("data") / Path(source).resolve().stem.removesuffix(".tar"),
-        size=size,
-        square=square,
+        Preprocessing(size, square, upscale, _color(background), orientation, _compression(compression)),
         val=val,
         val_list=val_list,
-        upscale=upscale,
-        background=_color(background),
-        labels=labels,
-        orientation=orientation,
-        workers=_cores(workers),
-        console=console_for(as_json, quiet),
-        compression=_compression(compression),
-        shard=None if shard is None else _part(shard),
-        drop_duplicates=drop_duplicates,
         val_labels=val_labels,
+        keep_labels=labels,
+        drop_duplicates=drop_duplicates,
+        workers=_worker_count(workers),
+        shard=None if shard is None else _job(shard),
     )
+    command.prepare(request, console_for(as_json, quiet))
 
 
 def _color(text: str) -> tuple[int, int, int]:
@@ -124,15 +130,17 @@ def _color(text: str) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _cores(workers: int | None) -> int:
+def _worker_count(workers: int | None) -> int:
     return (os.cpu_count() or 1) if workers is None else workers
 
 
-def _part(text: str) -> tuple[int, int]:
-    number, _, parts = text.partition("/")
-    if not (number.isdecimal() and parts.isdecimal() and int(number) <= int(parts) > 0):
-        raise BadRequestError(f"--shard {text!r} is not a job's number of so many", "Example: --shard 3/8")
-    return int(number), int(parts)
+def _job(text: str) -> tuple[int, int]:
+    """Return the number of a job and the number of jobs."""
+    job, _, jobs = text.partition("/")
+    if not (job.isdecimal() and jobs.isdecimal() and int(job) <= int(jobs) > 0):
+        message = f"--shard {text!r} is not the number of a job, a slash and the number of jobs"
+        raise BadRequestError(message, "Example: --shard 3/8")
+    return int(job), int(jobs)
 
 
 def _compression(name: str) -> Any:  # noqa: ANN401 - a literal of the data layer, which is imported late

@@ -1,4 +1,4 @@
-"""`movq prepare --check` and `--show`: a prepared set verified to the byte, and at a glance."""
+"""`movq prepare --check` and `--show`: verify every byte of a prepared set, and show some of its images."""
 
 from __future__ import annotations
 
@@ -35,18 +35,18 @@ from movq_cli.files import atomic_write
 
 _COLUMNS = 8
 _ROWS = 10
-_TILE = 128  # pixels a side; smaller images are enlarged by a whole number
-_GAP = 2
-_CAPTION = 14
+_TILE = 128  # side of an image on the contact sheet, pixels; smaller images are enlarged by a whole number
+_GAP = 2  # pixels between images
+_CAPTION = 14  # height of a caption, pixels
 
 # Checking
 
 
-class _Finding(NamedTuple):
-    """What a shard holds, where it can be read at all, and what is wrong with it."""
+class _Inspection(NamedTuple):
+    """The result of checking a shard."""
 
-    report: ShardReport | None
-    faults: tuple[str, ...]
+    report: ShardReport | None  # content of the shard; None = it cannot be read
+    errors: tuple[str, ...]
 
 
 def check(root: Path, *, workers: int, console: Console) -> None:
@@ -54,12 +54,12 @@ def check(root: Path, *, workers: int, console: Console) -> None:
 
     Args:
         root: The set's folder.
-        workers: Threads.
-        console: Where to report; each fault is a warning.
+        workers: Number of threads.
+        console: Console for progress and the result; each error is a warning.
 
     Raises:
-        BadRequestError: No finished prepared set is there.
-        FailureError: Something is wrong with it.
+        BadRequestError: The folder holds no finished prepared set.
+        FailureError: The set is damaged.
     """
     manifest = DatasetManifest.read(root)
     shards = {
@@ -68,54 +68,54 @@ def check(root: Path, *, workers: int, console: Console) -> None:
         for number in range(manifest.shards[split])
     }
     reports: dict[str, ShardReport] = {}
-    faults = 0
+    errors = 0
     with (
         ThreadPoolExecutor(max(1, workers)) as pool,
         console.progress(len(shards), "checking", "shards") as progress,
     ):
-        for name, finding in zip(shards, pool.map(partial(_inspect, manifest), shards.values()), strict=True):
-            if finding.report is not None:
-                reports[name] = finding.report
-            for fault in finding.faults:
-                console.warn(f"{shards[name]}: {fault}")
-            faults += len(finding.faults)
+        for name, inspection in zip(shards, pool.map(partial(_inspect, manifest), shards.values()), strict=True):
+            if inspection.report is not None:
+                reports[name] = inspection.report
+            for error in inspection.errors:
+                console.warn(f"{shards[name]}: {error}")
+            errors += len(inspection.errors)
             progress.advance()
-    for fault in _faults_of_set(root, manifest, reports) if not faults else ():
-        console.warn(f"{root}: {fault}")
-        faults += 1
-    if faults:
+    for error in _errors_of_set(root, manifest, reports) if not errors else ():
+        console.warn(f"{root}: {error}")
+        errors += 1
+    if errors:
         remedy = f"Remove the shards named above and {root / MANIFEST}, and run the same `movq prepare` again."
-        raise FailureError(f"the prepared set {root} is damaged: {faults} faults", remedy)
+        raise FailureError(f"the prepared set {root} is damaged: {errors} errors", remedy)
     train, held_out = (manifest.counts[split] for split in SPLITS)
     others = {"rejected": manifest.rejects, "classes": len(manifest.classes), "hash": manifest.hash}
-    text = f"{root}\t{train} train, {held_out} val, {len(shards)} shards: good"
+    text = f"{root}\t{train} train, {held_out} val, {len(shards)} shards: no errors"
     console.result({"path": str(root), "train": train, "val": held_out, **others}, text)
 
 
-def _inspect(manifest: DatasetManifest, path: Path) -> _Finding:
+def _inspect(manifest: DatasetManifest, path: Path) -> _Inspection:
     try:
         with zipfile.ZipFile(path) as archive:
             index = json.loads(archive.read(INDEX))
             names = [info.filename for info in archive.infolist() if info.filename != INDEX]
-            faults = (*_faults_of_index(manifest, index, names), *_faults_of_images(manifest, archive, names))
-        return _Finding(inspect_shard(path), faults)
+            errors = (*_errors_of_index(manifest, index, names), *_errors_of_images(manifest, archive, names))
+        return _Inspection(inspect_shard(path), errors)
     except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        return _Finding(None, (f"cannot be read: {reason}",))
+        return _Inspection(None, (f"cannot be read: {reason}",))
 
 
-def _faults_of_index(manifest: DatasetManifest, index: dict[str, Any], names: Sequence[str]) -> Iterator[str]:
+def _errors_of_index(manifest: DatasetManifest, index: dict[str, Any], names: Sequence[str]) -> Iterator[str]:
     if list(index["sources"]) != names:
-        yield f"{INDEX} names {len(index['sources'])} images and not the {len(names)} that are there"
+        yield f"{INDEX} names {len(index['sources'])} images, which are not the {len(names)} images of the shard"
     labels = index["labels"] or []
     if [name for name, _ in labels] != (names if manifest.classes else []):
         yield f"{len(labels)} labels for {len(names)} images of a set with {len(manifest.classes)} classes"
     for name, label in labels:
         if label not in range(len(manifest.classes)):
-            yield f"{name} has the label {label}, and there are {len(manifest.classes)} classes"
+            yield f"{name} has the label {label}, but there are {len(manifest.classes)} classes"
 
 
-def _faults_of_images(manifest: DatasetManifest, archive: zipfile.ZipFile, names: Sequence[str]) -> Iterator[str]:
+def _errors_of_images(manifest: DatasetManifest, archive: zipfile.ZipFile, names: Sequence[str]) -> Iterator[str]:
     for name in names:
         try:
             height, width, _ = decode_stored(archive.read(name)).shape
@@ -123,43 +123,45 @@ def _faults_of_images(manifest: DatasetManifest, archive: zipfile.ZipFile, names
             yield f"{name}: {error}"
             continue
         short, long = sorted((height, width))
-        wrong = manifest.size not in {None, short} or (manifest.square and short != long)
-        if wrong or not manifest.min_side <= short <= long <= manifest.max_side:
-            yield f"{name} has {width} x {height} pixels, against the manifest"
+        is_wrong = manifest.size not in {None, short} or (manifest.square and short != long)
+        if is_wrong or not manifest.min_side <= short <= long <= manifest.max_side:
+            yield f"{name} has {width} x {height} pixels, which contradicts the manifest"
 
 
-def _faults_of_set(root: Path, manifest: DatasetManifest, reports: dict[str, ShardReport]) -> Iterator[str]:
+def _errors_of_set(root: Path, manifest: DatasetManifest, reports: dict[str, ShardReport]) -> Iterator[str]:
     for split in SPLITS:
         images = sum(report.images for name, report in reports.items() if name.startswith(f"{split}/"))
         if images != manifest.counts[split]:
-            yield f"{images} images in {split}, and {manifest.counts[split]} in the manifest"
+            yield f"{images} images in {split}, but {manifest.counts[split]} in the manifest"
     rejects = sum(len(report.rejects) for report in reports.values())
     listed = len((root / REJECTS).read_bytes().splitlines()) if (root / REJECTS).is_file() else 0
     if not rejects == listed == manifest.rejects:
-        yield f"{rejects} refused images in the shards, {listed} in {REJECTS}, {manifest.rejects} in the manifest"
+        yield f"{rejects} rejected images in the shards, {listed} in {REJECTS}, {manifest.rejects} in the manifest"
     if content_hash(reports) != manifest.hash:
-        yield "the shards are whole, but not those that the manifest was written for (their hash is another)"
+        yield "the shards have no errors, but the manifest was written for other shards (their hash differs)"
 
 
-# Showing
+# The contact sheet
 
 
 class _Row(NamedTuple):
+    """A row of the contact sheet."""
+
     caption: str
     split: Split
     indices: Sequence[int]
 
 
 def show(root: Path, out: Path | None, *, console: Console) -> None:
-    """Make a contact sheet: evenly spread images, class by class where there are classes.
+    """Make a contact sheet of evenly spaced images, with a row for each class if the set has classes.
 
     Args:
         root: The set's folder.
-        out: The picture; None = beside the folder, under its name.
-        console: Where to report.
+        out: Path of the picture; None writes it beside the folder, under the folder's name.
+        console: Console for the result.
 
     Raises:
-        BadRequestError: No finished prepared set is there, or `out` is no name of a PNG.
+        BadRequestError: The folder holds no finished prepared set, or `out` has no .png suffix.
         FailureError: A shard is damaged, or the picture cannot be written.
     """
     path = out or root.resolve().with_name(f"{root.resolve().name}.png")
@@ -171,24 +173,22 @@ def show(root: Path, out: Path | None, *, console: Console) -> None:
 
 
 def _rows(prepared: PreparedSet) -> Iterator[_Row]:
-    """Up to `_ROWS` rows of training images, and one of those held out."""
+    """Yield at most `_ROWS` rows of training images, and one row of held-out images."""
+    from movq_cli.data.pixels import evenly_spaced  # it imports torch, which checking a set does not need
+
     train, held_out = (prepared.split(split) for split in SPLITS)
     if train.labels is None:
-        chosen = _spread(len(train), _ROWS * _COLUMNS)
+        chosen = evenly_spaced(len(train), _ROWS * _COLUMNS)
         for start in range(0, len(chosen), _COLUMNS):
             yield _Row("" if start else f"train, {len(train)} images", train, chosen[start : start + _COLUMNS])
     else:
         present = np.unique(train.labels)
-        for label in present[_spread(len(present), _ROWS)]:
+        for label in present[evenly_spaced(len(present), _ROWS)]:
             (members,) = np.nonzero(train.labels == label)
             caption = f"train, {train.classes[label]}: {len(members)} images"
-            yield _Row(caption, train, members[_spread(len(members), _COLUMNS)].tolist())
+            yield _Row(caption, train, members[evenly_spaced(len(members), _COLUMNS)].tolist())
     if len(held_out):
-        yield _Row(f"val, {len(held_out)} images", held_out, _spread(len(held_out), _COLUMNS))
-
-
-def _spread(total: int, wanted: int) -> list[int]:
-    return [round(place) for place in np.linspace(0, total - 1, min(total, wanted))]
+        yield _Row(f"val, {len(held_out)} images", held_out, evenly_spaced(len(held_out), _COLUMNS))
 
 
 def _sheet(rows: Sequence[_Row]) -> Image.Image:
@@ -197,7 +197,7 @@ def _sheet(rows: Sequence[_Row]) -> Image.Image:
     draw = ImageDraw.Draw(sheet)
     top = 0
     for row, height in zip(rows, heights, strict=True):
-        # A folder's name may hold bytes that are no text.
+        # A folder's name may have bytes that are not UTF-8.
         draw.text((_GAP, top), row.caption.encode(errors="replace").decode(), fill=(0, 0, 0))
         for column, index in enumerate(row.indices):
             sheet.paste(_tile(row.split.pixels(index)), (column * (_TILE + _GAP), top + height - _TILE - _GAP))
@@ -206,7 +206,7 @@ def _sheet(rows: Sequence[_Row]) -> Image.Image:
 
 
 def _tile(pixels: NDArray[np.uint8]) -> Image.Image:
-    """The central square at the size of a tile, or at the largest whole multiple of its own below that."""
+    """Return the central square, reduced to the side of a tile or enlarged by the largest whole number that fits."""
     side = min(pixels.shape[:2])
     square = center_crop(Image.fromarray(pixels), side)
     if side > _TILE:

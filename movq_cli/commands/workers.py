@@ -1,4 +1,4 @@
-"""Numbered work in processes that die with this one, and one line where one of them is killed."""
+"""Numbered tasks in processes that end with this one; a killed process is reported in one line."""
 
 from __future__ import annotations
 
@@ -20,12 +20,15 @@ _Result = TypeVar("_Result")
 
 @contextmanager
 def results(work: Callable[[int], _Result], count: int, workers: int) -> Iterator[Iterator[tuple[int, _Result]]]:
-    """Numbers below `count` and what is made of each, in the order in which they are finished.
+    """Run tasks in processes; the context is an iterator over their results.
 
     Args:
-        work: What is done; the processes fork with it.
-        count: How often.
-        workers: Processes; 0 and 1 work in this one.
+        work: Function that does a task, given its number from 0; the processes inherit it when they are forked.
+        count: Number of tasks.
+        workers: Number of processes; with 0 or 1 the tasks are done in this process.
+
+    Yields:
+        An iterator over pairs of a task's number and its result, in the order in which the tasks finish.
 
     Raises:
         FailureError: A process was killed or ran out of memory.
@@ -36,39 +39,39 @@ def results(work: Callable[[int], _Result], count: int, workers: int) -> Iterato
     others = set(multiprocessing.active_children())
     with ProcessPoolExecutor(min(workers, count), initializer=_start, initargs=(work,)) as pool:
         try:
-            # All at once and before anything else: the processes fork here, while there is one thread.
+            # All tasks are submitted at once and first of all: the processes fork here, while there is one thread.
             futures = {pool.submit(_do, number): number for number in range(count)}
             yield ((futures[future], future.result()) for future in as_completed(futures))
         except (BrokenProcessPool, MemoryError):
-            remedy = "Finished shards are kept: run it again, with fewer --workers if memory was short."
-            raise FailureError("a worker process was killed or out of memory", remedy) from None
+            remedy = "Finished shards stay: run it again, with fewer --workers if there was too little memory."
+            raise FailureError("a worker process was killed or ran out of memory", remedy) from None
         except (KeyboardInterrupt, InterruptedRunError):
             for process in set(multiprocessing.active_children()) - others:
-                process.terminate()  # else leaving the pool waits until each has finished its shard
+                process.terminate()  # otherwise leaving the pool would wait until each has finished its shard
             raise
         finally:
             pool.shutdown(cancel_futures=True)
 
 
 _work: Callable[[int], Any]
-"""A process's work, set once as it starts: with every number it would be pickled a thousand times."""
+"""The function of a worker process, set once when it starts: sent with every task, it would be pickled each time."""
 
 
 def _start(work: Callable[[int], Any]) -> None:
-    global _work  # noqa: PLW0603 - the executor's initializer has no other way to hand something on
+    global _work  # noqa: PLW0603 - the executor's initializer has no other way to store something
     _work = work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears Ctrl-C too, and ends the workers
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C too, and ends the workers
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _die_with_parent() -> None:
-    """A parent killed outright cannot end its workers, which would go on writing beside the next run's."""
+def _exit_with_parent() -> None:
+    """End this process when its parent ends: a killed parent cannot do it, and its workers would go on writing."""
     parent = multiprocessing.parent_process()
     assert parent is not None
     wait([parent.sentinel])
     os._exit(1)
 
 
-def _do(number: int) -> Any:  # noqa: ANN401 - whatever the work gives
+def _do(number: int) -> Any:  # noqa: ANN401 - the result of any function
     return _work(number)

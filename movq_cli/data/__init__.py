@@ -1,1 +1,1 @@
-"""Images in: any file to pixels, the prepared set, the code cache, the order of an epoch."""
+"""Images on their way to the models: decoding, prepared sets, batches, the order of training, cached codes."""

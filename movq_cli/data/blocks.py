@@ -1,8 +1,8 @@
-"""Long work on many items, kept in blocks that are whole or absent: what a killed run has made is not made again.
+"""Long work on many items, stored in blocks that are complete or absent, so that a killed run can be resumed.
 
-A block does not depend on who makes it. So ranks share the blocks without a word, a killed run goes on with those that
-are not there, on as many ranks as it then has, and the bytes are the same. One file into which all ranks write would
-save the joining, but a network file system may lose what two machines write to one page.
+The content of a block does not depend on the rank that makes it. So ranks share the blocks without communication, a
+resumed run makes only the missing blocks, with any number of ranks, and the bytes are the same. If all ranks wrote into
+one file, the blocks need not be joined, but a network file system may lose what two machines write to one page.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ from movq_cli.files import atomic_path
 from movq_cli.ranks import Ranks
 
 Arrays = Mapping[str, NDArray[np.generic]]
-"""What is made of a block's items, by name; each has the same number of rows an item."""
+"""The results for the items of a block, by name. Every array has the same number of rows per item."""
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """The blocks of a piece of work and the files that hold them, `START-STOP.npz`."""
+    """The blocks of a piece of work, and the files that hold them, `START-STOP.npz`."""
 
     folder: Path
-    items: int
-    size: int  # items in a block, at most
-    rows: int = 1  # that an item makes
+    items: int  # number of items in all
+    size: int  # largest number of items in a block
+    rows: int = 1  # rows of the arrays per item
 
     def ranges(self) -> list[range]:
-        """All blocks, as ranges of items."""
+        """Return all blocks as ranges of items."""
         return [range(start, min(start + self.size, self.items)) for start in range(0, self.items, self.size)]
 
     def missing(self) -> list[range]:
-        """The blocks that have not been made."""
-        there = self._there()
-        return [block for block in self.ranges() if self._file(block).name not in there]
+        """Return the blocks that have not been made."""
+        existing = self._existing_files()
+        return [block for block in self.ranges() if self._file(block).name not in existing]
 
     def make(
         self,
@@ -53,18 +53,19 @@ class Blocks:
         """Make this rank's share of the missing blocks, and wait until the other ranks have made theirs.
 
         Args:
-            missing: The same on every rank.
-            make: Gives blocks, in their order, and what was made of them; it tells the progress of its own rows.
-            ranks: Who shares the work.
-            barrier: Waits for the others, as `Ranks.meeting` gives it.
-            progress: Of rows, all ranks' together; rank 0 alone shows it.
+            missing: The missing blocks, the same on every rank.
+            make: Function that yields each of some blocks, in order, with its results. It advances the progress by its
+                own rows.
+            ranks: Ranks that share the work.
+            barrier: Function that waits for the other ranks, as `Ranks.long_barrier` gives it.
+            progress: Progress in rows of all ranks; only rank 0 shows it.
 
         Raises:
-            InterruptedRunError: The launcher of these ranks is gone; the blocks made so far are kept.
+            InterruptedRunError: The launcher of these ranks has ended; the finished blocks stay.
         """
         share = ranks.share(len(missing))
-        # Rank 0, whose share is the first, speaks for all.
-        others = _Others(self, missing[share.stop :] if ranks.is_first else [])
+        # Rank 0, whose share is the first, shows the progress of all.
+        others = _OtherRanks(self, missing[share.stop :] if ranks.is_first else [])
         for block, arrays in make(missing[share]):
             self._save(block, arrays)
             others.count(progress)
@@ -73,7 +74,12 @@ class Blocks:
         others.count(progress)
 
     def join(self, name: str, path: Path) -> None:
-        """Write all blocks' rows of one name as an `.npy` file, a block in memory at a time."""
+        """Write the rows of all blocks as an `.npy` file, with one block in memory at a time.
+
+        Args:
+            name: Name of the array in the blocks.
+            path: Path of the file.
+        """
         with atomic_path(path) as partial:
             joined: NDArray[np.generic] | None = None
             for block in self.ranges():
@@ -87,37 +93,37 @@ class Blocks:
             joined.flush()
 
     def clear(self) -> None:
-        """Remove the files, which are needed no longer once they are joined."""
+        """Remove the files, which are not needed after they are joined."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def count(self, blocks: list[range]) -> int:
-        """Rows of those of the blocks that have been made."""
-        there = self._there() if blocks else set()
-        return self.rows * sum(len(block) for block in blocks if self._file(block).name in there)
+        """Return the number of rows in those of the blocks that have been made."""
+        existing = self._existing_files() if blocks else set()
+        return self.rows * sum(len(block) for block in blocks if self._file(block).name in existing)
 
     def _save(self, block: range, arrays: Arrays) -> None:
-        # Contested: a rank of a run that was killed may outlive it for a while, and be at the same block.
+        # Contested, because a rank of a killed run may live on for a while and write the same block.
         with atomic_path(self._file(block), concurrent=True) as partial, partial.open("wb") as file:
             np.savez(file, **dict[str, Any](arrays))
 
     def _file(self, block: range) -> Path:
-        """A block's file, named by its items: where blocks have another size, it is not taken for one of them."""
+        """Return the file of a block. It is named after the items, so that blocks of another size are not confused."""
         return self.folder / f"{block.start:08d}-{block.stop:08d}.npz"
 
-    def _there(self) -> set[str]:
+    def _existing_files(self) -> set[str]:
         return {path.name for path in self.folder.glob("*.npz")}
 
 
 @dataclass
-class _Others:
-    """The other ranks' progress, as far as their finished blocks tell."""
+class _OtherRanks:
+    """The progress of the other ranks, measured by their finished blocks."""
 
     all: Blocks
-    blocks: list[range]
-    counted: int = 0
+    blocks: list[range]  # the blocks of the other ranks
+    counted: int = 0  # rows that the progress includes
 
     def count(self, progress: Progress) -> None:
-        """Add what has come since the last time."""
+        """Advance the progress by the rows that were finished since the last call."""
         found = self.all.count(self.blocks)
         progress.advance(found - self.counted)
         self.counted = found

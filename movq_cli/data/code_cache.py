@@ -1,12 +1,12 @@
-"""The code cache: a split's image views as codes, encoded once, memory-mapped, tied to the tokenizer that made them.
+"""Code cache: the codes of all views of a split, encoded once, memory-mapped, and bound to their tokenizer.
 
-    TOKENS/<data>-train-1.1-1.05-mirror/begun.json   what is being encoded, written first
-                                        blocks/      the codes so far, a file for some images in a row
-                                        codes.npy    all blocks joined
-                                        labels.npy
-                                        header.json  as begun.json, written last; then the first two are removed
+    TOKENS/<data>-train-1.1-1.05-mirror/begun.json   description of the cache in progress, written first
+                                        blocks/      the codes so far, one file for each block of images
+                                        codes.npy    the codes of all blocks
+                                        labels.npy   the labels, if the set has classes
+                                        header.json  same as begun.json, written last; then the first two are removed
 
-See `blocks` for how it is made by any number of ranks, and goes on where a killed run was.
+`movq_cli.data.blocks` explains how any number of ranks make a cache, and how a killed run is resumed.
 """
 
 from __future__ import annotations
@@ -33,29 +33,31 @@ from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.settings import DataSettings, Settings, ViewSettings
 
 BLOCK_VIEWS = 2048
-"""Image views in a block, at most: what a killed run has to encode again, some seconds' work on a GPU. 4 MiB of 16 x 16
-x 4 codes; ImageNet's 26 million views make some 12,600 files for the time being."""
+"""Largest number of image views in a block, which a killed run has to encode again: some seconds of work on a GPU, and
+4 MiB of 16 x 16 x 4 codes. The 26 million views of ImageNet need some 12,600 files until they are joined."""
 
-_HEADER, _BEGUN, _CODES, _LABELS, _BLOCKS = "header.json", "begun.json", "codes.npy", "labels.npy", "blocks"
+_HEADER, _IN_PROGRESS, _CODES, _LABELS, _BLOCKS = "header.json", "begun.json", "codes.npy", "labels.npy", "blocks"
 
 
 class CodeCacheHeader(Settings):
-    """What `header.json` says; it is written last, so that a cache with one is whole."""
+    """The content of `header.json`. The file is written last, so that a cache that has it is complete."""
 
     tokenizer: str
     """SHA-256 of the tokenizer's weight file."""
     data: str
     """Hash of the prepared set."""
     split: str
+    """Name of the split."""
     views: int
-    """Code maps, those of one image one after the other."""
+    """Number of code maps; those of one image are consecutive."""
     view_settings: ViewSettings = ViewSettings()
-    """Which views of each image."""
+    """Settings of the views of each image."""
     classes: tuple[str, ...]
+    """Names of the classes; empty if the set has none."""
 
 
 class CodeCache:
-    """Codes [V, h, w, c] uint16 and, where the set has classes, labels [V] int64, both memory-mapped."""
+    """Codes [V, h, w, c] uint16 and, if the set has classes, labels [V] int64; both are memory-mapped."""
 
     def __init__(self, folder: Path, header: CodeCacheHeader) -> None:
         self.header = header
@@ -66,14 +68,18 @@ class CodeCache:
         return self.header.views
 
 
-def open_cache(folder: Path, wanted: CodeCacheHeader) -> CodeCache:
-    """The cache in a folder.
+def open_cache(folder: Path, expected: CodeCacheHeader) -> CodeCache:
+    """Open the cache in a folder.
+
+    Args:
+        folder: Folder of the cache.
+        expected: Header that the cache must have.
 
     Raises:
-        BadRequestError: There is none, or it is of another tokenizer, other images or other views.
+        BadRequestError: The folder holds no complete cache, or one of another tokenizer, other images or other views.
     """
-    _check(folder, folder / _HEADER, wanted)
-    return CodeCache(folder, wanted)
+    _check(folder, folder / _HEADER, expected)
+    return CodeCache(folder, expected)
 
 
 def load_or_encode(
@@ -91,24 +97,24 @@ def load_or_encode(
     ranks: Ranks = SINGLE_PROCESS,
     console: Console,
 ) -> CodeCache:
-    """The cache of a split, made first where it is not there yet; every rank must ask for it.
+    """Return the cache of a split, which is made first if it does not exist. Every rank must call this.
 
     Args:
-        folder: Where caches of this tokenizer are kept; each split and views of a prepared set have their own below.
-        model: The tokenizer, on the device, in eval mode.
-        split: The images.
-        loading: Workers.
-        views: Which views of each image.
-        name: Of the split.
+        folder: Folder of all caches of this tokenizer; each split with its views has a folder in it.
+        model: Tokenizer, on the device and in eval mode.
+        split: Images to encode.
+        loading: Settings of the workers.
+        views: Settings of the views of each image.
+        name: Name of the split.
         data: Hash of the prepared set.
         tokenizer: SHA-256 of the tokenizer's weight file.
-        batch_size: Image views encoded at once; those of one image are not parted.
-        device: Where.
-        ranks: Who shares the work.
-        console: For the progress.
+        batch_size: Number of image views that are encoded at once; the views of one image are not separated.
+        device: Device of the tokenizer.
+        ranks: Ranks that share the work.
+        console: Console that shows the progress.
 
     Raises:
-        BadRequestError: A cache of another tokenizer is in the way, or another command is making this one.
+        BadRequestError: The folder has a cache of another tokenizer, or another command is making this cache.
     """
     header = CodeCacheHeader(
         tokenizer=tokenizer,
@@ -118,23 +124,23 @@ def load_or_encode(
         view_settings=views,
         classes=tuple(split.classes),
     )
-    place = folder / _folder_name(header)
-    if not ranks.from_first((place / _HEADER).is_file):
+    folder = folder / _folder_name(header)
+    if not ranks.from_first((folder / _HEADER).is_file):
         images = loader.Views(split, model.settings.resolution, views)
-        _make(place, header, model, images, loading, batch_size, device, ranks, console)
+        _make(folder, header, model, images, loading, batch_size, device, ranks, console)
     elif ranks.is_first:
-        _clear(place, _blocks(place, header))  # a run that was killed at the very end left its blocks
-    return open_cache(place, header)
+        _clear(folder, _blocks(folder, header))  # a run that was killed at the very end has left its blocks
+    return open_cache(folder, header)
 
 
 def _folder_name(header: CodeCacheHeader) -> str:
-    """Readable: another setting of views has a folder of its own, the plain centre crop has none to name."""
+    """Return a readable name, different for other views; the name for the centre crop only has no views in it."""
     views = [*(f"{scale:g}" for scale in header.view_settings.scales), *(["mirror"] * header.view_settings.mirror)]
     return "-".join([header.data[:12], header.split, *views])
 
 
 def _make(
-    place: Path,
+    folder: Path,
     header: CodeCacheHeader,
     model: Tokenizer,
     images: loader.Views,
@@ -144,10 +150,10 @@ def _make(
     ranks: Ranks,
     console: Console,
 ) -> None:
-    """Encode what an earlier run has not, all ranks together, and put the cache in place."""
-    blocks = _blocks(place, header)
-    with ranks.long_barrier() as barrier, locked(place, "movq train-prior") if ranks.is_first else nullcontext():
-        missing = ranks.from_first(lambda: _begin(place, header, blocks))
+    """Encode the missing blocks, all ranks together, and complete the cache."""
+    blocks = _blocks(folder, header)
+    with ranks.long_barrier() as barrier, locked(folder, "movq train-prior") if ranks.is_first else nullcontext():
+        missing = ranks.from_first(lambda: _begin(folder, header, blocks))
         done = header.views - blocks.rows * sum(map(len, missing))
         with console.progress(header.views, f"encoding {header.split}", "image views", done) as progress:
             size = max(1, batch_size // blocks.rows)
@@ -156,17 +162,17 @@ def _make(
             )
             blocks.make(missing, encoded, ranks, barrier, progress)
         if ranks.is_first:
-            _finish(place, header, blocks, images.split.labels)
+            _finish(folder, header, blocks, images.split.labels)
         barrier()
 
 
-def _begin(place: Path, header: CodeCacheHeader, blocks: Blocks) -> list[range]:
-    """The blocks that are to be encoded, as ranges of images."""
-    begun = place / _BEGUN
-    if begun.is_file():
-        _check(place, begun, header)
+def _begin(folder: Path, header: CodeCacheHeader, blocks: Blocks) -> list[range]:
+    """Write the description of the cache in progress, or check it, and return the missing blocks."""
+    in_progress = folder / _IN_PROGRESS
+    if in_progress.is_file():
+        _check(folder, in_progress, header)
     else:
-        atomic_write(begun, header.model_dump_json(indent=2).encode())
+        atomic_write(in_progress, header.model_dump_json(indent=2).encode())
     return blocks.missing()
 
 
@@ -181,10 +187,10 @@ def _encoded(
     ranks: Ranks,
     progress: Progress,
 ) -> Iterator[tuple[range, Arrays]]:
-    """Blocks and their codes [V, h, w, c]; a batch has `size` images and lies in one block.
+    """Yield blocks with their codes [V, h, w, c]. A batch has `size` images, all of one block.
 
-    In float32: a feature that bf16 rounds may move to another code, and a prior must learn the codes that every other
-    command makes of the same image. The views are encoded once, so that speed counts for little.
+    The tokenizer runs in float32: rounding a feature to bf16 may change its code, and a prior must learn the codes that
+    all other commands compute for the same image. Speed matters little, because the views are encoded only once.
     """
     parts = [[list(block[start : start + size]) for start in range(0, len(block), size)] for block in blocks]
     loaded = loader.view_batches(
@@ -198,44 +204,51 @@ def _encoded(
         yield block, {"codes": torch.cat(codes).cpu().numpy().astype(np.uint16)}
 
 
-def _finish(place: Path, header: CodeCacheHeader, blocks: Blocks, labels: NDArray[np.int64] | None) -> None:
-    """Join the blocks, which are all there, and write the header; labels are the images'."""
-    blocks.join("codes", place / _CODES)
+def _finish(folder: Path, header: CodeCacheHeader, blocks: Blocks, labels: NDArray[np.int64] | None) -> None:
+    """Join the blocks, none of which is missing, and write the header.
+
+    Args:
+        folder: Folder of the cache.
+        header: Header of the cache.
+        blocks: Blocks of the codes.
+        labels: Labels of the images [N]; None = the set has no classes.
+    """
+    blocks.join("codes", folder / _CODES)
     if labels is not None:
-        with atomic_path(place / _LABELS) as aside, aside.open("wb") as file:
+        with atomic_path(folder / _LABELS) as partial_file, partial_file.open("wb") as file:
             np.save(file, np.repeat(labels, blocks.rows))
-    atomic_write(place / _HEADER, header.model_dump_json(indent=2).encode())
-    _clear(place, blocks)
+    atomic_write(folder / _HEADER, header.model_dump_json(indent=2).encode())
+    _clear(folder, blocks)
 
 
-def _clear(place: Path, blocks: Blocks) -> None:
-    """Remove what a whole cache needs no longer."""
+def _clear(folder: Path, blocks: Blocks) -> None:
+    """Remove the files that a complete cache does not need."""
     blocks.clear()
-    (place / _BEGUN).unlink(missing_ok=True)
+    (folder / _IN_PROGRESS).unlink(missing_ok=True)
 
 
-def _blocks(place: Path, header: CodeCacheHeader) -> Blocks:
+def _blocks(folder: Path, header: CodeCacheHeader) -> Blocks:
     count = header.view_settings.count
-    return Blocks(place / _BLOCKS, header.views // count, max(1, BLOCK_VIEWS // count), count)
+    return Blocks(folder / _BLOCKS, header.views // count, max(1, BLOCK_VIEWS // count), count)
 
 
-def _check(folder: Path, file: Path, wanted: CodeCacheHeader) -> None:
-    """Refuse a cache, whole or begun, that is not the one that is wanted."""
+def _check(folder: Path, file: Path, expected: CodeCacheHeader) -> None:
+    """Refuse a cache, complete or in progress, whose header differs from the expected one."""
     try:
         header = CodeCacheHeader.model_validate(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         raise BadRequestError(
-            f"{folder} holds no whole code cache", "Remove the folder to have it made again."
+            f"{folder} holds no complete code cache", "Remove the folder, and the next run makes it again."
         ) from None
-    if header.tokenizer != wanted.tokenizer:
+    if header.tokenizer != expected.tokenizer:
         raise BadRequestError(
             f"the codes in {folder} were made by another tokenizer "
-            f"({header.tokenizer[:12]}, not {wanted.tokenizer[:12]})",
-            "Remove the folder to have them made again, or name the tokenizer that made them.",
+            f"({header.tokenizer[:12]}, not {expected.tokenizer[:12]})",
+            "Remove the folder, and the next run makes them again; or choose the tokenizer that made them.",
         )
-    differing = [name for name, value in wanted if getattr(header, name) != value]
+    differing = [name for name, value in expected if getattr(header, name) != value]
     if differing:
         raise BadRequestError(
             f"the codes in {folder} are of other images or views ({file.name} differs in {', '.join(differing)})",
-            "Remove the folder to have them made again.",
+            "Remove the folder, and the next run makes them again.",
         )

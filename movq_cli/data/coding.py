@@ -1,4 +1,4 @@
-"""Images of any size to codes and back: sides that the downsampling factor does not divide are padded."""
+"""Images of any size to codes and back; sides that are not multiples of the downsampling factor are padded."""
 
 from __future__ import annotations
 
@@ -12,22 +12,31 @@ from movq_cli.models.tokenizer import Tokenizer
 
 
 def encode_batch(model: Tokenizer, originals: Tensor) -> Tensor:
-    """The codes of images of any size: what the factor does not divide is padded.
+    """Encode images of any size; sides that are not multiples of the factor are padded.
 
     Args:
-        model: The tokenizer.
-        originals: [B, 3, H, W] uint8, on the model's device.
+        model: Tokenizer.
+        originals: Images [B, 3, H, W] uint8, on the tokenizer's device.
 
     Returns:
-        [B, h, w, c] int64, h and w being H and W over the factor, rounded up.
+        Codes [B, h, w, c] int64, where h and w are H and W divided by the factor, rounded up.
     """
     height, width = originals.shape[-2:]
     factor = model.settings.factor
-    # Repeating the border costs fewer codes on nothing than black would.
+    # The border is repeated, because black padding would add an edge that the codes would have to describe.
     return model.encode(F.pad(pixels.to_signed(originals), (0, -width % factor, 0, -height % factor), mode="replicate"))
 
 
 def decode_batch(model: Tokenizer, codes: Tensor, size: Sequence[int]) -> Tensor:
-    """The images of codes [B, h, w, c], uint8 [B, 3, H, W]: what lies beyond `size` (H, W) is cut off."""
+    """Decode the codes of images of any size, and cut off the padding.
+
+    Args:
+        model: Tokenizer.
+        codes: Codes [B, h, w, c].
+        size: Height and width H, W of the images.
+
+    Returns:
+        Images [B, 3, H, W] uint8.
+    """
     height, width = size
     return pixels.to_bytes(model.decode(codes))[..., :height, :width]

@@ -1,6 +1,6 @@
-"""Any image file to 8-bit RGB pixels, and the few operations that a data set is prepared with.
+"""Decoding of any image file to 8-bit RGB pixels, and the operations that prepare a data set.
 
-Pixels are taken as stored: colour profiles are not applied, as in the published references of this field.
+Pixels are taken as stored: color profiles are not applied, as in the published references of this field.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 FILTER = "lanczos"
-"""The antialiased filter of every resize; another one moves FID by a whole point."""
+"""The antialiasing filter of every resize; another filter changes FID by as much as one point."""
 
 MAX_PIXELS = 2**27
-"""Refused above: 134 million pixels are 512 MiB as RGBA, and a worker holds a few such copies at once.
+"""Largest number of pixels of an image: 134 million are 512 MiB as RGBA, and a worker has a few such arrays at once.
 
-A 108-megapixel photograph fits, and the limit lies below the one at which Pillow itself refuses.
+A photograph of 108 megapixels is below it, and it is below Pillow's own limit.
 """
 
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"]) | {
@@ -30,12 +30,12 @@ IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", "
     ".pbm",
     ".pnm",
 }
-"""What counts as an image in a folder or an archive, in lower case."""
+"""Suffixes of the files that are images in a folder or an archive, in lower case."""
 
-# Named, because Pillow would also run Ghostscript on an EPS file and take nearly any bytes for a TGA.
+# The formats are listed, because Pillow would also run Ghostscript on an EPS file and read nearly any bytes as a TGA.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF")
 
-_ORIENTATION = 0x0112
+_ORIENTATION = 0x0112  # EXIF tag
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -46,27 +46,28 @@ _UPRIGHT = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Without a handler of its own, Pillow's complaints about a broken file would reach stderr.
+# Without a handler, Pillow's log messages about a broken file would be printed to stderr.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class BadImageError(ValueError):
-    """An image that cannot be used; its text is the reason, a few words."""
+    """An image cannot be used; the text is the reason in a few words."""
 
 
 def decode(data: bytes, *, background: tuple[int, int, int] = (255, 255, 255), orientation: bool = True) -> Image.Image:
-    """Decode an image file; of an animation, the first frame.
+    """Decode an image file, or the first frame of an animation.
 
     Args:
-        data: The file's bytes, in whatever format its name claims.
-        background: RGB in 0..255 that transparent pixels are composited over.
-        orientation: Turn the image upright as its EXIF says. (Pillow always does so for TIFF.)
+        data: Bytes of the file; the content decides the format, not the suffix.
+        background: Color that transparent pixels are composited over, RGB in 0..255.
+        orientation: Whether the image is turned upright as its EXIF data says. (Pillow always does so for TIFF.)
 
     Returns:
-        An RGB image, 8 bits a channel, without metadata.
+        An RGB image with 8 bits per channel, without metadata.
 
     Raises:
-        BadImageError: Not an image, damaged, of unknown value range, or above `MAX_PIXELS`.
+        BadImageError: The file is not an image, is damaged, has an unknown range of values, or has more pixels than
+            `MAX_PIXELS`.
     """
     if not data:
         raise BadImageError("empty file")
@@ -79,30 +80,31 @@ def decode(data: bytes, *, background: tuple[int, int, int] = (255, 255, 255), o
             rgb = _to_rgb(image, background)
             turn = _exif_turn(image) if orientation else None
         except (BadImageError, MemoryError):
-            raise  # memory is the machine's fault: skipping would make the set depend on the machine
+            raise  # too little memory is no property of the image: skipping it would make the set depend on the machine
         except Image.DecompressionBombError:
             raise BadImageError(f"more than {MAX_PIXELS} pixels") from None
         except UnidentifiedImageError:
             raise BadImageError("not an image") from None
         except Exception as error:
-            # Pillow's parsers answer damaged bytes with nearly every exception there is.
+            # Pillow's parsers raise nearly every type of exception for damaged bytes.
             raise BadImageError(_reason(error)) from None
     return rgb if turn is None else rgb.transpose(turn)
 
 
 def resize_short_side(image: Image.Image, size: int, *, upscale: bool) -> Image.Image:
-    """Resize so that the short side is `size` pixels, the long one rounded to keep the shape.
+    """Resize an image to a short side of `size` pixels; the long side is rounded so that the aspect ratio stays.
 
     Args:
-        image: Any RGB image.
-        size: The short side wanted, pixels.
-        upscale: Whether a smaller image is enlarged, not refused.
+        image: RGB image.
+        size: Short side of the result, pixels.
+        upscale: Whether a smaller image is enlarged; otherwise it is an error.
 
     Returns:
-        The resized image; the same object where its short side is `size` already.
+        The resized image; the same object if its short side is already `size`.
 
     Raises:
-        BadImageError: Smaller than `size` without `upscale`, or above `MAX_PIXELS` once enlarged.
+        BadImageError: The image is smaller than `size` and `upscale` is false, or the result has more pixels than
+            `MAX_PIXELS`.
     """
     short = min(image.size)
     if short == size:
@@ -115,23 +117,23 @@ def resize_short_side(image: Image.Image, size: int, *, upscale: bool) -> Image.
 
 
 def crop(image: Image.Image, size: int, left: int, top: int) -> Image.Image:
-    """The square of `size` pixels a side whose upper left corner is (left, top)."""
+    """Return the square of `size` pixels a side whose upper left corner is (left, top)."""
     return image.crop((left, top, left + size, top + size))
 
 
 def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """The central square of `size` pixels a side; an odd remainder is cut off right and below."""
+    """Return the central square of `size` pixels a side; an odd remainder is cut off at the right and the bottom."""
     if image.size == (size, size):
         return image
     return crop(image, size, (image.width - size) // 2, (image.height - size) // 2)
 
 
 def encode_png(image: Image.Image, compress_level: int = 1) -> bytes:
-    """The image as a PNG file.
+    """Encode an image as a PNG file.
 
     Args:
-        image: Any image.
-        compress_level: 0..9; 1 is 40% smaller than none and still quick to read, 9 is slow.
+        image: The image.
+        compress_level: Level of zlib, 0 to 9. Level 1 is 40% smaller than level 0 and still fast to read; 9 is slow.
     """
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=compress_level)
@@ -140,7 +142,7 @@ def encode_png(image: Image.Image, compress_level: int = 1) -> bytes:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those of our formats that this Pillow knows: an unknown name is an error to it."""
+    """Return those of our formats that the installed Pillow supports; an unknown name would be an error."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
@@ -157,23 +159,23 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
         below = Image.new("RGBA", image.size, (*background, 255))
         image = Image.alpha_composite(below, image.convert("RGBA"))
     rgb = image.convert("RGB")
-    rgb.info.clear()  # Pillow would write the old profile and resolution into the new PNG
+    rgb.info.clear()  # otherwise Pillow would write the old color profile and resolution into the new PNG
     return rgb
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Deep grey scaled, where Pillow's own conversion would clip everything above 255 to white."""
+    """Scale gray values of more than 8 bits; Pillow's own conversion would clip all values above 255 to white."""
     values = np.asarray(image)
     scaled = np.rint(values.astype(np.float32) * (255.0 / _value_range(image.mode, values)))
-    grey = Image.fromarray(scaled.astype(np.uint8))
-    key = image.info.get("transparency")
-    if key is not None:
-        grey.putalpha(Image.fromarray(np.where(values == key, 0, 255).astype(np.uint8)))
-    return grey
+    gray = Image.fromarray(scaled.astype(np.uint8))
+    transparent = image.info.get("transparency")
+    if transparent is not None:
+        gray.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return gray
 
 
 def _value_range(mode: str, values: np.ndarray) -> float:
-    """White's value: 65535 for integers (Pillow hands 16-bit PNM out as mode I), by convention for floats."""
+    """Return the value of white: 65535 for integers (Pillow gives 16-bit PNM mode I), for floats by their range."""
     low, high = float(values.min()), float(values.max())
     for white in (1.0, 255.0, 65535.0) if mode == "F" else (65535.0,):
         if low >= 0.0 and high <= white:
@@ -182,11 +184,11 @@ def _value_range(mode: str, values: np.ndarray) -> float:
 
 
 def _exif_turn(image: Image.Image) -> Image.Transpose | None:
-    # Only this one tag: ImageOps.exif_transpose rewrites the whole block and fails on a malformed one.
+    # Only this tag is read: ImageOps.exif_transpose rewrites the complete EXIF block and fails on a malformed one.
     try:
         return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:
-        return None  # the pixels are none the worse for broken metadata
+        return None  # an image with broken metadata still has good pixels
 
 
 def _reason(error: Exception) -> str:

@@ -1,16 +1,15 @@
-"""Batches of the prepared set: decoded ahead in threads, uint8 until they are on the device.
+"""Batches of a prepared set: decoded ahead in threads, and uint8 until they are on the device.
 
-Threads, not processes: what takes the time (reading, zlib, copies) runs outside the interpreter's lock, and a batch is
-written once, into memory that the device copies from. Between processes it would pass through shared memory, which
-takes longer than the decoding of an uncompressed set and is 64 MiB in a container; and a process can be killed.
+The workers are threads and not processes, because the slow operations (reading, zlib, copies) run outside the
+interpreter's lock, and because a batch is written only once, into memory that the device copies from. Between processes
+a batch would pass through shared memory, which takes longer than decoding an uncompressed set and is limited to 64 MiB
+in a container; and a process can be killed.
 """
 
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import count
 from typing import TypeVar
@@ -21,30 +20,30 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from movq_cli.data import views
+from movq_cli.data.prefetch import map_ahead
 from movq_cli.data.sampler import EpochOrder
 from movq_cli.data.shards import Split
 from movq_cli.errors import BadRequestError
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.settings import DataSettings, ViewSettings
 
-Place = tuple[int, int]
-"""(epoch, image): what a crop is drawn from, beside the seed."""
+CropKey = tuple[int, int]
+"""Epoch and index of an image: together with the seed they decide the crop."""
 
-
-_Wanted = TypeVar("_Wanted")
+_Key = TypeVar("_Key")
 _AHEAD = 2
-"""Batches that wait ready for each thread."""
+"""Number of batches per thread that are prepared ahead."""
 
 
 class Crops:
-    """Square crops of a split: a pure function of seed, epoch and image.
+    """Square crops of a split; each is a pure function of the seed, the epoch and the image.
 
     Args:
-        split: Of the prepared set.
-        side: Pixels.
-        random: Crops anywhere; else at the centre.
-        flip: Half of the crops, drawn at random, are mirrored.
-        seed: Of the random places.
+        split: Split of a prepared set.
+        side: Side of the crops, pixels.
+        random: Whether the position of a crop is random; otherwise it is the centre.
+        flip: Whether each crop is mirrored with probability one half.
+        seed: Seed of the random positions and flips.
     """
 
     def __init__(self, split: Split, side: int, *, random: bool, flip: bool, seed: int) -> None:
@@ -54,12 +53,20 @@ class Crops:
         self.flip = flip
         self.seed = seed
 
-    def batch(self, places: Sequence[Place], *, pinned: bool = False) -> Tensor:
-        """The crops [B, 3, side, side] uint8, in memory that a GPU copies from by itself where it is `pinned`."""
-        batch = torch.empty(len(places), 3, self.side, self.side, dtype=torch.uint8, pin_memory=pinned)
-        # By numpy, here and in the views: torch's own copy of turned pixels takes four times as long.
-        for row, place in zip(batch.numpy(), places, strict=True):
-            row[...] = self._crop(*place).transpose(2, 0, 1)
+    def batch(self, keys: Sequence[CropKey], *, pinned: bool = False) -> Tensor:
+        """Return a batch of crops.
+
+        Args:
+            keys: Epoch and image of each crop.
+            pinned: Whether the batch lies in pinned memory, from which a GPU copies asynchronously.
+
+        Returns:
+            [B, 3, side, side] uint8.
+        """
+        batch = torch.empty(len(keys), 3, self.side, self.side, dtype=torch.uint8, pin_memory=pinned)
+        # numpy copies the transposed pixels, here and in `Views`: torch's copy takes four times as long.
+        for row, key in zip(batch.numpy(), keys, strict=True):
+            row[...] = self._crop(*key).transpose(2, 0, 1)
         return batch
 
     def _crop(self, epoch: int, index: int) -> NDArray[np.uint8]:
@@ -77,12 +84,12 @@ class Crops:
 
 
 class Views:
-    """All views of each image of a split: it is decoded once for all of them.
+    """All views of each image of a split; an image is decoded once for all its views.
 
     Args:
-        split: Of the prepared set.
-        side: Pixels.
-        settings: Which views.
+        split: Split of a prepared set.
+        side: Side of the views, pixels.
+        settings: Settings of the views.
     """
 
     def __init__(self, split: Split, side: int, settings: ViewSettings) -> None:
@@ -91,7 +98,15 @@ class Views:
         self.settings = settings
 
     def batch(self, indices: Sequence[int], *, pinned: bool = False) -> Tensor:
-        """The views [B x V, 3, side, side] uint8, those of one image one after the other; `pinned` as for crops."""
+        """Return all views of some images.
+
+        Args:
+            indices: Indices of the images.
+            pinned: Whether the batch lies in pinned memory, from which a GPU copies asynchronously.
+
+        Returns:
+            [B x V, 3, side, side] uint8; the V views of an image are consecutive.
+        """
         shape = (len(indices), self.settings.count, 3, self.side, self.side)
         batch = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
         for rows, index in zip(batch.numpy(), indices, strict=True):
@@ -110,17 +125,20 @@ def training_batches(
     device: torch.device,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> Iterator[Tensor]:
-    """A rank's share of the batches, [B, 3, side, side] uint8 on the device, without end, from a step on.
+    """Yield a rank's share of the training batches, without end.
 
     Args:
-        split: The training split.
-        order: Which images each step sees.
-        data: Crop and workers.
-        side: Pixels.
-        seed: Of the random crops.
-        start: The first step's number, for a run that goes on.
-        device: Where the batches are wanted.
-        ranks: Which share.
+        split: Training split.
+        order: Order of the images, which decides those of each step.
+        data: Settings of the crops and the workers.
+        side: Side of the crops, pixels.
+        seed: Seed of the random crops.
+        start: Step of the first batch; above 0 in a resumed run.
+        device: Device of the batches.
+        ranks: Ranks that share each batch.
+
+    Yields:
+        [B, 3, side, side] uint8 on the device.
     """
     crops = Crops(split, side, random=data.crop == "random", flip=data.flip, seed=seed)
     return _batches(crops.batch, _steps(order, start, ranks), worker_count(data.workers, device, ranks), device)
@@ -135,87 +153,96 @@ def validation_batches(
     device: torch.device,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> Iterator[Tensor]:
-    """A rank's share of a split, once, in order, centre crops, [B, 3, side, side] uint8 on the device.
+    """Yield the centre crops of a rank's share of a split once, in order.
 
     Args:
         split: The split.
-        data: Workers.
-        side: Pixels.
-        batch_size: Images at once.
-        device: Where the batches are wanted.
-        ranks: Which share.
+        data: Settings of the workers.
+        side: Side of the crops, pixels.
+        batch_size: Number of images in a batch.
+        device: Device of the batches.
+        ranks: Ranks that share the split.
+
+    Yields:
+        [B, 3, side, side] uint8 on the device.
     """
-    wanted = [(0, index) for index in range(len(split))[ranks.share(len(split))]]
-    batches = [wanted[start : start + batch_size] for start in range(0, len(wanted), batch_size)]
-    return _batches(_centre(split, side).batch, batches, worker_count(data.workers, device, ranks), device)
+    keys = [(0, index) for index in range(len(split))[ranks.share(len(split))]]
+    batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
+    return _batches(_center_crops(split, side).batch, batches, worker_count(data.workers, device, ranks), device)
 
 
 def view_batches(
-    wanted: Views,
+    images: Views,
     batches: Iterable[list[int]],
     data: DataSettings,
     *,
     device: torch.device,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> Iterator[Tensor]:
-    """Views of images, those of one image one after the other, [B x V, 3, side, side] uint8 on the device.
+    """Yield batches of all views of some images.
 
     Args:
-        wanted: Views of which images.
+        images: Views of the images of a split.
         batches: Indices of the images of each batch.
-        data: Workers.
-        device: Where the batches are wanted.
-        ranks: Who shares this machine's cores.
+        data: Settings of the workers.
+        device: Device of the batches.
+        ranks: Ranks, which share the cores of this machine.
+
+    Yields:
+        [B x V, 3, side, side] uint8 on the device; the V views of an image are consecutive.
     """
-    return _batches(wanted.batch, batches, worker_count(data.workers, device, ranks), device)
+    return _batches(images.batch, batches, worker_count(data.workers, device, ranks), device)
 
 
 def center_crops(split: Split, indices: Iterable[int], *, side: int, device: torch.device) -> Tensor:
-    """These images' centre crops, [B, 3, side, side] uint8 on the device."""
-    return _centre(split, side).batch([(0, index) for index in indices]).to(device)
+    """Return the centre crops of some images, [B, 3, side, side] uint8 on the device."""
+    return _center_crops(split, side).batch([(0, index) for index in indices]).to(device)
 
 
-def _centre(split: Split, side: int) -> Crops:
+def _center_crops(split: Split, side: int) -> Crops:
     return Crops(split, side, random=False, flip=False, seed=0)
 
 
 def _batches(
-    make: Callable[..., Tensor], wanted: Iterable[Sequence[_Wanted]], workers: int, device: torch.device
+    make: Callable[..., Tensor], batches: Iterable[Sequence[_Key]], workers: int, device: torch.device
 ) -> Iterator[Tensor]:
-    """What is made of each, in order and on the device: here, or ahead in as many threads."""
+    """Yield the batches on the device, in order: made in this thread with no workers, else ahead in threads."""
     if workers == 0:
-        for places in wanted:
-            yield make(places).to(device)
+        for keys in batches:
+            yield make(keys).to(device)
         return
-    on_gpu = device.type == "cuda"
-    # Pinned memory belongs to the GPU that a thread has chosen, which for a new thread is the first one.
-    enter = partial(torch.cuda.set_device, device) if on_gpu and device.index is not None else None
-    with ThreadPoolExecutor(workers, "loader", enter) as pool:
-        waiting: deque[Future[Tensor]] = deque()
-        try:
-            for places in wanted:
-                waiting.append(pool.submit(make, places, pinned=on_gpu))
-                if len(waiting) > _AHEAD * workers:
-                    yield waiting.popleft().result().to(device, non_blocking=True)
-            while waiting:
-                yield waiting.popleft().result().to(device, non_blocking=True)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    is_on_gpu = device.type == "cuda"
+    # Pinned memory belongs to the current GPU of a thread, which is the first one in a new thread.
+    start_thread = partial(torch.cuda.set_device, device) if is_on_gpu and device.index is not None else None
+    make_pinned = partial(make, pinned=is_on_gpu)
+    for batch in map_ahead(make_pinned, batches, threads=workers, ahead=_AHEAD * workers, start_thread=start_thread):
+        yield batch.to(device, non_blocking=True)
 
 
 def worker_count(workers: int, device: torch.device, ranks: Ranks) -> int:
-    """Decoding threads of a rank for a setting in which -1 leaves the choice to us."""
+    """Return the number of decoding threads of a rank.
+
+    Args:
+        workers: The setting; -1 chooses by the device and the cores.
+        device: Device of the batches.
+        ranks: Ranks, which share the cores of this machine.
+    """
     if workers >= 0:
         return workers
-    # On the CPU the cores are busy with the model.
+    # On the CPU the model uses all cores.
     return max(1, (os.cpu_count() or 2) // ranks.local_world_size - 1) if device.type == "cuda" else 0
 
 
 def check_side(min_side: int, side: int, path: object) -> None:
-    """Refuse crops larger than the smallest image of a prepared set.
+    """Refuse crops that are larger than the smallest image of a prepared set.
+
+    Args:
+        min_side: Smallest side of the images, pixels.
+        side: Side of the crops, pixels.
+        path: Path of the set, for the message.
 
     Raises:
-        BadRequestError: With both sizes and the remedy.
+        BadRequestError: The crops are larger; the message has both sizes and the remedy.
     """
     if min_side < side:
         raise BadRequestError(
@@ -224,8 +251,8 @@ def check_side(min_side: int, side: int, path: object) -> None:
         )
 
 
-def _steps(order: EpochOrder, start: int, ranks: Ranks) -> Iterator[list[Place]]:
-    """A rank's share of each step's images, for ever."""
+def _steps(order: EpochOrder, start: int, ranks: Ranks) -> Iterator[list[CropKey]]:
+    """Yield a rank's share of the images of each step, without end."""
     for step in count(start):
         epoch, indices = order.batch(step)
         yield [(epoch, int(index)) for index in indices[ranks.share(len(indices))]]

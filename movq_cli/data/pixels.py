@@ -1,4 +1,4 @@
-"""Images as tensors: bytes for storage and transport, [-1, 1] for the models."""
+"""Images as tensors: uint8 for storage and transport, floats in [-1, 1] for the models."""
 
 from __future__ import annotations
 
@@ -17,38 +17,50 @@ from movq_cli.files import atomic_write
 
 
 def from_array(pixels: NDArray[np.uint8]) -> Tensor:
-    """[H, W, 3] uint8 to [3, H, W] uint8."""
-    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)  # a copy: Pillow's own memory is not to be written
+    """Convert an array [H, W, 3] uint8 to a tensor [3, H, W] uint8."""
+    return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)  # a copy, because Pillow's own memory is read-only
 
 
 def to_signed(pixels: Tensor) -> Tensor:
-    """uint8 of any shape to float32 in [-1, 1]."""
+    """Convert uint8 of any shape to float32 in [-1, 1]."""
     return pixels.float().div(127.5).sub(1)
 
 
 def to_bytes(images: Tensor) -> Tensor:
-    """Floats in [-1, 1], clamped and rounded to the nearest of 256 levels, as uint8 of the same shape."""
+    """Convert floats in [-1, 1] to uint8 of the same shape: clamped, and rounded to the nearest of 256 levels."""
     return images.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
 
 
 def to_image(pixels: Tensor) -> Image.Image:
-    """[3, H, W] uint8 as a picture."""
+    """Convert a tensor [3, H, W] uint8 to a Pillow image."""
     return Image.fromarray(pixels.permute(1, 2, 0).cpu().numpy())
 
 
 def save_grid(path: Path, pixels: Tensor, columns: int, scale: int = 1) -> None:
-    """Write images [B, 3, H, W] uint8 as one PNG, row by row, each pixel `scale` pixels wide."""
+    """Write images as one PNG file, row by row.
+
+    Args:
+        path: Path of the PNG file.
+        pixels: Images [B, 3, H, W] uint8.
+        columns: Number of images in a row.
+        scale: Factor by which the images are enlarged.
+    """
     grid = make_grid(pixels, nrow=columns, padding=2, pad_value=255)
     if scale > 1:
         grid = F.interpolate(grid[None].float(), scale_factor=float(scale), mode="nearest")[0].to(torch.uint8)
     atomic_write(path, encode_png(to_image(grid)))
 
 
-def evenly_spaced(total: int, wanted: int) -> list[int]:
-    """Up to `wanted` indices below `total`, evenly spaced: the first images of a sorted set are all of one class."""
-    return [round(place) for place in np.linspace(0, total - 1, min(total, wanted))]
+def evenly_spaced(total: int, limit: int) -> list[int]:
+    """Return evenly spaced indices: the first images of a sorted set would all be of one class.
+
+    Args:
+        total: Number of images; the indices are below it.
+        limit: Largest number of indices.
+    """
+    return [round(position) for position in np.linspace(0, total - 1, min(total, limit))]
 
 
 def grid_scale(side: int) -> int:
-    """How much to enlarge images of a side so that people can see them in a grid: small ones to about 64 pixels."""
+    """Return the factor that enlarges images of a side to about 64 pixels, so that people can see them in a grid."""
     return max(1, 64 // side)

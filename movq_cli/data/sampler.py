@@ -1,4 +1,4 @@
-"""The order of training: a pure function of the seed and the step, so that a resumed run sees what it would have."""
+"""Order of the training images: a pure function of seed and step, so that a resumed run gets the same batches."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from movq_cli.errors import BadRequestError
 
 
 class EpochOrder:
-    """Every image once an epoch, in an order of the epoch's own; an incomplete last batch is left out.
+    """Random order in which each epoch uses every image once; an incomplete last batch is left out.
 
     Args:
-        images: How many there are.
-        batch_size: Images a step.
-        seed: Of the order.
+        images: Number of images.
+        batch_size: Number of images in a step.
+        seed: Seed of the order.
 
     Raises:
-        BadRequestError: Fewer images than one batch.
+        BadRequestError: There are fewer images than one batch needs.
     """
 
     def __init__(self, images: int, batch_size: int, seed: int) -> None:
@@ -31,10 +31,14 @@ class EpochOrder:
         self.images = images
         self.batch_size = batch_size
         self.steps_per_epoch = images // batch_size
-        # One permutation is kept: 8 MB for a million images.
+        # One permutation is cached: 8 MB for a million images.
         self._permutation = lru_cache(maxsize=1)(lambda epoch: np.random.default_rng((seed, epoch)).permutation(images))
 
     def batch(self, step: int) -> tuple[int, NDArray[np.int64]]:
-        """The epoch that a step is in, and the indices [batch_size] of its images."""
-        epoch, place = divmod(step, self.steps_per_epoch)
-        return epoch, self._permutation(epoch)[place * self.batch_size : (place + 1) * self.batch_size]
+        """Return the epoch of a step, and the indices [batch_size] of its images.
+
+        Args:
+            step: Number of the step, from 0.
+        """
+        epoch, batch = divmod(step, self.steps_per_epoch)
+        return epoch, self._permutation(epoch)[batch * self.batch_size : (batch + 1) * self.batch_size]

@@ -1,20 +1,21 @@
-"""The prepared set: a folder of shards that training reads at random and other tools can open.
+"""The prepared set: a folder of shards with random access for training, which other tools can open too.
 
-    OUT/manifest.json      what the set is, written last: a set without it is unfinished
-    OUT/rejects.jsonl      every refused file and why
+    OUT/manifest.json      description of the set, written last: a set without it is unfinished
+    OUT/plan.json          settings and fingerprint of the set, written first
+    OUT/rejects.jsonl      every rejected image with the reason
     OUT/train/00000.zip    uncompressed zip of PNGs, `00000/img00000042.png` ..., and `dataset.json`
     OUT/val/00000.zip
 
-Why zip: a million small files are slow to list, copy and open on the file systems of clusters; a tar has no
-directory, so it cannot be read at random; LMDB and webdataset need a library to look inside. An uncompressed
-zip is an index followed by plain offsets, every desktop opens it, and names and labels are those of NVIDIA's
-`dataset_tool.py`, so the StyleGAN tools read each shard as it is. Why PNG: a tokenizer must not learn JPEG's
-blocks.
+The format is zip, because a million small files are slow to list, copy and open on the file systems of clusters; a tar
+has no directory, so that it allows no random access; and LMDB and WebDataset need a library. An uncompressed zip has
+an index of plain offsets, every desktop opens it, and the names and labels are those of NVIDIA's `dataset_tool.py`, so
+that the StyleGAN tools read each shard as it is. The images are PNGs, because a tokenizer must not learn the block
+artifacts of JPEG.
 
-Why not compressed, unless asked: a photograph of 256 x 256 pixels takes 197 kB so (the size that NVIDIA's tool gives
-it too), 126 kB at zlib's level 1 on the difference to the row above, 121 kB as Pillow's best. Read and decoded by one
-core it takes 0.12, 0.9 and 2 ms: the first feeds any GPU from one thread, the second is for large sets on small
-disks (ImageNet at short side 256: 340 GB and 215 GB), and the third buys nothing.
+The PNGs are not compressed by default. A photograph of 256 x 256 pixels then takes 197 kB (as with NVIDIA's tool); it
+takes 126 kB at zlib's level 1 with the difference to the row above, and 121 kB with Pillow's best compression. One core
+reads and decodes these in 0.12, 0.9 and 2 ms: the first is fast enough for any GPU with one thread, the second is for
+large sets on small disks (ImageNet at short side 256: 340 GB and 215 GB), and the third has no advantage.
 """
 
 from __future__ import annotations
@@ -43,50 +44,50 @@ SplitName = Literal["train", "val"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
 
 SHARD_IMAGES = 1000
-"""Source images in a shard: one folder of NVIDIA's naming, some 110 MB at 256 pixels."""
+"""Number of source images in a shard: a folder in NVIDIA's naming, some 110 MB at 256 pixels."""
 
 MANIFEST = "manifest.json"
 REJECTS = "rejects.jsonl"
 PLAN = "plan.json"
-"""Made before the shards: which images go where, and with which settings."""
+"""File with the settings and the fingerprint of a set, written before the shards."""
 INDEX = "dataset.json"
-"""In each shard: labels as NVIDIA's tools read them, where each image came from, and what was refused."""
+"""Member of each shard with the labels as NVIDIA's tools read them, the source of each image, and the rejects."""
 
-_LOCAL_HEADER = 30  # bytes of a zip member's header before its name; ours have no extra field
-_PNG_HEADER = 24  # bytes up to the end of a PNG's width and height
+_LOCAL_HEADER = 30  # bytes in the header of a zip member before its name; our members have no extra field
+_PNG_HEADER = 24  # bytes of a PNG file up to the end of its width and height
 
 
 class Entry(NamedTuple):
     """An image for a shard."""
 
-    name: str  # as in `member_name`
-    data: bytes  # the PNG file
+    name: str  # name in the shard, from `member_name`
+    data: bytes  # PNG file
     label: int | None
-    source: str  # its name where it came from
+    source: str  # name in the source
 
 
 class Reject(NamedTuple):
-    """An image that was refused."""
+    """An image that was rejected."""
 
-    source: str
+    source: str  # name in the source
     reason: str
 
 
 class ShardReport(NamedTuple):
-    """What a finished shard holds."""
+    """The content of a finished shard."""
 
-    images: int
+    images: int  # number of images
     rejects: tuple[Reject, ...]
-    sides: tuple[int, int] | None  # smallest and largest side, pixels; None without images
-    sha256: str  # of the file
+    sides: tuple[int, int] | None  # smallest and largest side, pixels; None = there are no images
+    sha256: str  # hash of the file
 
 
 class DatasetManifest(Settings):
-    """What a prepared set is and how it was made."""
+    """Description of a prepared set: its content, and the settings with which it was made."""
 
     format: Literal[1] = 1
     source: str
-    size: int | None  # short side asked for, pixels; None = the images' own, at most 256
+    size: int | None  # requested short side, pixels; None = the images' own, at most 256
     square: bool
     filter: str
     upscale: bool
@@ -94,55 +95,69 @@ class DatasetManifest(Settings):
     orientation: bool
     compression: png.Compression = "zlib"
     drop_duplicates: bool = False
-    counts: dict[SplitName, int]  # images
-    shards: dict[SplitName, int]
-    classes: tuple[str, ...]  # empty without labels
-    min_side: int  # of all stored images, pixels
+    counts: dict[SplitName, int]  # number of images
+    shards: dict[SplitName, int]  # number of shards
+    classes: tuple[str, ...]  # empty = the images have no labels
+    min_side: int  # smallest side of all stored images, pixels
     max_side: int
-    rejects: int
-    hash: str  # of the content: SHA-256 over the shards' names and SHA-256s
+    rejects: int  # number of rejected images
+    hash: str  # hash of the content: SHA-256 over the shards' names and SHA-256s
 
     @classmethod
     def read(cls, root: Path) -> Self:
-        """The manifest of the prepared set in `root`.
+        """Read the manifest of the prepared set in the folder `root`.
 
         Raises:
-            BadRequestError: There is none, or another version wrote it; says what to run.
+            BadRequestError: There is none, or another version wrote it; the message says what to run.
         """
         try:
             return cls.model_validate_json((root / MANIFEST).read_bytes())
         except OSError:
-            state = "unfinished: run the same command again" if (root / PLAN).is_file() else "missing"
+            state = "unfinished: run the same `movq prepare` again" if (root / PLAN).is_file() else "missing"
             raise BadRequestError(f"no prepared set in {root} ({state})", _remedy(root)) from None
         except ValidationError:
             raise BadRequestError(f"{root / MANIFEST} is damaged or of another version", _remedy(root)) from None
 
-    def write(self, root: Path, *, contested: bool = False) -> None:
-        """Write it into `root`, which makes the set a finished one.
+    def write(self, root: Path, *, concurrent: bool = False) -> None:
+        """Write the manifest into the folder `root`, which makes the set a finished one.
+
+        Args:
+            root: Folder of the set.
+            concurrent: Whether other processes may write it at the same time.
 
         Raises:
             FailureError: It could not be written.
         """
-        atomic_write(root / MANIFEST, (self.model_dump_json(indent=2) + "\n").encode(), concurrent=contested)
+        atomic_write(root / MANIFEST, (self.model_dump_json(indent=2) + "\n").encode(), concurrent=concurrent)
 
 
 def member_name(number: int) -> str:
-    """An image's name inside its shard: NVIDIA's, a folder for each thousand."""
+    """Return the name of an image in its shard, as in NVIDIA's tool: a folder for each thousand images.
+
+    Args:
+        number: Number of the image in the plan of its split.
+    """
     return f"{number // 1000:05d}/img{number:08d}.png"
 
 
 def shard_path(root: Path, split: SplitName, shard: int) -> Path:
-    """Where a split's shard lies."""
+    """Return the path of a shard.
+
+    Args:
+        root: Folder of the set.
+        split: Split of the shard.
+        shard: Number of the shard in its split.
+    """
     return root / split / f"{shard:05d}.zip"
 
 
-def write_shard(path: Path, images: Iterable[Entry | Reject], *, contested: bool = False) -> None:
-    """Write a shard, whole or not at all; the same images give the same bytes, whenever and wherever.
+def write_shard(path: Path, images: Iterable[Entry | Reject], *, concurrent: bool = False) -> None:
+    """Write a shard, completely or not at all; the same images give the same bytes on every machine.
 
     Args:
-        path: The zip file to make.
-        images: In order of their names, taken one at a time.
-        contested: Another process may be writing it too.
+        path: Path of the zip file.
+        images: Images in the order of their names; they are taken one at a time.
+        concurrent: Whether other processes may write the same shard at the same time.
 
     Raises:
         FailureError: It could not be written.
@@ -150,7 +165,7 @@ def write_shard(path: Path, images: Iterable[Entry | Reject], *, contested: bool
     entries: list[Entry] = []
     rejects: list[Reject] = []
     with (
-        atomic_path(path, concurrent=contested) as partial,
+        atomic_path(path, concurrent=concurrent) as partial,
         zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive,
     ):
         for image in images:
@@ -163,10 +178,10 @@ def write_shard(path: Path, images: Iterable[Entry | Reject], *, contested: bool
 
 
 def inspect_shard(path: Path) -> ShardReport:
-    """What a finished shard holds, read from the file alone.
+    """Report the content of a finished shard, from its file only.
 
     Raises:
-        BadRequestError: It is damaged.
+        BadRequestError: The file is damaged.
     """
     with _reading(path), zipfile.ZipFile(path) as archive:
         index = json.loads(archive.read(INDEX))
@@ -179,7 +194,11 @@ def inspect_shard(path: Path) -> ShardReport:
 
 
 def content_hash(reports: Mapping[str, ShardReport]) -> str:
-    """One SHA-256 for a set, from its shards' reports by name (`train/00000.zip`)."""
+    """Return one SHA-256 for a set.
+
+    Args:
+        reports: Report of each shard by its name (`train/00000.zip`).
+    """
     lines = [f"{name} {reports[name].sha256}\n" for name in sorted(reports)]
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
@@ -193,41 +212,45 @@ class PreparedSet:
 
     @classmethod
     def open(cls, root: Path) -> Self:
-        """Open what `movq prepare` made.
+        """Open a set that `movq prepare` has made.
+
+        Args:
+            root: Folder of the set.
 
         Raises:
-            BadRequestError: Missing, unfinished, damaged or of another version; says what to run.
+            BadRequestError: The set is missing, unfinished, damaged or of another version; the message says what to
+                run.
         """
         manifest = DatasetManifest.read(root)
         for split, count in manifest.shards.items():
             for shard in range(count):
-                if not shard_path(root, split, shard).is_file():
-                    lost = shard_path(root, split, shard)
-                    raise BadRequestError(f"prepared set {root} is damaged: no {lost}", _remedy(root))
+                path = shard_path(root, split, shard)
+                if not path.is_file():
+                    raise BadRequestError(f"prepared set {root} is damaged: no {path}", _remedy(root))
         return cls(root, manifest)
 
     def split(self, name: SplitName) -> Split:
-        """Read the directory of a split's shards, a few milliseconds each.
+        """Open a split by reading the directories of its shards, which takes a few milliseconds each.
 
         Raises:
-            BadRequestError: A shard is damaged, or the shards do not hold what the manifest says.
+            BadRequestError: A shard is damaged, or the shards contradict the manifest.
         """
         paths = tuple(shard_path(self.root, name, shard) for shard in range(self.manifest.shards[name]))
         split = Split.from_shards(paths, self.manifest.classes)
         if len(split) != self.manifest.counts[name]:
-            fault = f"{len(split)} images in {name}, not {self.manifest.counts[name]}"
-            raise BadRequestError(f"prepared set {self.root} is damaged: {fault}", _remedy(self.root))
+            error = f"{len(split)} images in {name}, not {self.manifest.counts[name]}"
+            raise BadRequestError(f"prepared set {self.root} is damaged: {error}", _remedy(self.root))
         return split
 
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Random access to a split's images; may be forked and pickled into workers."""
+    """Random access to the images of a split; it can be used in threads and forked processes, and pickled."""
 
-    paths: tuple[Path, ...]
+    paths: tuple[Path, ...]  # paths of the shards
     classes: tuple[str, ...]
     labels: NDArray[np.int64] | None  # [N], each below len(classes)
-    places: NDArray[np.int64]  # [N, 4]: shard, offset in bytes, length in bytes, number in the plan
+    extents: NDArray[np.int64]  # [N, 4]: shard, offset in bytes, length in bytes, number in the plan
     files: PositionalFiles = field(default_factory=PositionalFiles)
 
     @classmethod
@@ -237,52 +260,52 @@ class Split:
         Raises:
             BadRequestError: A shard is damaged.
         """
-        shards = [_read_places(shard, path) for shard, path in enumerate(paths)]
-        places = np.concatenate([np.empty((0, 4), np.int64), *(places for places, _ in shards)])
+        shards = [_read_directory(shard, path) for shard, path in enumerate(paths)]
+        extents = np.concatenate([np.empty((0, 4), np.int64), *(extents for extents, _ in shards)])
         labels = [label for _, labels in shards for label in labels]
-        return cls(paths, classes, np.array(labels, np.int64) if classes else None, places)
+        return cls(paths, classes, np.array(labels, np.int64) if classes else None, extents)
 
     def __len__(self) -> int:
-        return len(self.places)
+        return len(self.extents)
 
     def name(self, index: int) -> str:
-        """The image's name in its shard, unique in the split."""
-        return member_name(int(self.places[index, 3]))
+        """Return the name of an image in its shard, which is unique in the split."""
+        return member_name(int(self.extents[index, 3]))
 
     def read(self, index: int) -> bytes:
-        """The image's PNG file.
+        """Return the PNG file of an image.
 
         Raises:
             FailureError: The shard cannot be read.
         """
-        shard, offset, length, _ = (int(value) for value in self.places[index])
+        shard, offset, length, _ = (int(value) for value in self.extents[index])
         try:
             return self.files.read(self.paths[shard], offset, length)
         except OSError as error:
             raise FailureError(f"cannot read {self.paths[shard]}: {error.strerror}") from error
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
-        """The image as uint8 [H, W, 3], RGB in 0..255, perhaps read-only.
+        """Return the pixels of an image, uint8 [H, W, 3], RGB in 0..255, possibly read-only.
 
         Raises:
-            FailureError: The shard cannot be read, or its bytes are no longer the image that was written.
+            FailureError: The shard cannot be read, or the image is damaged.
         """
         try:
             return decode_stored(self.read(index))
         except BadImageError as error:
-            path = self.paths[int(self.places[index, 0])]
+            path = self.paths[int(self.extents[index, 0])]
             remedy = "Remove the set and prepare it again."
             raise FailureError(f"{self.name(index)} in {path} is damaged ({error})", remedy) from None
 
 
 def decode_stored(data: bytes) -> NDArray[np.uint8]:
-    """A shard's image as uint8 [H, W, 3], perhaps read-only, whoever made the PNG.
+    """Decode a PNG file of a shard, whichever program made it, to uint8 [H, W, 3], possibly read-only.
 
     Raises:
-        BadImageError: It is damaged.
+        BadImageError: The file is damaged.
     """
-    ours = png.decode(data)
-    return np.asarray(decode(data, orientation=False)) if ours is None else ours
+    pixels = png.decode(data)
+    return np.asarray(decode(data, orientation=False)) if pixels is None else pixels
 
 
 def _describe(entries: list[Entry], rejects: list[Reject]) -> dict[str, Any]:
@@ -297,18 +320,19 @@ def _describe(entries: list[Entry], rejects: list[Reject]) -> dict[str, Any]:
 
 
 def _member(name: str) -> zipfile.ZipInfo:
-    # Time, system and permissions would otherwise be those of the machine and the moment.
+    # By default, time, system and permissions would depend on the machine and the time.
     info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
     info.create_system = 3
     info.external_attr = 0o644 << 16
     return info
 
 
-def _read_places(shard: int, path: Path) -> tuple[NDArray[np.int64], list[int]]:
+def _read_directory(shard: int, path: Path) -> tuple[NDArray[np.int64], list[int]]:
+    """Return the extents of a shard's images, as in `Split`, and their labels."""
     with _reading(path), zipfile.ZipFile(path) as archive:
         labels = json.loads(archive.read(INDEX))["labels"]
         members = [info for info in archive.infolist() if info.filename != INDEX]
-        places = [
+        extents = [
             (
                 shard,
                 info.header_offset + _LOCAL_HEADER + len(info.filename),
@@ -317,12 +341,12 @@ def _read_places(shard: int, path: Path) -> tuple[NDArray[np.int64], list[int]]:
             )
             for info in members
         ]
-    return np.array(places, np.int64).reshape(-1, 4), [label for _, label in labels or ()]
+    return np.array(extents, np.int64).reshape(-1, 4), [label for _, label in labels or ()]
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn what a damaged shard raises into a line that names it."""
+    """Turn the exceptions of a damaged shard into an error that names it."""
     try:
         yield
     except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError, struct.error) as error:

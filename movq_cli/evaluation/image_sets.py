@@ -18,7 +18,7 @@ from movq_cli.data.images import FILTER, BadImageError, center_crop, decode, res
 from movq_cli.data.shards import DatasetManifest, SplitName
 from movq_cli.errors import FailureError
 from movq_cli.sources import stream
-from movq_cli.sources.prepared import PreparedReader
+from movq_cli.sources.kinds.prepared import PreparedReader
 from movq_cli.sources.open import open_source
 from movq_cli.sources.source import Source
 

@@ -1,1 +1,1 @@
-"""Where images come from: folders, archives, arrays, prepared sets and named public sets."""
+"""Sources of images: folders, archives, arrays, prepared sets and public data sets, all read in the same way."""

@@ -1,4 +1,4 @@
-"""The classes of a flat validation folder, from the files that say them: ImageNet as it is distributed."""
+"""Classes of a validation folder without class folders, from a file: for ImageNet as it is distributed."""
 
 from __future__ import annotations
 
@@ -8,26 +8,28 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 from movq_cli.errors import BadRequestError
+from movq_cli.sources.labels import number_classes
 from movq_cli.sources.source import Source
 
-_KAGGLE = "ImageId,PredictionString"
+_KAGGLE_HEADER = "ImageId,PredictionString"
 _FORMS = (
-    'Lines may be "NAME SYNSET", Kaggle\'s LOC_val_solution.csv, or one synset for each image in the order of names.'
+    'The file may have lines "NAME SYNSET", or be Kaggle\'s LOC_val_solution.csv, or have one synset for each image in '
+    "the order of the names."
 )
 
 
 def label_held_out(source: Source, path: Path) -> Source:
-    """The source with the classes of its train folders, and with those that a file says for the images held out.
+    """Label the training images by their class folders, and the held-out images by a file.
 
     Args:
-        source: With class folders in its train split; those of its val split, if any, do not count.
-        path: The file. Its names are compared without folder and suffix.
+        source: Source with class folders in its train split; class folders in its val split are ignored.
+        path: Path of the file. Its image names are compared without folder and suffix.
 
     Returns:
-        The source, its labels in sorted order of the classes.
+        The source with labels; its classes are in sorted order.
 
     Raises:
-        BadRequestError: The source has no such splits, the file is of no known form, or it lacks an image.
+        BadRequestError: The source has no splits, the form of the file is unknown, or it lacks an image.
     """
     if source.splits is None:
         raise BadRequestError(f"{source.location} has no train and val folders, to which --val-labels could apply")
@@ -35,38 +37,38 @@ def label_held_out(source: Source, path: Path) -> Source:
     held_out = [path.stem for path, split in zip(paths, source.splits, strict=True) if split == "val"]
     trained = {path.parent.name for path, split in zip(paths, source.splits, strict=True) if split == "train"}
     known = _read(path, held_out, trained)
-    found = [
+    class_names = [
         path.parent.name if split == "train" else known.get(path.stem, "")
         for path, split in zip(paths, source.splits, strict=True)
     ]
-    missing = found.count("")
+    missing = class_names.count("")
     if missing:
-        fault = f"{path} says no class of {missing} of the {len(held_out)} images in val, such as"
-        raise BadRequestError(f"{fault} {paths[found.index('')].name}", _FORMS)
-    unknown = sorted(set(found) - trained)
+        message = f"{path} has no class for {missing} of the {len(held_out)} images in val, such as"
+        raise BadRequestError(f"{message} {paths[class_names.index('')].name}", _FORMS)
+    unknown = sorted(set(class_names) - trained)
     if unknown:
         raise BadRequestError(
             f"{path} names {len(unknown)} classes without a train folder, such as {unknown[0]}", _FORMS
         )
-    numbers = {name: number for number, name in enumerate(sorted(trained))}
-    return replace(source, labels=tuple(numbers[name] for name in found), classes=tuple(numbers))
+    labels, classes = number_classes(class_names)
+    return replace(source, labels=labels, classes=classes)
 
 
 def _read(path: Path, held_out: Sequence[str], trained: set[str]) -> dict[str, str]:
-    """The class of each image by its name without folder and suffix."""
+    """Return the class of each image by its name without folder and suffix."""
     try:
         lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise BadRequestError(f"cannot read the labels {path}: {error}") from None
-    rows = [re.split(r"[\s,]+", line) for line in lines if line and line != _KAGGLE]
-    kaggles = _KAGGLE in lines
-    if rows and not kaggles and all(row[-1].isdecimal() and row[-1] not in trained for row in rows):
-        fault = f"{path} holds numbers, and does not say of which order (the devkit's is one of its own, in meta.mat)"
-        raise BadRequestError(fault, f"Use a file with synsets (n01440764). {_FORMS}")
+    rows = [re.split(r"[\s,]+", line) for line in lines if line and line != _KAGGLE_HEADER]
+    is_from_kaggle = _KAGGLE_HEADER in lines
+    if rows and not is_from_kaggle and all(row[-1].isdecimal() and row[-1] not in trained for row in rows):
+        message = f"{path} holds numbers, whose order of classes is unknown (that of the devkit is in its meta.mat)"
+        raise BadRequestError(message, f"Use a file with synsets (n01440764). {_FORMS}")
     if all(len(row) == 1 for row in rows):
         if len(rows) != len(held_out):
             raise BadRequestError(f"{path} has {len(rows)} lines for {len(held_out)} images in val", _FORMS)
         return {name: row[0] for name, row in zip(held_out, rows, strict=True)}
-    if not kaggles and any(len(row) != 2 for row in rows):
-        raise BadRequestError(f"{path} is no list of labels", _FORMS)
+    if not is_from_kaggle and any(len(row) != 2 for row in rows):
+        raise BadRequestError(f"{path} is not a list of labels", _FORMS)
     return {PurePosixPath(row[0]).stem: row[1] for row in rows}

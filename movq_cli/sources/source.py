@@ -1,12 +1,16 @@
-"""What every kind of source gives: named images, readable in any order from any process."""
+"""The contract of a source of images: what every kind of source gives, and what its readers may rely on."""
 
 from __future__ import annotations
 
 import lzma
+import tarfile
 import zipfile
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
 from typing import Protocol
 
 from movq_cli.data.images import BadImageError
@@ -14,42 +18,102 @@ from movq_cli.data.shards import SplitName
 from movq_cli.errors import BadRequestError
 
 MAX_FILE_BYTES = 2**30
-"""An image file above a gigabyte is refused: no such image is below the limit of pixels, but bombs are."""
+"""Largest size of an image file that is read. No image within the limit of pixels needs a gigabyte, but a
+decompression bomb does."""
 
+UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    tarfile.TarError,
+)
+"""The exceptions that reading a missing, damaged, encrypted or exotic file or archive raises."""
 
-UNREADABLE = (OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error, lzma.LZMAError)
-"""What reading a damaged, encrypted or exotic member of an archive raises."""
+_UNSAFE_PARTS = ("//", "/./", "/../")
+"""Parts that a name must not have, between slashes: with them it is not relative, or not below its folder."""
 
 
 class Reader(Protocol):
-    """Reads a source's files by its own count; may be forked and pickled."""
+    """Access to the files of a source by their member numbers."""
 
     def read(self, member: int) -> bytes:
-        """The bytes of an encoded image."""
+        """Return the bytes of an encoded image, in any format that `movq_cli.data.images.decode` knows.
+
+        The method is called from any thread, from several threads at once, and in processes that were forked before
+        or after the first call. The reader can be pickled; the copy opens its files itself.
+
+        Args:
+            member: Number of the file; the reader defines the numbering.
+
+        Raises:
+            BadImageError: This image cannot be used; the text is the reason in a few words.
+            Exception: Any of `UNREADABLE`, which `Source.read` turns into a `BadImageError`.
+        """
 
 
 @dataclass(frozen=True)
 class Source:
-    """Named images, readable in any order from any process."""
+    """A list of named images that can be read in any order.
 
-    location: str  # as it was asked for
-    names: tuple[str, ...]  # relative POSIX paths, sorted, unique, without `..`
-    members: tuple[int, ...]  # the reader's count of each
+    This is the contract of every kind of source. The constructor checks what can be checked without reading an image.
+
+    - Order: the images are sorted by name, in the order of Python's strings (code points). The images of a split, the
+      rows of a feature cache and the lines of a label file follow this order.
+    - Names: a name is a relative POSIX path, unique in the source, without empty parts, `.` and `..`. Commands name
+      their output files after it. Bytes that are not UTF-8 are surrogates, as from `os.fsdecode`.
+    - Classes and labels: with labels, `classes` has the name of each class, and the label of an image is its index in
+      `classes`. A class may have no image. Without labels, `labels` is None and `classes` is empty.
+    - Splits: None if the source itself does not say which images are for training ("train") and which are held out
+      ("val"); commands then use all images, or `movq prepare` draws a split.
+    - Reading: `read` may be called from any thread, from several threads at once, and in forked processes. It returns
+      the same bytes each time, as long as nobody changes the files.
+    - Errors: opening a source raises `BadRequestError` if it cannot be used and `FailureError` if a download or the
+      disk fails. A single image that cannot be read does not prevent opening: `read` then raises `BadImageError`, and
+      the command decides whether it skips this image.
+
+    Raises:
+        ValueError: The names, members, labels or splits violate the contract.
+    """
+
+    location: str
+    """The location as the user gave it: a path or the name of a public data set."""
+    names: tuple[str, ...]
+    """Names of the images, sorted and unique."""
+    members: tuple[int, ...]
+    """The reader's number of each image."""
     reader: Reader
-    labels: tuple[int, ...] | None = None  # each an index into `classes`
+    """Access to the files."""
+    labels: tuple[int, ...] | None = None
+    """Index of each image's class in `classes`; None = the images have no classes."""
     classes: tuple[str, ...] = ()
-    splits: tuple[SplitName, ...] | None = None  # where the source itself says so
-    native_size: int | None = None  # side of every image, pixels, where that is known
-    content_hash: str | None = None  # a hash of all that it holds, where that is known without reading it
+    """Names of the classes."""
+    splits: tuple[SplitName, ...] | None = None
+    """Split of each image; None = the source has no splits."""
+    native_size: int | None = None
+    """Side of the images, pixels, if all are squares of one size and this is known without reading them; else None."""
+    content_hash: str | None = None
+    """Hash that changes with any image, label or split, if it is known without reading the images; else None."""
+
+    def __post_init__(self) -> None:
+        violation = self._violation()
+        if violation is not None:
+            raise ValueError(f"the source {self.location} {violation}")
 
     def __len__(self) -> int:
         return len(self.names)
 
     def read(self, index: int) -> bytes:
-        """The encoded file of an image.
+        """Return the encoded file of an image.
+
+        Args:
+            index: Index of the image in `names`.
 
         Raises:
-            BadImageError: It cannot be read; says why.
+            BadImageError: The file cannot be read; the text says why.
         """
         try:
             return self.reader.read(self.members[index])
@@ -60,7 +124,11 @@ class Source:
             raise BadImageError(f"cannot be read: {reason}") from None
 
     def take(self, indices: Sequence[int]) -> Source:
-        """The same source with these images only."""
+        """Return the same source with some of its images only.
+
+        Args:
+            indices: Indices of these images, ascending.
+        """
         return replace(
             self,
             names=tuple(self.names[index] for index in indices),
@@ -70,21 +138,91 @@ class Source:
         )
 
     def of_split(self, split: SplitName) -> Source:
-        """A split's images; all of them where the source has no splits.
+        """Return the images of a split, or all images if the source has no splits.
 
         Raises:
-            BadRequestError: It has splits, and this one is empty.
+            BadRequestError: The source has splits, and this one is empty.
         """
-        return self if self.splits is None else only_split(self, split)
+        return self if self.splits is None else self.only_split(split)
+
+    def only_split(self, split: SplitName) -> Source:
+        """Return the images of a split.
+
+        Raises:
+            BadRequestError: The source has no such split.
+        """
+        indices = [index for index, name in enumerate(self.splits or ()) if name == split]
+        if not indices:
+            raise BadRequestError(f"{self.location} has no {split} split")
+        return self.take(indices)
+
+    def _violation(self) -> str | None:
+        """Return what violates the contract, as the rest of a sentence; None if nothing does."""
+        count = len(self.names)
+        for name, values in {"members": self.members, "labels": self.labels, "splits": self.splits}.items():
+            if values is not None and len(values) != count:
+                return f"has {len(values)} {name} for {count} names"
+        for name, following in pairwise(self.names):
+            if name >= following:
+                return f"has names that are not sorted and unique: {following!r} follows {name!r}"
+        # One search in the joined names takes a twentieth of the time that a search in each name takes.
+        if count and _is_unsafe("/".join(self.names)):
+            return f"has a name that is not a plain relative path: {next(filter(_is_unsafe, self.names))!r}"
+        if (self.labels is None) != (not self.classes):
+            return f"has {len(self.classes)} classes and {'no' if self.labels is None else 'some'} labels"
+        if self.labels and not 0 <= min(self.labels) <= max(self.labels) < len(self.classes):
+            return f"has labels outside 0 to {len(self.classes) - 1}"
+        return None
 
 
-def only_split(source: Source, split: SplitName) -> Source:
-    indices = [index for index, name in enumerate(source.splits or ()) if name == split]
-    if not indices:
-        raise BadRequestError(f"{source.location} has no {split} split")
-    return source.take(indices)
+class SourceKind(ABC):
+    """A kind of source: recognizes its locations and opens them.
+
+    A file of `movq_cli/sources/kinds` defines a subclass and its only instance `KIND`; nothing else has to be changed
+    to add a kind of source.
+    """
+
+    set_names: tuple[str, ...] = ()
+    """Names of public data sets that this kind opens; they are suggested when a location is unknown."""
+    is_fallback: bool = False
+    """Whether all other kinds are tried first: this one takes any folder or any file."""
+
+    @abstractmethod
+    def matches(self, location: str, path: Path | None) -> bool:
+        """Return whether this kind opens a location. At most one kind that is not a fallback should match.
+
+        Args:
+            location: Location as the user gave it.
+            path: Path of the file or folder at this location; None if there is none.
+        """
+
+    @abstractmethod
+    def open(self, location: str, path: Path | None) -> Source:
+        """List the images of a location for which `matches` is true.
+
+        Args:
+            location: Location as the user gave it, to be stored in the source.
+            path: Path of the file or folder at this location; None if there is none.
+
+        Raises:
+            BadRequestError: There is no image, or the location cannot be used.
+            FailureError: A download failed, or there is no room for an extracted copy.
+            Exception: Any of `UNREADABLE`, which `open_source` turns into a `BadRequestError`.
+        """
+
+
+def _is_unsafe(path: str) -> bool:
+    return any(part in f"/{path}/" for part in _UNSAFE_PARTS)
 
 
 def check_bytes(size: int) -> None:
+    """Refuse a file that is too large for an image, before it is read.
+
+    Args:
+        size: Size of the file, bytes.
+
+    Raises:
+        BadImageError: It is larger than `MAX_FILE_BYTES`.
+    """
     if size > MAX_FILE_BYTES:
         raise BadImageError(f"{size} bytes is more than {MAX_FILE_BYTES}")

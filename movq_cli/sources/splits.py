@@ -1,4 +1,4 @@
-"""Which images are held out: as the source says, as a list says, or a share drawn by name."""
+"""Split of a source into training and held-out images: by the source, by a list, by number, or at random."""
 
 from __future__ import annotations
 
@@ -13,25 +13,28 @@ from movq_cli.sources.source import Source
 _SALT = b"movq:"
 
 NVIDIA = "nvidia"
+"""Name of NVIDIA's rule for FFHQ."""
+
 _NVIDIA_FIRST = 60_000
-"""NVIDIA's rule for FFHQ: the images from this number on are held out."""
+"""Number of the first image that NVIDIA's rule holds out."""
 
 
 def split_images(
-    source: Source, val: str, val_list: Path | None, usable: Callable[[int], bool]
+    source: Source, val: str, val_list: Path | None, is_usable: Callable[[int], bool]
 ) -> dict[SplitName, list[int]]:
     """Decide which images are held out for validation.
 
     Args:
-        source: Its own splits, where it has any, win.
-        val: Else a share ("0.1") or a count ("500"), drawn by name; or "nvidia", FFHQ's images numbered 60000 and
-            above. A single image is never held out.
-        val_list: Else, before `val`, a file with the names of the held-out images, one a line.
-        usable: Whether an image can be read: one of those drawn is made sure of, lest a small set with a bad image
-            in the wrong place be left without validation.
+        source: Source of the images. Its own splits, if it has any, take precedence over the other arguments.
+        val: A share ("0.1") or a number ("500") of images, chosen by a hash of their names; or "nvidia", which holds
+            out the images numbered 60000 and above, as for FFHQ. A single image is never held out.
+        val_list: File with the names of the held-out images, one in each line; it takes precedence over `val`.
+        is_usable: Function that returns whether the image of an index can be used. If none of the images chosen by
+            `val` can, one that can replaces the last: otherwise a small set with one bad image could lose its
+            validation split.
 
     Returns:
-        The indices of each split, in the source's order.
+        The indices of each split's images, ascending.
 
     Raises:
         BadRequestError: A split would be empty, or a line of the list does not name one image.
@@ -43,10 +46,10 @@ def split_images(
     elif val == NVIDIA:
         held_out = _numbered(source)
     else:
-        held_out = _drawn(source, _held_out_count(val, len(source)), usable)
+        held_out = _drawn(source, _held_out_count(val, len(source)), is_usable)
     train = [index for index in range(len(source)) if index not in held_out]
     if not train:
-        raise BadRequestError(f"every image of {source.location} is held out: none is left to train on")
+        raise BadRequestError(f"every image of {source.location} is held out, so that none is left to train on")
     if not held_out and len(source) > 1:
         raise BadRequestError(f"no image of {source.location} is held out for validation", "Give it a val split too.")
     splits: dict[SplitName, list[int]] = {"train": train, "val": sorted(held_out)}
@@ -54,6 +57,7 @@ def split_images(
 
 
 def _held_out_count(val: str, images: int) -> int:
+    """Return the number of held-out images for a share or a number of images."""
     if images == 1:
         return 0
     try:
@@ -64,12 +68,12 @@ def _held_out_count(val: str, images: int) -> int:
         return min(max(1, round(share * images)), images - 1)
     if share is None and 0 < count < images:
         return count
-    fault = f"--val {val} does not hold out some of the {images} images"
-    raise BadRequestError(fault, "Give a share such as 0.1, or a count such as 500.")
+    message = f"--val {val} does not hold out some, but not all, of the {images} images"
+    raise BadRequestError(message, "Give a share such as 0.1, or a number such as 500.")
 
 
-def _drawn(source: Source, count: int, usable: Callable[[int], bool]) -> set[int]:
-    """A random choice that follows from the names alone: no library's stream of numbers can change it."""
+def _drawn(source: Source, count: int, is_usable: Callable[[int], bool]) -> set[int]:
+    """Choose images by a hash of their names, so that no library's random numbers can change the choice."""
 
     def rank(index: int) -> bytes:
         name = source.names[index].encode(errors="surrogateescape")
@@ -77,28 +81,29 @@ def _drawn(source: Source, count: int, usable: Callable[[int], bool]) -> set[int
 
     ranked = sorted(range(len(source)), key=rank)
     chosen = ranked[:count]
-    if chosen and not any(usable(index) for index in chosen):
-        chosen[-1] = next((index for index in ranked[count:] if usable(index)), chosen[-1])
+    if chosen and not any(is_usable(index) for index in chosen):
+        chosen[-1] = next((index for index in ranked[count:] if is_usable(index)), chosen[-1])
     return set(chosen)
 
 
 def _numbered(source: Source) -> set[int]:
+    """Choose images by NVIDIA's rule."""
     stems = [PurePosixPath(name).stem for name in source.names]
     wrong = next((stem for stem in stems if not (stem.isascii() and stem.isdecimal())), None)
     if wrong is not None:
-        fault = f"--val {NVIDIA} goes by numbers, and {source.location} has an image that is called {wrong!r}"
-        raise BadRequestError(fault, "Give a share, a count, or --val-list.")
+        message = f"--val {NVIDIA} needs numbers as names, but {source.location} has an image that is called {wrong!r}"
+        raise BadRequestError(message, "Give a share, a number of images, or --val-list.")
     held_out = {index for index, stem in enumerate(stems) if int(stem) >= _NVIDIA_FIRST}
     if not held_out:
-        fault = f"--val {NVIDIA} holds out the images from {_NVIDIA_FIRST} on, and {source.location} has none"
-        raise BadRequestError(fault, "Give a share, a count, or --val-list.")
+        message = f"--val {NVIDIA} holds out the images from {_NVIDIA_FIRST} on, but {source.location} has none"
+        raise BadRequestError(message, "Give a share, a number of images, or --val-list.")
     return held_out
 
 
 def _listed(source: Source, val_list: Path) -> set[int]:
-    """The images that a list names, by their whole path, file name, or file name without suffix."""
+    """Choose the images that a list names: by their path, their file name, or their file name without suffix."""
     try:
-        wanted = {line.strip() for line in val_list.read_text(encoding="utf-8").splitlines()} - {""}
+        listed = {line.strip() for line in val_list.read_text(encoding="utf-8").splitlines()} - {""}
     except (OSError, UnicodeDecodeError) as error:
         raise BadRequestError(f"cannot read the list {val_list}: {error}") from None
     found: dict[str, list[int]] = {}
@@ -106,9 +111,9 @@ def _listed(source: Source, val_list: Path) -> set[int]:
         path = PurePosixPath(name)
         for key in {name, path.name, path.stem}:
             found.setdefault(key, []).append(index)
-    for name in sorted(wanted):
+    for name in sorted(listed):
         matches = len(found.get(name, ()))
         if matches != 1:
-            fault = f"{val_list} names {name!r}, which {matches or 'no'} images of {source.location} are called"
-            raise BadRequestError(fault, "Each line must name one image, by its path inside the source if need be.")
-    return {index for name in wanted for index in found[name]}
+            message = f"{val_list} names {name!r}, which is the name of {matches or 'no'} images of {source.location}"
+            raise BadRequestError(message, "Each line must name one image, if necessary by its path in the source.")
+    return {index for name in listed for index in found[name]}

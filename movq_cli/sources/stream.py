@@ -1,11 +1,10 @@
-"""A source's images as tensors: decoded ahead in threads, stacked with others of their size."""
+"""Images of a source as tensors: decoded ahead in threads, and stacked with others of the same size."""
 
 from __future__ import annotations
 
 import os
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 import numpy as np
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from movq_cli.data import pixels
 from movq_cli.data.images import BadImageError, decode
+from movq_cli.data.prefetch import map_ahead
 from movq_cli.sources.source import Source
 
 T = TypeVar("T")
@@ -22,51 +22,61 @@ _DECODERS = min(8, os.cpu_count() or 1)
 
 
 def decoded(source: Source, indices: Iterable[int]) -> Iterator[tuple[int, Tensor | BadImageError]]:
-    """Images of a source in the order of the indices, a bounded number of them decoded ahead.
+    """Decode images of a source, a bounded number of them ahead.
 
     Args:
-        source: Where from.
-        indices: Which.
+        source: The source.
+        indices: Indices of the images, in the order in which they are yielded.
 
     Yields:
-        Each index with its pixels, uint8 [3, H, W], or with what is wrong with the image.
+        Each index with the image's pixels, uint8 [3, H, W], or with the error that says why it cannot be used.
     """
-    return mapped(source, indices, _pixels)
+    return mapped(source, indices, _decode_pixels)
 
 
 def mapped(
     source: Source, indices: Iterable[int], work: Callable[[bytes], T]
 ) -> Iterator[tuple[int, T | BadImageError]]:
-    """What threads make of the files of a source, in the order of the indices, a bounded number of them ahead.
+    """Apply a function to files of a source in threads, a bounded number of them ahead.
 
     Args:
-        source: Where from.
-        indices: Which.
-        work: Called in a thread with a file's bytes.
+        source: The source.
+        indices: Indices of the images, in the order in which they are yielded.
+        work: Function that is called in a thread with the bytes of a file; it may raise `BadImageError`.
 
     Yields:
-        Each index with what was made of it, or with what is wrong with the image.
+        Each index with the result, or with the error that says why the image cannot be used.
     """
-    with ThreadPoolExecutor(_DECODERS) as pool:
-        waiting: deque[tuple[int, Future[T | BadImageError]]] = deque()
-        for index in indices:
-            waiting.append((index, _start(source, index, work, pool)))
-            if len(waiting) > 4 * _DECODERS:
-                first, made = waiting.popleft()
-                yield first, made.result()
-        for later, made in waiting:
-            yield later, made.result()
+
+    def attempt(file: tuple[int, bytes | BadImageError]) -> tuple[int, T | BadImageError]:
+        index, data = file
+        try:
+            return index, data if isinstance(data, BadImageError) else work(data)
+        except BadImageError as error:
+            return index, error
+
+    # The files are read in the calling thread, in order: an archive serves one reader at a time anyway.
+    files = ((index, _read(source, index)) for index in indices)
+    return map_ahead(attempt, files, threads=_DECODERS, ahead=4 * _DECODERS)
 
 
 def same_size_batches(images: Iterable[tuple[int, Tensor]], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Stack images of one shape: their places [B] and the images [B, ...], B at most `batch_size`."""
+    """Stack images of the same shape.
+
+    Args:
+        images: Pairs of an index and an image [...].
+        batch_size: Largest number of images in a batch.
+
+    Yields:
+        The indices [B] and the images [B, ...] of a batch, B at most `batch_size`.
+    """
     waiting: dict[torch.Size, list[tuple[int, Tensor]]] = defaultdict(list)
     count = 0
-    for place, image in images:
-        waiting[image.shape].append((place, image))
+    for index, image in images:
+        waiting[image.shape].append((index, image))
         count += 1
         fullest = max(waiting.values(), key=len)
-        # The second bound keeps a set of a thousand sizes from waiting in memory for their like.
+        # The second bound limits the memory for a set of a thousand sizes, whose batches would never fill up.
         if len(fullest) == batch_size or count > 4 * batch_size:
             del waiting[fullest[0][1].shape]
             count -= len(fullest)
@@ -75,28 +85,16 @@ def same_size_batches(images: Iterable[tuple[int, Tensor]], batch_size: int) -> 
 
 
 def _stack(images: list[tuple[int, Tensor]]) -> tuple[Tensor, Tensor]:
-    places, tensors = zip(*images, strict=True)
-    return torch.tensor(places), torch.stack(tensors)
+    indices, tensors = zip(*images, strict=True)
+    return torch.tensor(indices), torch.stack(tensors)
 
 
-def _start(
-    source: Source, index: int, work: Callable[[bytes], T], pool: ThreadPoolExecutor
-) -> Future[T | BadImageError]:
+def _read(source: Source, index: int) -> bytes | BadImageError:
     try:
-        # Read here, work there: an archive's handle serves one thread.
-        return pool.submit(_attempt, work, source.read(index))
-    except BadImageError as error:
-        failed: Future[T | BadImageError] = Future()
-        failed.set_result(error)
-        return failed
-
-
-def _attempt(work: Callable[[bytes], T], data: bytes) -> T | BadImageError:
-    try:
-        return work(data)
+        return source.read(index)
     except BadImageError as error:
         return error
 
 
-def _pixels(data: bytes) -> Tensor:
+def _decode_pixels(data: bytes) -> Tensor:
     return pixels.from_array(np.asarray(decode(data)))

@@ -1,5 +1,6 @@
 """`movq prepare`: the same bytes for any number of workers and after any kill, and every fault in one line."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -9,6 +10,7 @@ import tarfile
 import zipfile
 import zlib
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,33 +19,26 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from movq_cli.commands import prepare as command
+from movq_cli.commands import prepare_plan
 from movq_cli.console import Console
 from movq_cli.data.images import encode_png
 from movq_cli.data.shards import PreparedSet
 from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.sources import duplicates
 
-DEFAULTS = {
-    "size": None,
-    "square": False,
-    "val": "0.1",
-    "val_list": None,
-    "upscale": False,
-    "background": (255, 255, 255),
-    "labels": True,
-    "orientation": True,
-    "workers": 1,
-}
+PREPROCESSING = {field.name for field in dataclasses.fields(prepare_plan.Preprocessing)}
 
 
-def prepare(source, out, **options):
-    command.prepare(str(source), out, **{**DEFAULTS, "console": Console(as_json=True), **options})
+def prepare(source: Path | str, out: Path, **options: Any) -> None:
+    """Run the command with options of the request and of its preprocessing."""
+    preprocessing = prepare_plan.Preprocessing(**{name: options.pop(name) for name in PREPROCESSING & options.keys()})
+    command.prepare(command.PrepareRequest(str(source), out, preprocessing, **options), Console(as_json=True))
 
 
 @pytest.fixture
-def small_shards(monkeypatch):
+def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards of four images, so that a few dozen images make many."""
-    monkeypatch.setattr(command, "SHARD_IMAGES", 4)
+    monkeypatch.setattr(prepare_plan, "SHARD_IMAGES", 4)
 
 
 def images(folder, count, side=12, suffix="png"):
@@ -141,7 +136,7 @@ def test_bad_images_are_skipped_listed_with_reasons_and_counted(tmp_path, capsys
         ("a/page.jpg", "not an image"),
         ("b/cut 数.png", "truncated"),
     }
-    assert f"warning: 3 of 11 images were refused: see {tmp_path / 'out' / 'rejects.jsonl'}" in err
+    assert f"warning: 3 of 11 images were rejected: see {tmp_path / 'out' / 'rejects.jsonl'}" in err
     assert PreparedSet.open(tmp_path / "out").manifest.rejects == 3
 
 
@@ -240,7 +235,7 @@ def test_background_orientation_and_labels_are_what_was_asked(tmp_path):
     prepare(tmp_path / "in", tmp_path / "out", **one)
     (pixels,) = sources(tmp_path / "out", "train").values()
     assert pixels.shape == (4, 8, 3) and (pixels == [1, 2, 3]).all()
-    prepare(tmp_path / "in", tmp_path / "out2", **one, orientation=False, labels=False)
+    prepare(tmp_path / "in", tmp_path / "out2", **one, orientation=False, keep_labels=False)
     (pixels,) = sources(tmp_path / "out2", "train").values()
     assert pixels.shape == (8, 4, 3)
     assert PreparedSet.open(tmp_path / "out2").split("train").labels is None
@@ -306,8 +301,8 @@ def test_a_list_names_images_by_path_name_or_stem(tmp_path):
 @pytest.mark.parametrize(
     ("lines", "fault"),
     [
-        ("9999.png\n", "names '9999.png', which no images"),
-        ("same.png\n", "names 'same.png', which 2 images"),
+        ("9999.png\n", "names '9999.png', which is the name of no images"),
+        ("same.png\n", "names 'same.png', which is the name of 2 images"),
         ("", "no image of .* is held out"),
         ("\n".join(["same.png", "a/same.png"]), "2 images"),
         ("\n".join(["a/0000.png", "b/0001.png", "a/same.png", "b/same.png"]), "none is left to train on"),
@@ -337,9 +332,9 @@ def test_nvidias_rule_for_ffhq_goes_by_number(tmp_path):
         path = tmp_path / "in" / f"{number // 1000 * 1000:05d}" / f"{number:05d}.png"
         path.parent.mkdir(parents=True)
         Image.new("RGB", (9, 9)).save(path)
-    prepare(tmp_path / "in", tmp_path / "out", val="nvidia", labels=False)
+    prepare(tmp_path / "in", tmp_path / "out", val="nvidia", keep_labels=False)
     assert set(sources(tmp_path / "out", "val")) == {"60000/60000.png", "69000/69999.png"}
-    with pytest.raises(BadRequestError, match=r"from 60000 on, and .* has none"):
+    with pytest.raises(BadRequestError, match=r"from 60000 on, but .* has none"):
         prepare(tmp_path / "in" / "00000", tmp_path / "none", val="nvidia")
     Image.new("RGB", (9, 9)).save(tmp_path / "in" / "face.png")
     with pytest.raises(BadRequestError, match="is called 'face'"):
@@ -365,7 +360,7 @@ def test_imagenets_flat_val_folder_is_prepared_with_its_labels(tmp_path):
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_of_the_same_file_the_first_by_name_is_kept_whoever_works_at_it(tmp_path, small_shards, monkeypatch, workers):
-    monkeypatch.setattr(duplicates, "_FILES", 5)
+    monkeypatch.setattr(duplicates, "_CHUNK_FILES", 5)
     folder = images(tmp_path / "in", 30)
     for copy, of in [("z/1", "b/0003"), ("z/0", "b/0003"), ("a/0001", "b/0029"), ("b/0031", "b/0029")]:
         (folder / f"{copy}.png").parent.mkdir(exist_ok=True)
@@ -408,10 +403,10 @@ def test_a_duplicate_stays_in_one_split_and_may_take_the_place_of_the_only_held_
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=40))
-def test_later_copies_lead_to_the_first(values):
+def test_duplicates_lead_to_the_first(values):
     hashes = [hashlib.sha256(bytes([value])).digest() for value in values]
     expected = {i: values.index(value) for i, value in enumerate(values) if values.index(value) < i}
-    assert duplicates.later_copies(hashes) == expected
+    assert duplicates.find_duplicates(hashes) == expected
 
 
 # Any number of workers, any kill
@@ -444,7 +439,7 @@ def test_jobs_make_what_one_makes_and_the_last_one_ends_it(tmp_path, small_shard
         now = len(list((tmp_path / "jobs").rglob("*.zip")))
         if number < len(jobs) and now < 8:
             assert json.loads(out) == {"path": str(tmp_path / "jobs"), "shards": 8, "missing": 8 - now}
-            assert f"{8 - now} of 8 shards are not there yet" in err and now - made <= -(-8 // len(jobs))
+            assert f"{8 - now} of 8 shards are missing" in err and now - made <= -(-8 // len(jobs))
             assert not (tmp_path / "jobs" / "manifest.json").exists()
         made = now
     assert json.loads(out) == {**json.loads(whole), "path": str(tmp_path / "jobs")}
@@ -484,7 +479,7 @@ def test_a_finished_set_is_not_made_again(tmp_path, capsys):
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
     prepare(folder, tmp_path / "out", workers=2)
     out, err = capsys.readouterr()
-    assert out == first and "is prepared already" in err and tree(tmp_path / "out") == made
+    assert out == first and "is already prepared" in err and tree(tmp_path / "out") == made
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")} == stamps
 
 
@@ -493,7 +488,7 @@ def test_a_finished_set_is_not_made_again(tmp_path, capsys):
     [
         *({"size": 8}, {"square": True}, {"val": "2"}, {"upscale": True}, {"background": (0, 0, 0)}),
         *(
-            {"labels": False},
+            {"keep_labels": False},
             {"orientation": False},
             {"compression": "zlib"},
             {"drop_duplicates": True},
@@ -520,14 +515,14 @@ def test_the_same_folder_spelt_otherwise_is_the_same_plan(tmp_path, monkeypatch,
     prepare(images(tmp_path / "in", 6), tmp_path / "out")
     monkeypatch.chdir(tmp_path)
     prepare("./in", Path("out"))
-    assert "is prepared already" in capsys.readouterr().err
+    assert "is already prepared" in capsys.readouterr().err
 
 
 def test_a_folder_that_is_not_ours_is_left_alone(tmp_path):
     folder = images(tmp_path / "in", 6)
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.tex").write_text("x")
-    with pytest.raises(BadRequestError, match="out is not empty, and no prepared set"):
+    with pytest.raises(BadRequestError, match="out is not empty and holds no prepared set"):
         prepare(folder, tmp_path / "out")
     (tmp_path / "file").write_text("x")
     with pytest.raises(BadRequestError, match="file is a file"):

@@ -37,16 +37,17 @@ def tree(root):
 SCRIPT = """
 import sys
 from pathlib import Path
-from movq_cli.commands import prepare as command
+from movq_cli.commands import prepare_plan
+from movq_cli.commands.prepare import PrepareRequest, prepare
 from movq_cli.console import Console
 from movq_cli.errors import MovqError
-command.SHARD_IMAGES = 4
+prepare_plan.SHARD_IMAGES = 4
 try:
-    command.prepare(
-        sys.argv[1], Path(sys.argv[2]), size=64, square=True, val="4", val_list=None, upscale=True,
-        background=(255, 255, 255), labels=True, orientation=True, workers=int(sys.argv[3]),
-        console=Console(quiet=True), shard=tuple(map(int, sys.argv[4:])) or None,
+    request = PrepareRequest(
+        sys.argv[1], Path(sys.argv[2]), prepare_plan.Preprocessing(size=64, square=True, upscale=True), val="4",
+        workers=int(sys.argv[3]), shard=tuple(map(int, sys.argv[4:])) or None,
     )
+    prepare(request, Console(quiet=True))
 except MovqError as error:
     print(error, file=sys.stderr)
     sys.exit(error.exit_code)
@@ -164,7 +165,7 @@ def test_jobs_at_once_one_of_them_killed_and_one_started_twice_make_the_same_byt
     for job in jobs:
         error = job.communicate(timeout=60)[1]
         assert job.returncode == (-signal.SIGKILL if job is jobs[0] else 0), error
-        assert job is jobs[0] or all("shards are not there yet" in line for line in error.splitlines())
+        assert job is jobs[0] or all("shards are missing" in line for line in error.splitlines())
     assert not (out / "manifest.json").exists()
     again = start(folder, out, 1, 1, 3)
     assert again.communicate(timeout=60)[1] == "" and tree(out) == expected

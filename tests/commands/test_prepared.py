@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from tests.conftest import Movq
 
 
-def faults(root: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+def errors(root: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
     """The lines of a check that must fail."""
     with pytest.raises(FailureError, match=rf"{root} is damaged.*manifest\.json.*movq prepare") as caught:
         command.check(root, workers=2, console=Console(quiet=True))
     out, err = capsys.readouterr()
     lines = err.splitlines()
-    assert out == "" and f"{len(lines)} faults" in str(caught.value)
+    assert out == "" and f"{len(lines)} errors" in str(caught.value)
     assert all(line.startswith(f"warning: {root}") for line in lines)
     return lines
 
@@ -50,8 +50,8 @@ def with_index(members: dict[str, bytes], **changes: object) -> dict[str, bytes]
 def test_a_good_set_is_good_and_says_what_it_holds(prepared: PreparedSet, movq: Movq) -> None:
     done = movq("prepare", "--check", prepared.root)
     assert done.stdout.split("\t")[0] == str(prepared.root) and "48 train, 12 val" in done.stdout
-    figures = json.loads(movq("prepare", "--check", prepared.root, "--json").stdout)
-    assert (figures["train"], figures["val"], figures["hash"]) == (48, 12, prepared.manifest.hash)
+    result = json.loads(movq("prepare", "--check", prepared.root, "--json").stdout)
+    assert (result["train"], result["val"], result["hash"]) == (48, 12, prepared.manifest.hash)
     for bad in ("nowhere", "."):
         assert "no prepared set" in movq("prepare", "--check", bad, code=2).stderr
     assert "--check takes" in movq("prepare", "--check", prepared.root, "out", code=2).stderr
@@ -62,11 +62,11 @@ def test_every_flipped_byte_of_a_shard_is_noticed(
 ) -> None:
     shard = prepared.root / "val" / "00000.zip"
     data = shard.read_bytes()
-    for place in np.random.default_rng(0).integers(0, len(data), 60):
+    for position in np.random.default_rng(0).integers(0, len(data), 60):
         bad = bytearray(data)
-        bad[place] ^= 1
+        bad[position] ^= 1
         shard.write_bytes(bad)
-        assert faults(prepared.root, capsys), place
+        assert errors(prepared.root, capsys), position
     shard.write_bytes(data)
     command.check(prepared.root, workers=1, console=Console(quiet=True))
 
@@ -78,12 +78,12 @@ def test_each_damaged_image_is_named_and_the_remedy_works(
     whole = shard.read_bytes()
     bad = bytearray(whole)
     with zipfile.ZipFile(shard) as archive:
-        wanted = archive.infolist()[3:5]
-    for info in wanted:
+        damaged = archive.infolist()[3:5]
+    for info in damaged:
         bad[info.header_offset + 200] ^= 255
     shard.write_bytes(bad)
-    lines = faults(prepared.root, capsys)
-    assert len(lines) == 2 and all(info.filename in line for info, line in zip(wanted, lines, strict=True))
+    lines = errors(prepared.root, capsys)
+    assert len(lines) == 2 and all(info.filename in line for info, line in zip(damaged, lines, strict=True))
     done = movq("prepare", "--check", prepared.root, code=1)
     assert done.stdout == "" and done.stderr.splitlines()[-1].startswith("error: ")
     shard.unlink()
@@ -99,7 +99,7 @@ def test_what_checksums_cannot_tell_is_found(
     def found(change: object) -> str:
         root = shutil.copytree(prepared.root, tmp_path / "copy")
         rewrite(root / "train" / "00000.zip", change)
-        lines = faults(root, capsys)
+        lines = errors(root, capsys)
         shutil.rmtree(root)
         return "\n".join(lines)
 
@@ -108,12 +108,12 @@ def test_what_checksums_cannot_tell_is_found(
     Image.new("RGB", (16, 30)).save(other)
     assert f"{first} has 16 x 30 pixels" in found(lambda members: {**members, first: other.read_bytes()})
     assert "not an image" in found(lambda members: {**members, first: b"text"})
-    assert "names 48 images and not the 47" in found(lambda members: {k: v for k, v in members.items() if k != first})
+    assert "48 images, which are not the 47" in found(lambda members: {k: v for k, v in members.items() if k != first})
     assert "0 labels for 48 images" in found(lambda members: with_index(members, labels=None))
     wrong = [[f"00000/img{number:08d}.png", 3] for number in range(48)]
     assert "has the label 3" in found(lambda members: with_index(members, labels=wrong))
     assert "cannot be read" in found(lambda members: {**members, "dataset.json": b"{}"})
-    assert "1 refused images in the shards, 0 in" in found(lambda members: with_index(members, rejects=[["a", "b"]]))
+    assert "1 rejected images in the shards, 0 in" in found(lambda members: with_index(members, rejects=[["a", "b"]]))
     # Repacked, nothing in it is wrong: it is only not the shard that was made.
     assert "hash" in found(lambda members: members)
 
@@ -122,10 +122,10 @@ def test_missing_shards_and_swapped_ones_are_found(prepared: PreparedSet, capsys
     train, val = (prepared.root / split / "00000.zip" for split in ("train", "val"))
     kept = train.read_bytes()
     train.unlink()
-    assert "No such file" in faults(prepared.root, capsys)[0]
+    assert "No such file" in errors(prepared.root, capsys)[0]
     train.write_bytes(val.read_bytes())
     val.write_bytes(kept)
-    assert "12 images in train, and 48 in the manifest" in faults(prepared.root, capsys)[0]
+    assert "12 images in train, but 48 in the manifest" in errors(prepared.root, capsys)[0]
 
 
 # The sheet

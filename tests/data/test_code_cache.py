@@ -122,7 +122,7 @@ def test_every_view_has_the_codes_of_that_crop_or_mirror_image(
 
 
 def test_a_set_without_classes_has_no_labels(tmp_path: Path, model: Tokenizer, split: Split) -> None:
-    unlabelled = Split(split.paths, (), None, split.places)
+    unlabelled = Split(split.paths, (), None, split.extents)
     assert make(tmp_path / "tokens", model, unlabelled, ViewSettings(mirror=True)).labels is None
 
 

@@ -281,7 +281,7 @@ def test_png_is_lossless_at_every_level():
 
 def test_importing_the_data_modules_imports_no_torch():
     code = (
-        "import sys, movq_cli.files, movq_cli.data.images, movq_cli.data.sources, movq_cli.data.shards\n"
+        "import sys, movq_cli.files, movq_cli.data.images, movq_cli.sources.open, movq_cli.data.shards\n"
         "import movq_cli.commands.prepare\n"
         "assert 'torch' not in sys.modules and 'mlxtend' not in sys.modules"
     )

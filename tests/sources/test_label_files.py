@@ -54,9 +54,9 @@ def test_every_form_gives_the_same_labels_in_sorted_order_of_the_synsets(
         ([f"{name}.JPEG {number}" for number, name in enumerate(HELD_OUT)], "holds numbers"),
         (["n01", "n02"], "2 lines for 7 images"),
         ([], "0 lines for 7 images"),
-        (FORMS["pairs"][:-1], "no class of 1 of the 7 images in val, such as ILSVRC2012_val_00000007.JPEG"),
+        (FORMS["pairs"][:-1], "no class for 1 of the 7 images in val, such as ILSVRC2012_val_00000007.JPEG"),
         ([*FORMS["pairs"][:-1], "ILSVRC2012_val_00000007 n09"], "1 classes without a train folder, such as n09"),
-        (["a b c", "d e f"], "is no list of labels"),
+        (["a b c", "d e f"], "is not a list of labels"),
     ],
 )
 def test_a_file_that_does_not_fit_is_a_bad_request(

@@ -10,7 +10,7 @@ from PIL import Image
 
 from movq_cli.data.images import decode
 from movq_cli.errors import BadRequestError, FailureError
-from movq_cli.sources.named import _TORCHVISION
+from movq_cli.sources.kinds.named import _TORCHVISION
 from movq_cli.sources.open import open_source
 
 

@@ -19,7 +19,8 @@ from PIL import Image
 
 from movq_cli.data.images import BadImageError, decode, encode_png
 from movq_cli.errors import BadRequestError
-from movq_cli.sources import source
+from movq_cli.sources import labels, source
+from movq_cli.sources.arrays import npz_arrays
 from movq_cli.sources.open import open_source
 
 
@@ -225,11 +226,11 @@ def test_case_clashing_and_repeated_names_in_a_zip(tmp_path):
 def test_names_are_relative_unique_and_lose_no_image(names):
     names = list(dict.fromkeys(names))
     try:
-        found = open._assemble("spec", names, reader=None)
+        found = labels.assemble("location", names, reader=None)
     except BadRequestError:
-        assert all(any(part.startswith(".") for part in open._clean(name).split("/")) for name in names)
+        assert all(any(part.startswith(".") for part in labels._safe_name(name).split("/")) for name in names)
         return
-    visible = [name for name in names if not any(p.startswith(".") for p in open._clean(name).split("/"))]
+    visible = [name for name in names if not any(p.startswith(".") for p in labels._safe_name(name).split("/"))]
     assert sorted(found.members) == [i for i, name in enumerate(names) if name in visible]
     assert len(set(found.names)) == len(found.names) and list(found.names) == sorted(found.names)
     for name in found.names:
@@ -420,7 +421,7 @@ def test_a_list_names_files_from_its_folder_on_and_perhaps_their_classes(tmp_pat
 def test_a_list_of_nothing_that_is_there_is_a_bad_request(tmp_path):
     for text in ("", "a.png\nb.png", "\0"):
         (tmp_path / "list.txt").write_text(text)
-        with pytest.raises(BadRequestError, match=r"none of the \d images that .*list\.txt lists is there"):
+        with pytest.raises(BadRequestError, match=r"none of the \d images that .*list\.txt lists exists"):
             open_source(str(tmp_path / "list.txt"))
 
 
@@ -440,7 +441,7 @@ def test_an_npz_of_pixels_and_classes(tmp_path, save):
     assert source.labels == (2, 0, 1) and source.classes == ("0", "1", "2") and source.splits is None
     for index in (2, 0, 1):
         assert np.array_equal(np.asarray(decode(source.read(index))), pixels[index])
-    assert open.npz_arrays(tmp_path / "a.npz") == {"arr_0", "arr_1"}
+    assert npz_arrays(tmp_path / "a.npz") == {"arr_0", "arr_1"}
 
 
 @pytest.mark.parametrize("labels", [None, [1, 2], [0.0, 1.0, 2.0], [0, -1, 2]])

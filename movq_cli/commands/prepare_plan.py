@@ -1,0 +1,170 @@
+"""The plan of a prepared set: everything that decides its bytes, and the work of making one shard."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from movq_cli.data import png
+from movq_cli.data.images import FILTER, BadImageError, center_crop, decode, resize_short_side
+from movq_cli.data.shards import (
+    SHARD_IMAGES,
+    SPLITS,
+    Entry,
+    Reject,
+    ShardReport,
+    SplitName,
+    inspect_shard,
+    member_name,
+    shard_path,
+    write_shard,
+)
+from movq_cli.sources.source import Source
+
+DEFAULT_MAX_SIDE = 256
+"""Largest short side of images for which no size is requested, pixels; larger images are reduced to it."""
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """The operations on one image."""
+
+    size: int | None = None
+    """Short side of the stored images, pixels; None keeps the image's own, at most `DEFAULT_MAX_SIDE`."""
+    square: bool = False
+    """Whether the central square is cut out after resizing."""
+    upscale: bool = False
+    """Whether smaller images are enlarged; otherwise they are rejected."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """Color that transparent pixels are composited over, RGB in 0..255."""
+    orientation: bool = True
+    """Whether images are turned upright as their EXIF data says."""
+    compression: png.Compression = "none"
+    """Compression of the stored PNG files."""
+
+    def apply(self, data: bytes) -> Image.Image:
+        """Decode, resize and crop an image file.
+
+        Raises:
+            BadImageError: The image cannot be used; the text says why.
+        """
+        image = decode(data, background=self.background, orientation=self.orientation)
+        size = self.size or min(DEFAULT_MAX_SIDE, *image.size)
+        image = resize_short_side(image, size, upscale=self.upscale)
+        return center_crop(image, size) if self.square else image
+
+    def accepts(self, source: Source, index: int) -> bool:
+        """Return whether an image of a source can be used."""
+        try:
+            self.apply(source.read(index))
+        except BadImageError:
+            return False
+        return True
+
+
+class Shard(NamedTuple):
+    """A unit of work: at most `SHARD_IMAGES` source images of a split."""
+
+    split: SplitName
+    number: int
+    indices: tuple[int, ...]  # indices of the images in the source
+
+    @property
+    def name(self) -> str:
+        """Path of the shard's file from the set's folder on."""
+        return f"{self.split}/{self.number:05d}.zip"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that decides the bytes of a prepared set; each shard is a pure function of it."""
+
+    source: Source
+    out: Path
+    """Folder of the set."""
+    preprocessing: Preprocessing
+    shards: tuple[Shard, ...]
+    duplicates: Mapping[int, int] | None
+    """Images that are left out because they equal an earlier file, and the index of that file; None = not searched."""
+    is_shared: bool
+    """Whether other processes may be making shards of the same set."""
+
+    def make_shard(self, number: int) -> ShardReport:
+        """Make one of the shards, unless it exists, and report what its file holds.
+
+        Raises:
+            BadRequestError: The existing file is damaged.
+            FailureError: The file could not be written.
+        """
+        shard = self.shards[number]
+        path = shard_path(self.out, shard.split, shard.number)
+        if not path.exists():
+            write_shard(path, self._images(shard), concurrent=self.is_shared)
+        return inspect_shard(path)
+
+    def finished_shards(self) -> set[str]:
+        """Return the names of the shards that exist."""
+        # The folder is listed, because a network file system may cache for a while that a file did not exist.
+        found = {f"{split}/{path.name}" for split in SPLITS for path in (self.out / split).glob("*.zip")}
+        return found & {shard.name for shard in self.shards}
+
+    def part(self, job: int, jobs: int) -> Plan:
+        """Return a plan with every `jobs`-th shard only.
+
+        Args:
+            job: Number of the job, from 0 or from 1.
+            jobs: Number of jobs.
+        """
+        return replace(self, shards=self.shards[job % jobs :: jobs])
+
+    def encode(self) -> str:
+        """Return the content of `plan.json`: equal for equal plans, and different for all others."""
+        path = Path(self.source.location)
+        settings = {
+            "format": 1,
+            "source": str(path.resolve()) if path.exists() else self.source.location,
+            "filter": FILTER,
+            **asdict(self.preprocessing),
+            "drop_duplicates": self.duplicates is not None,
+        }
+        content = [
+            *(settings, self.source.names, self.source.labels, self.source.classes),
+            *(self.shards, self.duplicates),
+        ]
+        fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return json.dumps({**settings, "images": len(self.source), "fingerprint": fingerprint}, indent=2) + "\n"
+
+    def _images(self, shard: Shard) -> Iterator[Entry | Reject]:
+        labels = self.source.labels
+        for number, index in enumerate(shard.indices, start=shard.number * SHARD_IMAGES):
+            name = self.source.names[index]
+            if self.duplicates and index in self.duplicates:
+                yield Reject(name, f"the same file as {self.source.names[self.duplicates[index]]}")
+                continue
+            try:
+                image = self.preprocessing.apply(self.source.read(index))
+            except BadImageError as error:
+                yield Reject(name, str(error))
+            else:
+                data = png.encode(np.asarray(image), self.preprocessing.compression)
+                yield Entry(member_name(number), data, None if labels is None else labels[index], name)
+
+
+def cut_into_shards(splits: Mapping[SplitName, Sequence[int]]) -> tuple[Shard, ...]:
+    """Cut the images of each split into shards.
+
+    Args:
+        splits: Indices of each split's images in the source.
+    """
+    return tuple(
+        Shard(split, number, tuple(indices[start : start + SHARD_IMAGES]))
+        for split, indices in splits.items()
+        for number, start in enumerate(range(0, len(indices), SHARD_IMAGES))
+    )

@@ -1,0 +1,69 @@
+"""Folders of image files or of tars."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from movq_cli.data.images import BadImageError
+from movq_cli.sources.kinds.tars import open_tars
+from movq_cli.sources.labels import assemble, is_image, is_visible
+from movq_cli.sources.source import Source, SourceKind, check_bytes
+
+
+class FolderKind(SourceKind):
+    """Any folder that no other kind takes: one of images, or one of tars without images beside them."""
+
+    is_fallback = True
+
+    def matches(self, location: str, path: Path | None) -> bool:
+        """Return whether the path is a folder."""
+        return path is not None and path.is_dir()
+
+    def open(self, location: str, path: Path | None) -> Source:
+        """List the images of the folder, or those of its tars."""
+        assert path is not None
+        files = tuple(_walk(path, "", frozenset()))
+        tars = sorted(file for file in files if PurePosixPath(file).suffix.lower() == ".tar")
+        if tars and not any(map(is_image, files)):
+            return open_tars(location, [path / tar for tar in tars])
+        return assemble(location, files, FolderReader(path, files))
+
+
+@dataclass(frozen=True)
+class FolderReader:
+    """Files below a folder."""
+
+    root: Path
+    files: tuple[str, ...]  # paths from `root` on, or absolute ones
+
+    def read(self, member: int) -> bytes:
+        """Return the bytes of a file."""
+        path = self.root / self.files[member]
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BadImageError("not a file")  # reading from a pipe would block for ever
+        check_bytes(status.st_size)
+        return path.read_bytes()
+
+
+def _walk(folder: Path, prefix: str, parents: frozenset[tuple[int, int]]) -> Iterator[str]:
+    """Yield the files below a folder. Links are followed as by `find -L`, except those to a parent folder."""
+    status = folder.stat()
+    identity = (status.st_dev, status.st_ino)
+    if identity in parents:
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            is_linked_folder = entry.is_symlink() and Path(entry.path).is_dir()
+            if is_linked_folder or entry.is_dir(follow_symlinks=False):
+                if is_visible(entry.name):
+                    yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", parents | {identity})
+            else:
+                yield prefix + entry.name
+
+
+KIND = FolderKind()
