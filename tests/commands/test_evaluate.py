@@ -597,6 +597,7 @@ def test_lpips_of_folders_is_the_librarys(tmp_path, capsys):
     assert set(result["protocol"]["weights"]) == {"alex"}
 
 
+@pytest.mark.slow
 def test_kernel_distance_by_the_real_network(tmp_path, capsys):
     class Structure(FeatureExtractorInceptionV3):
         def load_state_dict(self, state_dict):  # type: ignore[override]
