@@ -22,10 +22,69 @@ from movq_cli.cli.options import (
     console_for,
     split_name,
 )
+from movq_cli.console import Console
 from movq_cli.errors import BadRequestError
 from movq_cli.evaluation import metrics
+from movq_cli.evaluation.request import EvaluationRequest
 
 F = TypeVar("F", bound=Callable[..., None])
+
+Sets = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="REAL FAKE",
+        help="Originals, then reconstructions or samples: a folder, zip, tar, prepared set or .npz file of pixels. "
+        "REAL may be statistics. --stats and --codebook take one set, --table takes JSON files.",
+        show_default=False,
+    ),
+]
+
+Every = Annotated[bool, typer.Option("--all", help="Every metric that the inputs allow; downloads missing weights.")]
+
+Codebook = Annotated[bool, typer.Option("--codebook", help="Usage and perplexity of a tokenizer's codebook on REAL.")]
+
+Copies = Annotated[
+    Path | None,
+    typer.Option("--copies", help="Search FAKE for copies of REAL, and write this picture of the nearest images."),
+]
+
+Statistics = Annotated[
+    str | None,
+    typer.Option("--stats", help="Write the statistics of REAL to this .npz file, or store them under this name."),
+]
+
+Table = Annotated[bool, typer.Option("--table", help="Print JSON results side by side, as Markdown.")]
+
+Split = Annotated[str, typer.Option(help="Split of a prepared set: train or val.")]
+
+Crop = Annotated[
+    int | None,
+    typer.Option(
+        min=8,
+        help="Compare central squares of this side in pixels, after resizing the short side to it. "
+        "[default: images as they are]",
+        show_default=False,
+    ),
+]
+
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at a corrupt image instead of leaving it out.")]
+
+PublishedBy = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        "-p",
+        help="Show the published values of this preset beside the results. [default: none]",
+        show_default=False,
+    ),
+]
+
+Cache = Annotated[
+    Path | None,
+    typer.Option("--cache", help="Folder of the feature cache. [default: ~/.cache/movq]", show_default=False),
+]
+
+Out = Annotated[Path | None, typer.Option("--out", help="Also write the metrics and their protocol to this JSON file.")]
 
 
 def with_metric_flags(command: F) -> F:
@@ -48,64 +107,20 @@ def with_metric_flags(command: F) -> F:
 
 @with_metric_flags
 def evaluate(
-    sets: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="REAL FAKE",
-            help="Originals, then reconstructions or samples: a folder, zip, tar, prepared set or .npz file of pixels. "
-            "REAL may be statistics. --stats and --codebook take one set, --table takes JSON files.",
-            show_default=False,
-        ),
-    ],
-    every: Annotated[
-        bool, typer.Option("--all", help="Every metric that the inputs allow; downloads missing weights.")
-    ] = False,
-    codebook: Annotated[
-        bool, typer.Option("--codebook", help="Usage and perplexity of a tokenizer's codebook on REAL.")
-    ] = False,
-    copies: Annotated[
-        Path | None,
-        typer.Option("--copies", help="Search FAKE for copies of REAL, and write this picture of the nearest images."),
-    ] = None,
-    stats: Annotated[
-        str | None,
-        typer.Option("--stats", help="Write the statistics of REAL to this .npz file, or store them under this name."),
-    ] = None,
-    table: Annotated[bool, typer.Option("--table", help="Print JSON results side by side, as Markdown.")] = False,
-    split: Annotated[str, typer.Option(help="Split of a prepared set: train or val.")] = "val",
-    crop: Annotated[
-        int | None,
-        typer.Option(
-            min=8,
-            help="Compare central squares of this side in pixels, after resizing the short side to it. "
-            "[default: images as they are]",
-            show_default=False,
-        ),
-    ] = None,
-    strict: Annotated[
-        bool, typer.Option("--strict", help="Stop at a corrupt image instead of leaving it out.")
-    ] = False,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            "--preset",
-            "-p",
-            help="Show the published values of this preset beside the results. [default: none]",
-            show_default=False,
-        ),
-    ] = None,
+    sets: Sets,
+    every: Every = False,
+    codebook: Codebook = False,
+    copies: Copies = None,
+    stats: Statistics = None,
+    table: Table = False,
+    split: Split = "val",
+    crop: Crop = None,
+    strict: Strict = False,
+    preset: PublishedBy = None,
     run: TokenizerRun = None,
     weights: WeightsFolder = None,
-    cache: Annotated[
-        Path | None,
-        typer.Option(
-            "--cache", help="Folder in which features are cached. [default: ~/.cache/movq]", show_default=False
-        ),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Also write the metrics and their protocol to this JSON file."),
-    ] = None,
+    cache: Cache = None,
+    out: Out = None,
     batch_size: BatchSize = 32,
     device: DeviceName = None,
     gpus: Gpus = None,
@@ -116,19 +131,12 @@ def evaluate(
     """Measure FAKE against REAL; by default every metric that the inputs and the available weights allow."""
     requested = tuple(key for key, is_requested in flags.items() if is_requested)
     console = console_for(as_json, quiet)
-    takes_one_set = stats is not None or (
-        len(sets) == 1 and codebook and not requested and not every and copies is None
-    )
-    if not table and len(sets) != (1 if takes_one_set else 2):
-        rule = "--stats takes one set" if takes_one_set else "two sets are compared, REAL and FAKE"
-        raise BadRequestError(f"{rule}, not {len(sets)} ({', '.join(sets)})", "See `movq evaluate --help`.")
     if table:
         from movq_cli.commands.evaluation_table import tabulate
 
         tabulate(sets, console)
         return
-    from movq_cli.evaluation.request import EvaluationRequest
-
+    _check_number(sets, stats, is_codebook_alone=codebook and not requested and not every and copies is None)
     request = EvaluationRequest(
         metrics=requested,
         require_weights=bool(requested) or every,
@@ -146,6 +154,19 @@ def evaluate(
         gpus=gpus,
         out=out,
     )
+    _run(sets, stats, request, console)
+
+
+def _check_number(sets: list[str], stats: str | None, *, is_codebook_alone: bool) -> None:
+    """Refuse a number of sets that the options do not allow."""
+    takes_one_set = stats is not None or (len(sets) == 1 and is_codebook_alone)
+    if len(sets) != (1 if takes_one_set else 2):
+        rule = "--stats takes one set" if takes_one_set else "two sets are compared, REAL and FAKE"
+        raise BadRequestError(f"{rule}, not {len(sets)} ({', '.join(sets)})", "See `movq evaluate --help`.")
+
+
+def _run(sets: list[str], stats: str | None, request: EvaluationRequest, console: Console) -> None:
+    """Write statistics, measure the codebook alone, or compare two sets."""
     if stats is not None:
         from movq_cli.commands.statistics import statistics
 

@@ -10,6 +10,7 @@ from typing import Any
 from movq_cli.console import Console
 from movq_cli.errors import BadRequestError
 from movq_cli.evaluation import cautions, codebook, metrics
+from movq_cli.evaluation.metric import DEFAULT_DECIMALS
 
 
 def tabulate(files: Sequence[str], console: Console) -> None:
@@ -64,7 +65,7 @@ def _format(key: str, row: dict[str, Any]) -> str:
 
 def _decimals(key: str) -> int:
     metric = metrics.with_result_key(key)
-    return codebook.DECIMALS.get(key, metrics.DEFAULT_DECIMALS) if metric is None else metric.decimals
+    return codebook.DECIMALS.get(key, DEFAULT_DECIMALS) if metric is None else metric.decimals
 
 
 def _differences(results: dict[str, dict[str, Any]]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from movq_cli.data.images import FILTER
 from movq_cli.data.sample_files import MANIFEST
 from movq_cli.evaluation.image_sets import ImageSet, Size
-from movq_cli.evaluation.metrics import Metric, Needs
+from movq_cli.evaluation.metric import Metric, Needs
 
 _CLASS_TOLERANCE = 0.02
 """Share of the images that may have another class on one side than on the other without a warning."""

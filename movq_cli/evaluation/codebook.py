@@ -11,7 +11,7 @@ from movq_cli import checkpoints, runs
 from movq_cli.console import Console
 from movq_cli.data.coding import encode_batch
 from movq_cli.evaluation.image_sets import ImageSet
-from movq_cli.evaluation.metrics import MetricValues
+from movq_cli.evaluation.metric import MetricValues
 from movq_cli.files import sha256
 from movq_cli.models.quantizer import CodebookHealth
 from movq_cli.sources import stream

@@ -17,7 +17,7 @@ from movq_cli.evaluation.extractors import FeatureExtractor
 from movq_cli.evaluation.feature_cache import Features
 from movq_cli.evaluation.image_sets import ImageSet
 from movq_cli.evaluation.inputs import SetInputs
-from movq_cli.evaluation.metrics import Metric, MetricValues, Needs, PairedMetric, SetMetric
+from movq_cli.evaluation.metric import Metric, MetricValues, Needs, PairedMetric, SetMetric
 from movq_cli.evaluation.paired import PairScorer
 from movq_cli.evaluation.pretrained import Network
 from movq_cli.evaluation.request import EvaluationRequest

@@ -13,7 +13,7 @@ import torch
 
 from movq_cli.console import Console
 from movq_cli.evaluation import metrics, pretrained
-from movq_cli.evaluation.metrics import MetricValues
+from movq_cli.evaluation.metric import MetricValues
 from movq_cli.evaluation.pretrained import Network
 from movq_cli.files import atomic_write
 from movq_cli.settings import Targets

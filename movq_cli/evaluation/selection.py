@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from movq_cli.console import Console
 from movq_cli.errors import BadRequestError
 from movq_cli.evaluation import metrics, pretrained
-from movq_cli.evaluation.metrics import Metric, Needs
+from movq_cli.evaluation.metric import Metric, Needs
 from movq_cli.evaluation.request import EvaluationRequest
 from movq_cli.evaluation.sides import Sides
 from movq_cli.ranks import Ranks

@@ -11,7 +11,7 @@ from movq_cli.errors import BadRequestError
 from movq_cli.evaluation import paired, references
 from movq_cli.evaluation.feature_cache import Reference
 from movq_cli.evaluation.image_sets import ImageSet
-from movq_cli.evaluation.metrics import Metric, Needs
+from movq_cli.evaluation.metric import Metric, Needs
 from movq_cli.evaluation.paired import Pairs
 from movq_cli.evaluation.request import EvaluationRequest
 

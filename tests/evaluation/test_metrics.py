@@ -15,7 +15,8 @@ from PIL import Image
 
 from movq_cli.errors import BadRequestError
 from movq_cli.evaluation import metrics
-from movq_cli.evaluation.metrics import FID, KID, REGISTRY, Metric, Needs, PrecisionRecall, PrecisionRecallVGG
+from movq_cli.evaluation.metric import Metric, Needs
+from movq_cli.evaluation.metrics import FID, KID, REGISTRY, PrecisionRecall, PrecisionRecallVGG
 
 PACKAGE = Path(metrics.__file__).parents[1]
 
@@ -27,7 +28,8 @@ import torch
 from torch import nn
 
 from movq_cli.evaluation import extractors
-from movq_cli.evaluation.metrics import Measurement, PixelMetric, SetMetric, register
+from movq_cli.evaluation.metric import Measurement, PixelMetric, SetMetric
+from movq_cli.evaluation.metrics import register
 
 
 @register
