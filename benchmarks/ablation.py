@@ -38,7 +38,7 @@ from benchmarks.machine import machine
 from movq_cli import devices, presets
 from movq_cli.data.shards import PreparedSet
 from movq_cli.errors import MovqError
-from movq_cli.evaluation import paired
+from movq_cli.evaluation import metrics
 from movq_cli.files import atomic_path, atomic_write
 from movq_cli.runs import Run
 from movq_cli.settings import Preset
@@ -216,7 +216,7 @@ def protocol(bench: Bench) -> Figures:
         "revive_every": train.revive_every,
         "precision": train.precision,
         "overrides": list(bench.overrides),
-        "variants": {"psnr": paired.PSNR.variant, "ssim": paired.SSIM.variant},
+        "variants": {"psnr": metrics.PSNR.variant, "ssim": metrics.SSIM.variant},
     }
 
 

@@ -1,10 +1,13 @@
-"""`movq evaluate`: its options."""
+"""The options of `movq evaluate`."""
 
 from __future__ import annotations
 
+import inspect
 import os
+import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 import typer
 
@@ -19,93 +22,124 @@ from movq_cli.cli.options import (
     console_for,
     split_name,
 )
+from movq_cli.console import Console
 from movq_cli.errors import BadRequestError
+from movq_cli.evaluation import metrics
+from movq_cli.evaluation.request import EvaluationRequest
+
+F = TypeVar("F", bound=Callable[..., None])
+
+Sets = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="REAL FAKE",
+        help="Originals, then reconstructions or samples: a folder, zip, tar, prepared set or .npz file of pixels. "
+        "REAL may be statistics. --stats and --codebook take one set, --table takes JSON files.",
+        show_default=False,
+    ),
+]
+
+Every = Annotated[bool, typer.Option("--all", help="Every metric that the inputs allow; downloads missing weights.")]
+
+Codebook = Annotated[bool, typer.Option("--codebook", help="Usage and perplexity of a tokenizer's codebook on REAL.")]
+
+Copies = Annotated[
+    Path | None,
+    typer.Option("--copies", help="Search FAKE for copies of REAL, and write this picture of the nearest images."),
+]
+
+Statistics = Annotated[
+    str | None,
+    typer.Option("--stats", help="Write the statistics of REAL to this .npz file, or store them under this name."),
+]
+
+Table = Annotated[bool, typer.Option("--table", help="Print JSON results side by side, as Markdown.")]
+
+Split = Annotated[str, typer.Option(help="Split of a prepared set: train or val.")]
+
+Crop = Annotated[
+    int | None,
+    typer.Option(
+        min=8,
+        help="Compare central squares of this side in pixels, after resizing the short side to it. "
+        "[default: images as they are]",
+        show_default=False,
+    ),
+]
+
+Strict = Annotated[bool, typer.Option("--strict", help="Stop at a corrupt image instead of leaving it out.")]
+
+PublishedBy = Annotated[
+    str | None,
+    typer.Option(
+        "--preset",
+        "-p",
+        help="Show the published values of this preset beside the results. [default: none]",
+        show_default=False,
+    ),
+]
+
+Cache = Annotated[
+    Path | None,
+    typer.Option("--cache", help="Folder of the feature cache. [default: ~/.cache/movq]", show_default=False),
+]
+
+Out = Annotated[Path | None, typer.Option("--out", help="Also write the metrics and their protocol to this JSON file.")]
 
 
+def with_metric_flags(command: F) -> F:
+    """Put a flag for each registered metric in place of a command's `**flags`, after its first parameter."""
+    signature = inspect.signature(command, eval_str=True)
+    first, *others, _ = signature.parameters.values()
+    flags = [
+        inspect.Parameter(
+            metric.key,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=False,
+            annotation=Annotated[bool, typer.Option(metric.option, help=metric.help)],
+        )
+        for metric in metrics.REGISTRY.values()
+        if metric.option is not None
+    ]
+    command.__signature__ = signature.replace(parameters=[first, *flags, *others])  # type: ignore[attr-defined]
+    return command
+
+
+@with_metric_flags
 def evaluate(
-    sets: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="REAL FAKE",
-            help="Originals, then reconstructions or samples: folder, zip, tar, prepared set, .npz of pixels; REAL may "
-            "be statistics. One set for --stats and --codebook, JSON files for --table.",
-            show_default=False,
-        ),
-    ],
-    fid: Annotated[bool, typer.Option("--fid", help="Frechet Inception distance, lower is better.")] = False,
-    isc: Annotated[bool, typer.Option("--is", help="Inception Score of FAKE, higher is better.")] = False,
-    kid: Annotated[bool, typer.Option("--kid", help="Kernel Inception distance, lower is better.")] = False,
-    prc: Annotated[bool, typer.Option("--prc", help="Precision and recall, 0 to 1, by Inception.")] = False,
-    prc_vgg: Annotated[bool, typer.Option("--prc-vgg", help="The same by VGG-16, StyleGAN's convention.")] = False,
-    psnr: Annotated[bool, typer.Option("--psnr", help="PSNR of pairs of the same name, dB.")] = False,
-    ssim: Annotated[bool, typer.Option("--ssim", help="SSIM of pairs of the same name.")] = False,
-    lpips: Annotated[bool, typer.Option("--lpips", help="LPIPS of pairs of the same name, lower is better.")] = False,
-    every: Annotated[
-        bool, typer.Option("--all", help="Every figure that the inputs allow; fetches weights that are missing.")
-    ] = False,
-    codebook: Annotated[
-        bool, typer.Option("--codebook", help="Usage and perplexity of a tokenizer's codebook on REAL.")
-    ] = False,
-    copies: Annotated[
-        Path | None,
-        typer.Option("--copies", help="Look for copies of REAL in FAKE, and make this picture of the nearest."),
-    ] = None,
-    stats: Annotated[
-        str | None,
-        typer.Option("--stats", help="Write REAL's statistics to this .npz, or keep them under this name."),
-    ] = None,
-    table: Annotated[bool, typer.Option("--table", help="Print JSON files side by side, as Markdown.")] = False,
-    split: Annotated[str, typer.Option(help="train or val: of a prepared set.")] = "val",
-    crop: Annotated[
-        int | None,
-        typer.Option(
-            min=8,
-            help="Compare central squares of so many pixels, short sides resized to it. [default: images as they are]",
-            show_default=False,
-        ),
-    ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="End at a corrupt image, not leave it out.")] = False,
-    preset: Annotated[
-        str | None,
-        typer.Option(
-            "--preset", "-p", help="Show this preset's published figures beside. [default: none]", show_default=False
-        ),
-    ] = None,
+    sets: Sets,
+    every: Every = False,
+    codebook: Codebook = False,
+    copies: Copies = None,
+    stats: Statistics = None,
+    table: Table = False,
+    split: Split = "val",
+    crop: Crop = None,
+    strict: Strict = False,
+    preset: PublishedBy = None,
     run: TokenizerRun = None,
     weights: WeightsFolder = None,
-    cache: Annotated[
-        Path | None,
-        typer.Option("--cache", help="Where features are kept. [default: ~/.cache/movq]", show_default=False),
-    ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Also write the figures and their protocol to this JSON file."),
-    ] = None,
+    cache: Cache = None,
+    out: Out = None,
     batch_size: BatchSize = 32,
     device: DeviceName = None,
     gpus: Gpus = None,
     as_json: Json = False,
     quiet: Quiet = False,
+    **flags: bool,
 ) -> None:
-    """Measure FAKE against REAL; without a figure named, all that the inputs and weights allow."""
-    figures = {"psnr": psnr, "ssim": ssim, "lpips": lpips, "fid": fid, "isc": isc, "kid": kid}
-    figures |= {"prc": prc, "prc_vgg": prc_vgg}
-    named = tuple(name for name, wanted in figures.items() if wanted)
+    """Measure FAKE against REAL; by default every metric that the inputs and the available weights allow."""
+    requested = tuple(key for key, is_requested in flags.items() if is_requested)
     console = console_for(as_json, quiet)
-    one = stats is not None or (len(sets) == 1 and codebook and not named and not every and copies is None)
-    if not table and len(sets) != (1 if one else 2):
-        wanted = "--stats takes one set" if one else "two sets are compared, REAL and FAKE"
-        raise BadRequestError(f"{wanted}, not {len(sets)} ({', '.join(sets)})", "See `movq evaluate --help`.")
     if table:
         from movq_cli.commands.evaluation_table import tabulate
 
         tabulate(sets, console)
         return
-    from movq_cli.evaluation.comparison import EvaluationRequest
-
-    asked = EvaluationRequest(
-        metrics=named,
-        insist=bool(named) or every,
+    _check_number(sets, stats, is_codebook_alone=codebook and not requested and not every and copies is None)
+    request = EvaluationRequest(
+        metrics=requested,
+        require_weights=bool(requested) or every,
         copies=copies,
         codebook=codebook,
         run=run,
@@ -120,14 +154,27 @@ def evaluate(
         gpus=gpus,
         out=out,
     )
+    _run(sets, stats, request, console)
+
+
+def _check_number(sets: list[str], stats: str | None, *, is_codebook_alone: bool) -> None:
+    """Refuse a number of sets that the options do not allow."""
+    takes_one_set = stats is not None or (len(sets) == 1 and is_codebook_alone)
+    if len(sets) != (1 if takes_one_set else 2):
+        rule = "--stats takes one set" if takes_one_set else "two sets are compared, REAL and FAKE"
+        raise BadRequestError(f"{rule}, not {len(sets)} ({', '.join(sets)})", "See `movq evaluate --help`.")
+
+
+def _run(sets: list[str], stats: str | None, request: EvaluationRequest, console: Console) -> None:
+    """Write statistics, measure the codebook alone, or compare two sets."""
     if stats is not None:
         from movq_cli.commands.statistics import statistics
 
-        statistics(stats, sets[0], asked, console)
+        statistics(stats, sets[0], request, arguments=sys.argv[1:], console=console)
         return
     from movq_cli.commands import evaluate as command
 
     if len(sets) == 1:
-        command.codebook(sets[0], asked, console)
+        command.codebook(sets[0], request, console)
     else:
-        command.evaluate(sets[0], sets[1], asked, console)
+        command.evaluate(sets[0], sets[1], request, arguments=sys.argv[1:], console=console)

@@ -1,4 +1,4 @@
-"""`movq evaluate --table`: results side by side, as Markdown."""
+"""`movq evaluate --table`: several results side by side, as a Markdown table."""
 
 from __future__ import annotations
 
@@ -9,18 +9,16 @@ from typing import Any
 
 from movq_cli.console import Console
 from movq_cli.errors import BadRequestError
-from movq_cli.evaluation import cautions
-
-_PLACES = {"psnr": 2, "fid": 2, "isc": 1, "codebook_perplexity": 0}
-"""Decimals, as the field's tables have them; four for the rest."""
+from movq_cli.evaluation import cautions, codebook, metrics
+from movq_cli.evaluation.metric import DEFAULT_DECIMALS
 
 
 def tabulate(files: Sequence[str], console: Console) -> None:
-    """Print a row for each result, and for each published row that stands beside one.
+    """Print a row for each result, and one for each set of published values that a result is compared with.
 
     Args:
         files: JSON files that `movq evaluate --out` wrote.
-        console: Where the table goes; with `--json` the results by file.
+        console: Console for the table; with `--json` it prints the results by file.
 
     Raises:
         BadRequestError: A file is not such a result.
@@ -37,7 +35,7 @@ def tabulate(files: Sequence[str], console: Console) -> None:
     columns = ["images", *keys]
     lines = [f"| | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
     for name, row in rows:
-        lines.append(f"| {name} | {' | '.join(_spoken(key, row) for key in columns)} |")
+        lines.append(f"| {name} | {' | '.join(_format(key, row) for key in columns)} |")
     for line in _differences(results):
         console.warn(line)
     console.result(results, "\n".join(lines))
@@ -47,7 +45,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(result["protocol"], dict):
-            raise TypeError("its protocol is no table")
+            raise TypeError("its protocol is not an object")
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         remedy = "Make one with `movq evaluate REAL FAKE --out FILE`."
@@ -55,17 +53,23 @@ def _read(path: Path) -> dict[str, Any]:
     return dict(result)
 
 
-def _spoken(key: str, row: dict[str, Any]) -> str:
+def _format(key: str, row: dict[str, Any]) -> str:
+    """Return a table cell: a dash for a missing value, "inf" for the infinite mean of identical pairs."""
     if key not in row:
         return "-"
     value = row[key]
     if value is None:
         return "-" if key == "images" else "inf"
-    return f"{value:,}" if isinstance(value, int) else f"{value:.{_PLACES.get(key, 4)}f}"
+    return f"{value:,}" if isinstance(value, int) else f"{value:.{_decimals(key)}f}"
+
+
+def _decimals(key: str) -> int:
+    metric = metrics.with_result_key(key)
+    return codebook.DECIMALS.get(key, DEFAULT_DECIMALS) if metric is None else metric.decimals
 
 
 def _differences(results: dict[str, dict[str, Any]]) -> list[str]:
-    """What keeps these results from being compared with each other."""
+    """Return a line for each condition that differs between the results, so that they cannot be compared."""
     by_condition: dict[str, dict[str, list[str]]] = {}
     for file, result in results.items():
         protocol = result["protocol"]
@@ -79,7 +83,7 @@ def _differences(results: dict[str, dict[str, Any]]) -> list[str]:
         for name, value in conditions.items():
             by_condition.setdefault(name, {}).setdefault(json.dumps(value, sort_keys=True), []).append(file)
     return [
-        f"not alike in {name}: {'; '.join(cautions.examples(files) for files in groups.values())}"
+        f"these results differ in {name}: {'; '.join(cautions.examples(files) for files in groups.values())}"
         for name, groups in by_condition.items()
         if len(groups) > 1
     ]

@@ -21,6 +21,7 @@ from movq_cli.data.images import BadImageError, encode_png
 from movq_cli.data.shards import SplitName
 from movq_cli.errors import BadRequestError
 from movq_cli.evaluation import extractors, paired
+from movq_cli.evaluation.metrics import load_scorers
 from movq_cli.files import atomic_write
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.settings import TokenizerSettings
@@ -108,14 +109,14 @@ def reconstruct(
     console.result(result, str(out))
 
 
-def _judges(weights: Path | None, device: torch.device, console: Console) -> list[paired.PairedMetric]:
+def _judges(weights: Path | None, device: torch.device, console: Console) -> list[paired.PairScorer]:
     """PSNR, SSIM, and LPIPS where its weights are on this machine: nothing is downloaded for a figure on the side."""
     keys = {"psnr", "ssim"}
     if extractors.available_trunks(weights):
         keys.add("lpips")
     else:
         console.log("lpips: left out, its weights are not here (movq evaluate --lpips fetches them)")
-    return paired.load_metrics(keys, weights, device)
+    return load_scorers(keys, weights, device)
 
 
 def decode_maps(model: Tokenizer, folder: Path, maps: Sequence[Path], out: Path, console: Console) -> None:

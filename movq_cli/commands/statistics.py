@@ -1,51 +1,58 @@
-"""`movq evaluate --stats`: a set's reference statistics, for FID against it without its images."""
+"""`movq evaluate --stats`: the reference statistics of a set, against which FID can be measured without its images."""
 
 from __future__ import annotations
 
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from movq_cli import ranks, signals
 from movq_cli.console import Console
-from movq_cli.evaluation import cautions, distributions, extractors, feature_cache, pretrained
-from movq_cli.evaluation.comparison import EvaluationRequest, kept_statistics
-from movq_cli.evaluation.image_sets import ImageSet
+from movq_cli.evaluation import cautions, extractors, feature_cache, pretrained, references
+from movq_cli.evaluation.metrics import FID
+from movq_cli.evaluation.processes import Process, run_on_ranks
+from movq_cli.evaluation.request import EvaluationRequest
+from movq_cli.evaluation.sides import open_images
 
 
-def statistics(out: str, location: str, asked: EvaluationRequest, console: Console) -> None:
-    """Write the mean and covariance of Inception's pool features.
+def statistics(
+    out: str, location: str, request: EvaluationRequest, *, arguments: Sequence[str], console: Console
+) -> None:
+    """Write the mean and the covariance of Inception's pool features of a set.
 
     Args:
-        out: An .npz file, as guided-diffusion's tools read it; or a name, by which `movq evaluate` finds them.
-        location: The set.
-        asked: Split, crop, weights and device.
-        console: Where to speak.
+        out: An .npz file, in the format of guided-diffusion's tools; or a name by which `movq evaluate` finds them.
+        location: The images.
+        request: The split, the crop, the weights and the device.
+        arguments: Arguments of the command line, with which further processes are started.
+        console: Console for the result and the warnings.
 
     Raises:
-        BadRequestError: The set or the weights cannot be used.
-        FailureError: The file cannot be written, or an image is corrupt where none may be.
+        BadRequestError: The images or the weights cannot be used.
+        FailureError: The file cannot be written, or an image of a strict set is corrupt.
     """
-    if asked.gpus is not None and not ranks.is_launched():
-        ranks.launch(sys.argv[1:], asked.gpus, asked.device)
-        return
-    path = Path(out) if out.endswith(".npz") else kept_statistics(out, asked.cache)
-    with (
-        ranks.joined_ranks(asked.device) as (mine, where),
-        signals.interruptible("the features computed", launched=mine.world_size > 1),
-        mine.long_barrier() as barrier,
-        extractors.exact_float32(),
-    ):
-        images = ImageSet("real", location, asked.split, crop=asked.crop, strict=asked.strict, console=console)
-        distributions.require_images("fid", len(images))
-        network = extractors.load_inception(asked.weights, where)
-        found = feature_cache.cached_features(
-            images, network, asked.cache, batch_size=asked.batch_size, device=where, ranks=mine, console=console
-        )
-        for line in cautions.after([images]):
-            console.warn(line)
-        if mine.is_first:
-            mu, sigma = found.statistics(where)
-            protocol = images.describe() | {"weights": {"inception": pretrained.record(network.weights)}}
-            feature_cache.write_reference(path, mu, sigma, protocol | {"extractor": network.name})
-            console.result({"path": str(path), "images": len(found.places)}, str(path))
-        barrier()
+    path = Path(out) if out.endswith(".npz") else references.statistics_path(out, request.cache)
+    run_on_ranks(lambda process: _write_statistics(path, location, request, process, console), request, arguments)
+
+
+def _write_statistics(
+    path: Path, location: str, request: EvaluationRequest, process: Process, console: Console
+) -> None:
+    images = open_images("real", location, request, console)
+    FID.require_images(len(images))
+    network = extractors.load_extractor(references.NETWORK, request.weights, process.device)
+    features = feature_cache.cached_features(
+        images,
+        network,
+        request.cache,
+        batch_size=request.batch_size,
+        device=process.device,
+        ranks=process.ranks,
+        console=console,
+    )
+    for line in cautions.after([images]):
+        console.warn(line)
+    if process.ranks.is_first:
+        mu, sigma = features.statistics(process.device)
+        described = images.describe() | {"weights": {references.NETWORK: pretrained.record(network.weights)}}
+        feature_cache.write_reference(path, mu, sigma, described | {"extractor": network.name})
+        console.result({"path": str(path), "images": len(features.indices)}, str(path))
+    process.barrier()

@@ -1,4 +1,4 @@
-"""`movq weights`: which pretrained networks' weights are here, and fetch them."""
+"""`movq weights`: list the files of pretrained weights that are available, and download the missing ones."""
 
 from __future__ import annotations
 
@@ -13,37 +13,41 @@ from movq_cli.evaluation.pretrained import WEIGHTS, Network
 
 
 def show_weights(folder: Path | None, *, fetch: bool, console: Console) -> None:
-    """List the files of weights with where they are looked for, and fetch those that are missing where that is wanted.
+    """List the files of pretrained weights and the folders that are searched; download missing files on request.
 
     Args:
-        folder: Searched before torch hub's; where files are fetched to, made where it is missing. None = torch hub's.
-        fetch: Download what is missing.
-        console: Where to speak.
+        folder: Folder that is searched before torch hub's, and into which files are downloaded; a download creates it
+            if it is missing. None uses torch hub's alone.
+        fetch: Whether to download the missing files.
+        console: Console for the result.
 
     Raises:
-        BadRequestError: The folder does not exist, and nothing is to be fetched.
+        BadRequestError: The folder does not exist, and nothing is to be downloaded.
         FailureError: A file cannot be downloaded.
     """
     if fetch:
-        for name, wanted in WEIGHTS.items():
-            console.log(f"{wanted.file}: {wanted.megabytes} MB from {wanted.url}")
+        for name, known in WEIGHTS.items():
+            console.log(f"{known.file}: {known.megabytes} MB from {known.url}")
             pretrained.download(name, folder)
     files = {name: _describe(name, folder) for name in WEIGHTS}
-    searched = [str(place) for place in pretrained.search_folders(folder)]
-    console.log(f"looked for in {', then '.join(searched)}")
+    searched = [str(path) for path in pretrained.search_folders(folder)]
+    console.log(f"searched {', then '.join(searched)}")
     rows = [
-        [name, told["file"], f"{told['megabytes']} MB", _state(told), told["purpose"]] for name, told in files.items()
+        [name, file["file"], f"{file['megabytes']} MB", _state(file), file["purpose"]] for name, file in files.items()
     ]
-    console.table({"weights": files, "searched": searched}, ["network", "file", "size", "where", "for"], rows)
+    console.table({"weights": files, "searched": searched}, ["network", "file", "size", "path", "purpose"], rows)
 
 
 def _describe(name: Network, folder: Path | None) -> dict[str, Any]:
-    path = pretrained.find_weights(name, folder) if pretrained.is_available(name, folder) else None
-    here = {"path": None} if path is None else {"path": str(path), "published": pretrained.is_published(path)}
-    return asdict(WEIGHTS[name]) | (here if path is None else here | pretrained.record(path))
+    """Return what is known of a network's file, with its path and hash if it is available."""
+    known = asdict(WEIGHTS[name])
+    if not pretrained.is_available(name, folder):
+        return known | {"path": None}
+    path = pretrained.find_weights(name, folder)
+    return known | {"path": str(path), "published": pretrained.is_published(path)} | pretrained.record(path)
 
 
-def _state(told: Mapping[str, Any]) -> str:
-    if told["path"] is None:
+def _state(file: Mapping[str, Any]) -> str:
+    if file["path"] is None:
         return "missing"
-    return str(told["path"]) if told["published"] else f"{told['path']} (not the published file)"
+    return str(file["path"]) if file["published"] else f"{file['path']} (not the published file)"

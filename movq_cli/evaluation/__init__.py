@@ -1,1 +1,1 @@
-"""The figures of the tables: paired, and between distributions."""
+"""The metrics of reconstructions and samples: of pairs of images, and of two sets as distributions."""

@@ -11,26 +11,31 @@ from movq_cli import checkpoints, runs
 from movq_cli.console import Console
 from movq_cli.data.coding import encode_batch
 from movq_cli.evaluation.image_sets import ImageSet
+from movq_cli.evaluation.metric import MetricValues
 from movq_cli.files import sha256
 from movq_cli.models.quantizer import CodebookHealth
 from movq_cli.sources import stream
 
+DECIMALS = {"codebook_perplexity": 0}
+"""Decimals in tables, by result key."""
 
-def codebook_figures(
+
+def measure_codebook(
     images: ImageSet, run: Path | None, batch_size: int, device: torch.device, console: Console
-) -> tuple[dict[str, float | None], dict[str, Any]]:
-    """Encode a set and count the codes.
+) -> tuple[MetricValues, dict[str, Any]]:
+    """Encode a set of images and count how often each codebook entry is used.
 
     Args:
-        images: The set.
-        run: The tokenizer's run folder or weight file; None = the newest finished run.
-        batch_size: Images at once.
-        device: Where.
-        console: For the progress.
+        images: The images.
+        run: Run folder or weight file of the tokenizer; None uses the newest finished run.
+        batch_size: Number of images in a batch.
+        device: Device that runs the tokenizer.
+        console: Console for progress.
 
     Returns:
-        Usage, the share of entries that are used at all, and perplexity, the exponential of the codes' entropy, over
-        all chunks together; and for the protocol the tokenizer and the same figures of each chunk.
+        The usage, which is the share of entries that are used at all, and the perplexity, which is the exponential of
+        the codes' entropy, over all chunks together; and the entry of the protocol, with the tokenizer and the same
+        two values of each chunk.
 
     Raises:
         BadRequestError: There is no such tokenizer.
@@ -40,17 +45,17 @@ def codebook_figures(
     model = checkpoints.load_tokenizer(path).to(device)
     health = CodebookHealth(model.settings.chunks, model.settings.codebook_size).to(device)
     with console.progress(len(images), "encoding", "images") as progress:
-        readable = ((place, image) for place, image in images.read(range(len(images))) if image is not None)
-        for places, batch in stream.same_size_batches(readable, batch_size):
+        readable = ((index, image) for index, image in images.read(range(len(images))) if image is not None)
+        for indices, batch in stream.same_size_batches(readable, batch_size):
             health.update(encode_batch(model, batch.to(device)))
-            progress.advance(len(places))
-    usage, of_chunks = health.usage()
-    perplexity, perplexities = health.perplexity()
+            progress.advance(len(indices))
+    usage, usage_of_chunks = health.usage()
+    perplexity, perplexity_of_chunks = health.perplexity()
     protocol = {
         "variant": f"of {model.settings.codebook_size} entries, all {model.settings.chunks} chunks together",
         "tokenizer": {"path": str(path), "sha256": sha256(path)},
-        "usage_of_chunks": of_chunks,
-        "perplexity_of_chunks": perplexities,
+        "usage_of_chunks": usage_of_chunks,
+        "perplexity_of_chunks": perplexity_of_chunks,
         "images": len(images) - len(images.unreadable),
     }
     return {"codebook_usage": usage, "codebook_perplexity": perplexity}, protocol

@@ -1,9 +1,10 @@
-"""How near two sets of images are as distributions: FID, KID, Inception Score, precision and recall.
+"""Metrics of two sets of images as distributions: FID, KID, Inception Score, precision and recall, and copies.
 
-All of them see the images through Inception's features only. Everything is computed in float64, save the
-distances behind precision and recall.
+All are computed from features of a pretrained network, which `extractors` provides. Statistics, distances between
+Gaussians, kernels and scores are computed in float64. The distances between single images, which precision, recall
+and the search for copies use, have the type of the features (float32).
 
-Shapes: N samples, D features (2,048 for Inception's pool), C classes.
+Shapes: N real images, M fake images, D features (2,048 for Inception's pool layer, 4,096 for VGG-16), C classes.
 """
 
 from __future__ import annotations
@@ -18,75 +19,43 @@ from torch import Tensor
 
 from movq_cli.errors import BadRequestError
 
-MINIMUM_IMAGES = {"fid": 2, "isc": 1, "kid": 2, "prc": 4, "prc_vgg": 4, "copies": 2}
-"""Fewer images a set than this and the figure is not defined (a covariance, a third neighbour)."""
-
-VARIANTS = {
-    "fid": "Inception pool features, sample covariance",
-    "isc": "Inception logits without bias, mean over 10 shuffled splits",
-    "kid": "Inception pool features, cubic kernel, unbiased, mean over 100 subsets of at most 1,000",
-    "precision": "Inception pool features, k = 3, at most 10,000 references",
-    "recall": "Inception pool features, k = 3, at most 10,000 references",
-    "precision_vgg": "VGG-16 fc2 features, k = 3, all images",
-    "recall_vgg": "VGG-16 fc2 features, k = 3, all images",
-    "copies": "share of fakes nearer to a real image than that is to any other, Inception pool features",
-}
-"""What each figure is, for reports: the defaults below."""
-
-KID_SUBSETS = 100
-KID_SUBSET_SIZE = 1000
-PRECISION_RECALL_REFERENCES = 10_000
 SEED = 2020
-"""torch-fidelity's: the same features give the same subsets and so the same figures."""
+"""Seed of all subsets, as in torch-fidelity: the same features give the same subsets and the same values."""
 
-_ROWS_AT_ONCE = 1024  # rows of a distance matrix held at a time: 0.25 GB against 60,000 columns
+_ROWS_AT_ONCE = 1024  # rows of a distance matrix in memory at a time: 0.25 GB against 60,000 columns
 
 
 class MeanAndSpread(NamedTuple):
-    """A figure that is a mean over subsets or splits, and its standard deviation over them."""
+    """Mean and standard deviation of a metric over subsets or splits."""
 
     mean: float
     std: float
 
 
-class Copies(NamedTuple):
-    """How near each fake is to the real images."""
+class NearestImages(NamedTuple):
+    """The nearest real image of each fake one."""
 
-    share: float  # in [0, 1], of fakes nearer to their nearest real image than that is to any other real one
-    nearest: Tensor  # [M] int64, each fake's nearest real image
-    distance: Tensor  # [M] float32, to it
+    share: float  # share in [0, 1] of fakes that are nearer to a real image than that is to any other real one
+    nearest: Tensor  # [M] int64, index of the nearest real image
+    distance: Tensor  # [M] float32, Euclidean distance to it
 
 
 class PrecisionRecall(NamedTuple):
-    """Shares in [0, 1]: of the fakes that look real, and of the reals that the fakes reach."""
+    """Precision, the share of fakes that look real, and recall, the share of reals that the fakes cover; in [0, 1]."""
 
     precision: float
     recall: float
 
 
-def require_images(metric: str, count: int) -> None:
-    """Refuse a set that is too small for a figure to be defined.
-
-    Args:
-        metric: A key of `MINIMUM_IMAGES`.
-        count: The images of the smaller set.
-
-    Raises:
-        BadRequestError: Too few images.
-    """
-    if count < MINIMUM_IMAGES[metric]:
-        raise BadRequestError(f"{metric} needs at least {MINIMUM_IMAGES[metric]} images in each set, not {count}")
-
-
 class FeatureStatistics:
-    """Mean and covariance of a stream of features, in float64 and without keeping the features.
+    """Mean and covariance of a stream of features, in float64, without storing the features.
 
-    Batches are merged by their exact counts, means and scatter matrices (Chan, Golub and LeVeque 1983), so
-    neither their sizes nor their order matter beyond rounding.
+    Batches are merged by their exact sizes, means and scatter matrices (Chan, Golub and LeVeque 1983), so neither the
+    sizes of the batches nor their order matter beyond rounding.
 
     Args:
-        width: Features a sample, D.
-        device: Where the D x D matrix lives.
+        width: Number of features D.
+        device: Device that holds the D x D matrix.
     """
 
     def __init__(self, width: int, device: torch.device | str = "cpu") -> None:
@@ -95,14 +64,18 @@ class FeatureStatistics:
         self._scatter = torch.zeros(width, width, dtype=torch.float64, device=device)
 
     def update(self, features: Tensor) -> None:
-        """Add a batch of features [N, D], of any float type and on any device."""
+        """Add a batch.
+
+        Args:
+            features: Features [N, D], of any float type and on any device.
+        """
         features = features.to(self.mean)
         mean = features.mean(dim=0)
         centred = features - mean
         self._merge(len(features), mean, centred.T @ centred)
 
     def merge(self, other: FeatureStatistics) -> None:
-        """Add what another instance has seen: of another process, say."""
+        """Add the statistics of other features, of another process for example."""
         self._merge(other.count, other.mean.to(self.mean), other._scatter.to(self.mean))
 
     @property
@@ -110,9 +83,10 @@ class FeatureStatistics:
         """The sample covariance [D, D], divided by N - 1 as in `numpy.cov`.
 
         Raises:
-            BadRequestError: Fewer than two samples.
+            BadRequestError: There are fewer than two samples.
         """
-        require_images("fid", self.count)
+        if self.count < 2:
+            raise BadRequestError(f"a covariance needs at least 2 images, not {self.count}")
         return self._scatter / (self.count - 1)
 
     def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
@@ -126,17 +100,17 @@ class FeatureStatistics:
 
 
 def frechet_distance(mu1: Tensor, sigma1: Tensor, mu2: Tensor, sigma2: Tensor) -> float:
-    """Squared Fréchet distance between two Gaussians: FID (Heusel et al. 2017, equation 6).
+    """Return the squared Fréchet distance between two Gaussians: FID (Heusel et al. 2017, equation 6).
 
-    The trace of (sigma1 sigma2)^(1/2) is that of the symmetric (s sigma2 s)^(1/2) with s = sigma1^(1/2): two
-    symmetric eigendecompositions, which are exact for singular covariances too and seven times faster than
-    `scipy.linalg.sqrtm` at D = 2,048.
+    The trace of (sigma1 sigma2)^(1/2) equals that of the symmetric matrix (s sigma2 s)^(1/2) with s = sigma1^(1/2). So
+    two symmetric eigendecompositions suffice. They are exact for singular covariances too, and seven times faster
+    than `scipy.linalg.sqrtm` at D = 2,048.
 
     Args:
         mu1: Mean [D] of one set.
-        sigma1: Covariance [D, D].
+        sigma1: Covariance [D, D] of that set.
         mu2: Mean [D] of the other set, on the same device.
-        sigma2: Covariance [D, D].
+        sigma2: Covariance [D, D] of the other set.
 
     Returns:
         The distance, at least 0.
@@ -147,67 +121,63 @@ def frechet_distance(mu1: Tensor, sigma1: Tensor, mu2: Tensor, sigma2: Tensor) -
     product = root @ sigma2 @ root
     trace = torch.linalg.eigvalsh((product + product.T) / 2).clamp(min=0).sqrt().sum()
     distance = (mu1 - mu2).square().sum() + sigma1.trace() + sigma2.trace() - 2 * trace
-    # Rounding takes equal sets a little below zero, where no distance can be.
+    # Rounding can put the distance of equal sets slightly below zero.
     return max(float(distance), 0.0)
 
 
-def kernel_distance(
-    real: Tensor,
-    fake: Tensor,
-    subsets: int = KID_SUBSETS,
-    subset_size: int = KID_SUBSET_SIZE,
-    seed: int = SEED,
-) -> MeanAndSpread:
-    """Kernel distance, KID (Binkowski et al. 2018): unbiased MMD^2 with the kernel (x.y / D + 1)^3.
+def kernel_distance(real: Tensor, fake: Tensor, *, subsets: int, subset_size: int, seed: int = SEED) -> MeanAndSpread:
+    """Return KID (Binkowski et al. 2018), the unbiased squared MMD with the kernel (x.y / D + 1)^3.
 
-    Subsets are drawn as torch-fidelity draws them (fake first, without replacement), so the same features
-    give its figures to within its float32 rounding.
+    Subsets are drawn as in torch-fidelity (the fake one first, without replacement), so the same features give its
+    values to within its float32 rounding.
 
     Args:
         real: Features [N, D].
         fake: Features [M, D].
-        subsets: How many pairs of subsets are averaged.
-        subset_size: Samples a subset; no more than the smaller set has.
-        seed: Of the draws.
+        subsets: Number of pairs of subsets over which the distance is averaged.
+        subset_size: Number of samples in a subset; at most the size of the smaller set is used.
+        seed: Seed of the subsets.
 
     Returns:
-        Mean and standard deviation over subsets. The mean may be a little below 0: the estimate is unbiased.
+        Mean and standard deviation over the subsets. The estimate is unbiased, so the mean may be slightly below 0.
 
     Raises:
-        BadRequestError: Fewer than two samples.
+        ValueError: There are fewer than two samples.
     """
     size = min(subset_size, len(real), len(fake))
-    require_images("kid", size)
-    draws = np.random.RandomState(seed)
+    if size < 2:
+        raise ValueError(f"the kernel distance needs at least 2 samples, not {size}")
+    random = np.random.RandomState(seed)
     distances = []
     for _ in range(subsets):
-        x = fake[torch.from_numpy(draws.choice(len(fake), size, replace=False)).to(fake.device)]
-        y = real[torch.from_numpy(draws.choice(len(real), size, replace=False)).to(real.device)]
+        x = fake[torch.from_numpy(random.choice(len(fake), size, replace=False)).to(fake.device)]
+        y = real[torch.from_numpy(random.choice(len(real), size, replace=False)).to(real.device)]
         distances.append(_unbiased_mmd(x.double(), y.double()))
     return MeanAndSpread(float(np.mean(distances)), float(np.std(distances)))
 
 
-def inception_score(logits: Tensor, splits: int = 10, seed: int = SEED) -> MeanAndSpread:
-    """Inception Score (Salimans et al. 2016): exp of the mean KL from each image's classes to the split's.
+def inception_score(logits: Tensor, *, splits: int, seed: int = SEED) -> MeanAndSpread:
+    """Return the Inception Score (Salimans et al. 2016): exp of the mean KL from each image's classes to the split's.
 
-    As torch-fidelity computes it: Inception's 1,008 logits without their bias, shuffled by a seeded
-    permutation (a set sorted by class would otherwise have few classes in each split), then cut.
+    It is computed as in torch-fidelity: Inception's 1,008 logits without their bias are shuffled by a seeded
+    permutation and then split. Without shuffling, each split of a set that is sorted by class would have few classes.
 
     Args:
-        logits: Class logits of the fakes [N, C].
-        splits: Parts whose scores are averaged; no more than there are images.
-        seed: Of the permutation.
+        logits: Class logits of the fake images [M, C].
+        splits: Number of splits whose scores are averaged; at most the number of images is used.
+        seed: Seed of the permutation.
 
     Returns:
-        Mean and standard deviation over the splits; each at least 1 and at most C.
+        Mean and standard deviation over the splits; the score of a split is at least 1 and at most C.
 
     Raises:
-        BadRequestError: No image.
+        ValueError: There is no image.
     """
-    require_images("isc", len(logits))
+    if len(logits) == 0:
+        raise ValueError("the Inception Score needs at least 1 image, not 0")
     order = torch.from_numpy(np.random.RandomState(seed).permutation(len(logits))).to(logits.device)
     scores = []
-    # Not tensor_split: it puts the longer parts first, torch-fidelity spreads them.
+    # Not tensor_split: it makes the first splits longer, where torch-fidelity spaces the longer ones evenly.
     parts = min(splits, len(logits))
     bounds = [i * len(logits) // parts for i in range(parts + 1)]
     for start, stop in pairwise(bounds):
@@ -218,65 +188,59 @@ def inception_score(logits: Tensor, splits: int = 10, seed: int = SEED) -> MeanA
 
 
 def precision_recall(
-    real: Tensor,
-    fake: Tensor,
-    k: int = 3,
-    references: int | None = PRECISION_RECALL_REFERENCES,
-    seed: int = SEED,
+    real: Tensor, fake: Tensor, *, k: int, references: int | None = None, seed: int = SEED
 ) -> PrecisionRecall:
-    """Improved precision and recall (Kynkäänniemi et al. 2019, equation 1).
+    """Return improved precision and recall (Kynkäänniemi et al. 2019, equation 1).
 
-    The defaults are the guided-diffusion evaluator's convention (Dhariwal and Nichol 2021): Inception's pool
-    features, k = 3, up to 10,000 references against every sample. VGG features, StyleGAN's convention, give
-    other figures. Distances are taken a thousand rows at a time: 60,000 by 60,000 would be 14 GB a matrix.
+    guided-diffusion's evaluator (Dhariwal and Nichol 2021) uses Inception's pool features, k = 3, and at most 10,000
+    real images against every fake one. StyleGAN's convention, VGG-16 features, gives other values. A thousand rows of
+    distances are computed at a time, since a complete matrix of 60,000 by 60,000 would take 14 GB.
 
     Args:
         real: Features [N, D].
         fake: Features [M, D], on the same device.
-        k: The neighbour whose distance is a sample's radius, the sample itself not counted.
-        references: Real samples used, drawn without replacement; None = all.
-        seed: Of that draw.
+        k: Number of the neighbour whose distance is the radius of a sample's ball; the sample itself does not count.
+        references: Number of real samples that are used at most, drawn without replacement; None uses all.
+        seed: Seed of that draw.
 
     Raises:
-        BadRequestError: A set has no k-th neighbour.
+        ValueError: A set has no k-th neighbour.
     """
     if min(len(real), len(fake)) <= k:
-        raise BadRequestError(f"precision and recall need more than {k} images in each set")
+        raise ValueError(f"precision and recall need more than {k} images in each set")
     if references is not None and len(real) > references:
         chosen = np.random.RandomState(seed).choice(len(real), references, replace=False)
         real = real[torch.from_numpy(np.sort(chosen)).to(real.device)]
-    # Distances do not see a common shift; without it, |x|^2 - 2 x.y + |y|^2 cancels fewer digits.
-    centre = real.mean(dim=0)
-    real, fake = real - centre, fake - centre
+    real, fake = _centred(real, fake)
     return PrecisionRecall(_share_within(fake, real, k), _share_within(real, fake, k))
 
 
-def copies(real: Tensor, fake: Tensor) -> Copies:
-    """Fakes that may be copies: the complement of authenticity (Alaa et al. 2022, section 3.3).
+def find_copies(real: Tensor, fake: Tensor) -> NearestImages:
+    """Find fakes that may be copies: their share is the complement of authenticity (Alaa et al. 2022, section 3.3).
 
-    Where the generator is as good as a fresh draw from the real distribution, about half of its images count as nearer;
-    one that repeats its training images has nearly all.
+    If the generator is as good as a fresh draw from the real distribution, about half of its images count as copies.
+    If it repeats its training images, nearly all do.
 
     Args:
-        real: Features [N, D] of the images that were trained on.
+        real: Features [N, D] of the training images.
         fake: Features [M, D], on the same device.
 
     Raises:
-        BadRequestError: Fewer than two real images.
+        ValueError: There are fewer than two real images.
     """
-    require_images("copies", len(real))
-    centre = real.mean(dim=0)
-    real, fake = real - centre, fake - centre
-    found = [_squared_distances(rows, real).min(dim=1) for rows in torch.split(fake, _ROWS_AT_ONCE)]
-    distance, nearest = torch.cat([tile.values for tile in found]), torch.cat([tile.indices for tile in found])
-    chosen, which = nearest.unique(return_inverse=True)
+    if len(real) < 2:
+        raise ValueError(f"the search for copies needs at least 2 real images, not {len(real)}")
+    real, fake = _centred(real, fake)
+    tiles = [_squared_distances(rows, real).min(dim=1) for rows in torch.split(fake, _ROWS_AT_ONCE)]
+    distance, nearest = torch.cat([tile.values for tile in tiles]), torch.cat([tile.indices for tile in tiles])
+    chosen, row_of_fake = nearest.unique(return_inverse=True)
     neighbour = torch.cat([_kth_distance(rows, real, 1) for rows in torch.split(real[chosen], _ROWS_AT_ONCE)])
-    share = (distance < neighbour[which]).double().mean().item()
-    return Copies(share, nearest, distance.sqrt())
+    share = (distance < neighbour[row_of_fake]).double().mean().item()
+    return NearestImages(share, nearest, distance.sqrt())
 
 
 def _unbiased_mmd(x: Tensor, y: Tensor) -> float:
-    """MMD^2 without the diagonals (Gretton et al. 2012, equation 3); x, y: [M, D] float64."""
+    """Return the squared MMD without the diagonals (Gretton et al. 2012, equation 3) of two float64 [n, D] tensors."""
     size = len(x)
     within = 0.0
     for features in (x, y):
@@ -289,20 +253,29 @@ def _cubic_kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
+def _centred(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
+    """Subtract the mean of the real features from both sets.
+
+    A common shift does not change distances, and without it |x|^2 - 2 x.y + |y|^2 loses fewer digits to cancellation.
+    """
+    centre = real.mean(dim=0)
+    return real - centre, fake - centre
+
+
 def _share_within(points: Tensor, manifold: Tensor, k: int) -> float:
-    """The share of points that lie in the k-neighbour ball of at least one sample of the manifold."""
+    """Return the share of points that lie in the k-neighbour ball of at least one sample of the manifold."""
     radii = torch.cat([_kth_distance(rows, manifold, k) for rows in torch.split(manifold, _ROWS_AT_ONCE)])
     inside = [(_squared_distances(rows, manifold) <= radii).any(dim=1) for rows in torch.split(points, _ROWS_AT_ONCE)]
     return float(torch.cat(inside).double().mean())
 
 
 def _kth_distance(rows: Tensor, manifold: Tensor, k: int) -> Tensor:
-    """Squared distance of rows of the manifold to their k-th neighbour in it."""
-    # A sample is its own nearest neighbour, hence k + 1.
+    """Return the squared distance of rows of the manifold to their k-th neighbour in it."""
+    # Each sample is its own nearest neighbour, hence k + 1.
     return _squared_distances(rows, manifold).topk(k + 1, dim=1, largest=False).values[:, k]
 
 
 def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    # vector_norm makes no copy of 60,000 x 2,048 squares.
+    # vector_norm does not store the 60,000 x 2,048 squares.
     norms_a, norms_b = (torch.linalg.vector_norm(x, dim=1).square() for x in (a, b))
     return torch.addmm(norms_a[:, None] + norms_b, a, b.T, alpha=-2).clamp_(min=0)

@@ -1,4 +1,4 @@
-"""The pretrained networks that judge images: Inception and VGG for sets, LPIPS for pairs."""
+"""The pretrained networks of the metrics: Inception and VGG-16 for sets of images, LPIPS for pairs."""
 
 from __future__ import annotations
 
@@ -17,22 +17,25 @@ from torch import Tensor, nn
 from torch.backends import cudnn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from movq_cli.evaluation.pretrained import find_weights, is_available, read_tensors, unusable
+from movq_cli.evaluation.pretrained import Network, find_weights, is_available, read_tensors, unusable
 from movq_cli.files import sha256
 
 Trunk = Literal["vgg", "alex"]
 
 INCEPTION_WIDTH = 2048
-"""Of its pool features."""
+"""Number of Inception's pool features."""
 
 SMALLEST_SIDE: Mapping[Trunk, int] = {"alex": 31, "vgg": 16}
-"""Pixels a side below which a trunk's pooling leaves nothing."""
+"""Smallest side of an image in pixels: of a smaller one the trunk's pooling leaves nothing."""
 
 
 class Frozen(nn.Module):
-    """A pretrained network that nothing moves: no gradient for its weights, eval(), float32.
+    """A pretrained network with fixed weights that stays in eval() and in float32.
 
-    Gradients with respect to its inputs flow. A parent's train() does not reach it, nor does its autocast.
+    Gradients flow to its inputs, not to its weights. Neither a parent's train() nor its autocast affects it.
+
+    Args:
+        network: The network.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -41,7 +44,7 @@ class Frozen(nn.Module):
         self.eval()
 
     def train(self, mode: bool = True) -> Frozen:
-        """Stay in eval(): dropout and batch statistics would make the judge random."""
+        """Stay in eval(): with dropout or batch statistics the network would not be deterministic."""
         super().train(False)
         return self
 
@@ -50,20 +53,20 @@ class LPIPS(Frozen):
     """Learned perceptual distance (Zhang et al. 2018, version 0.1), with the lpips library's linear heads."""
 
     def forward(self, a: Tensor, b: Tensor) -> Tensor:
-        """Distances [N, 1, 1, 1] between images [N, 3, H, W] in [-1, 1]; 0 for identical ones."""
+        """Return the distances [N, 1, 1, 1] between images [N, 3, H, W] in [-1, 1]; 0 for identical ones."""
         with torch.autocast(a.device.type, enabled=False):
             distance: Tensor = self.network(a.float(), b.float())
         return distance
 
 
 class FeatureExtractor(Frozen):
-    """A network by whose features sets of images are compared.
+    """A network whose features are compared by metrics of sets.
 
     Args:
-        network: Gives its features of uint8 images first.
-        name: Of the convention, for reports and for what is kept.
-        width: Features an image, D.
-        weights: The file that they came from.
+        network: Module that maps uint8 images to a tuple whose first entry is the features.
+        name: Name of the features, for the protocol and for the feature cache.
+        width: Number of features D.
+        weights: File of the network's weights.
     """
 
     def __init__(self, network: nn.Module, name: str, width: int, weights: Path) -> None:
@@ -74,34 +77,53 @@ class FeatureExtractor(Frozen):
         self.digest = sha256(weights)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features [N, D] of uint8 images [N, 3, H, W], resized inside to the network's own size."""
+        """Return the features [N, D] of uint8 images [N, 3, H, W]; the network resizes the images itself."""
         with torch.autocast(images.device.type, enabled=False):
             features: Tensor = self.network(images)[0]
         return features
 
 
 class Inception(FeatureExtractor):
-    """FID's Inception-v3 and its pool features, with TensorFlow's resizing to 299 x 299."""
+    """FID's Inception-v3 with its pool features; images are resized to 299 x 299 as TensorFlow does it."""
 
     def logits(self, pool: Tensor) -> Tensor:
-        """Class logits [N, 1008] without their bias, Inception Score's, of pool features [N, 2048]."""
+        """Return the class logits [N, 1008] without bias, for the Inception Score, of pool features [N, 2048]."""
         return pool @ cast(nn.Linear, self.network.fc).weight.T
 
 
 def available_trunks(folder: Path | None = None) -> list[Trunk]:
-    """The LPIPS trunks whose weights are on this machine, AlexNet first."""
+    """Return the LPIPS trunks whose weights are on this machine, AlexNet first."""
     return [trunk for trunk in SMALLEST_SIDE if is_available(trunk, folder)]
 
 
-def load_inception(folder: Path | None = None, device: torch.device | str = "cpu") -> Inception:
-    """FID's Inception-v3 with its published weights: torch-fidelity's network, its features to a millionth.
-
-    The normalisations are folded into the convolutions, which work on images with the channels last: on two CPU cores
-    1.6 times as fast as the network as it comes.
+def load_extractor(name: Network, folder: Path | None, device: torch.device) -> FeatureExtractor:
+    """Load the feature extractor of a pretrained network.
 
     Args:
-        folder: Searched for the weights before torch hub's folder.
-        device: Where the network runs.
+        name: Name of the network.
+        folder: Folder that is searched for weights before torch hub's.
+        device: Device that runs the network.
+
+    Raises:
+        BadRequestError: The weights are missing, hold code, or have another layout.
+        ValueError: The network has no feature extractor.
+    """
+    if name == "inception":
+        return load_inception(folder, device)
+    if name == "vgg":
+        return load_vgg(folder, device)
+    raise ValueError(f"{name} has no feature extractor")
+
+
+def load_inception(folder: Path | None = None, device: torch.device | str = "cpu") -> Inception:
+    """Load FID's Inception-v3 with its published weights: torch-fidelity's network, with equal features to a millionth.
+
+    The batch normalisations are folded into the convolutions, and the weights are in channels-last format. On two CPU
+    cores this is 1.6 times as fast as torch-fidelity's network.
+
+    Args:
+        folder: Folder that is searched for the weights before torch hub's.
+        device: Device that runs the network.
 
     Raises:
         BadRequestError: The weights are missing, hold code, or have another layout.
@@ -119,11 +141,11 @@ def load_inception(folder: Path | None = None, device: torch.device | str = "cpu
 
 
 def load_vgg(folder: Path | None = None, device: torch.device | str = "cpu") -> FeatureExtractor:
-    """VGG-16's second hidden layer after its ReLU: StyleGAN's convention for precision and recall.
+    """Load VGG-16 with the features of its second hidden layer after the ReLU, as StyleGAN's precision and recall do.
 
     Args:
-        folder: Searched for the weights before torch hub's folder.
-        device: Where the network runs.
+        folder: Folder that is searched for the weights before torch hub's.
+        device: Device that runs the network.
 
     Raises:
         BadRequestError: The weights are missing, hold code, or have another layout.
@@ -131,7 +153,7 @@ def load_vgg(folder: Path | None = None, device: torch.device | str = "cpu") -> 
     from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 
     path = find_weights("vgg", folder)
-    # torchvision draws random weights first: that must not move the caller's random stream.
+    # torchvision initialises the weights at random first, which must not change the caller's random stream.
     with _quiet(), _layout_of(path), torch.random.fork_rng(devices=[]):
         network = FeatureExtractorVGG16("vgg16", ["fc2_relu"], feature_extractor_weights_path=_copy(path))
     network.to(memory_format=torch.channels_last)
@@ -139,43 +161,46 @@ def load_vgg(folder: Path | None = None, device: torch.device | str = "cpu") -> 
 
 
 def load_lpips(trunk: Trunk, folder: Path | None = None, device: torch.device | str = "cpu") -> LPIPS:
-    """LPIPS with torchvision's ImageNet weights as its trunk.
+    """Load LPIPS with torchvision's ImageNet weights as its trunk.
 
     Args:
-        trunk: "vgg" (VGG-16, the perceptual loss of VQGAN and MoVQ) or "alex" (AlexNet, the usual figure).
-        folder: Searched for the weights before torch hub's folder.
-        device: Where the network runs.
+        trunk: "vgg" (VGG-16, the perceptual loss of VQGAN and MoVQ) or "alex" (AlexNet, usual for evaluation).
+        folder: Folder that is searched for the weights before torch hub's.
+        device: Device that runs the network.
 
     Raises:
         BadRequestError: The weights are missing, hold code, or have another layout.
     """
     path = find_weights(trunk, folder)
     tensors = read_tensors(path)
-    # lpips draws a random trunk first: that must not move the caller's random stream.
+    # lpips initialises the trunk at random first, which must not change the caller's random stream.
     with _quiet(), torch.random.fork_rng(devices=[]):
         import lpips
 
         network = lpips.LPIPS(net=trunk, pretrained=True, pnet_rand=True, verbose=False)
-    # lpips cuts the trunk into slices; put back together, its layers bear torchvision's names.
+    # lpips cuts the trunk into slices. Put together again, the layers have torchvision's names.
     layers = OrderedDict(layer for part in network.net.children() for layer in part.named_children())
     features = nn.ModuleDict({"features": nn.Sequential(layers)})
     with _layout_of(path):
-        # The classifier is no part of LPIPS; anything else that is missing or odd is an error.
+        # The classifier is not part of LPIPS. Any other tensor that is missing or unknown is an error.
         features.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("classifier.")})
     return LPIPS(network).to(device)
 
 
 @contextmanager
 def exact_float32() -> Iterator[None]:
-    """Without gradients, and float32 as it is: TF32 would move the figures in their fourth digit."""
-    # Pillow's notices are silenced for each image, in threads, whose restored filters may be each other's: the
-    # outermost block has the last word.
+    """Compute without gradients and without TF32, which would change the fourth digit of the metrics."""
+    # Decoding threads silence Pillow's warnings for each image. When two of them overlap, one restores the filters of
+    # the other; catch_warnings around all of them restores the right ones in the end.
     with torch.inference_mode(), warnings.catch_warnings(), cudnn.flags(enabled=True, allow_tf32=False):
         yield
 
 
 def _copy(path: Path) -> io.BytesIO:
-    """Weights as a file in memory: torch-fidelity unpickles whatever it is given, so it gets our own copy."""
+    """Return the weights as a file in memory.
+
+    torch-fidelity unpickles any file that it is given, so it gets a copy of the tensors that were read safely.
+    """
     copy = io.BytesIO()
     torch.save(read_tensors(path), copy)
     copy.seek(0)
@@ -184,17 +209,17 @@ def _copy(path: Path) -> io.BytesIO:
 
 @contextmanager
 def _layout_of(path: Path) -> Iterator[None]:
-    """Name the file where its tensors are not those of the network."""
+    """Raise an error that names the file if its tensors do not fit the network."""
     try:
         yield
     except RuntimeError as error:
         reason = " ".join(str(error).split()).partition(": ")[2]
-        raise unusable(path, f"another network's layout: {textwrap.shorten(reason, 200)}") from error
+        raise unusable(path, f"it has another network's layout: {textwrap.shorten(reason, 200)}") from error
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep what the libraries print off stdout, and their deprecation notices to themselves."""
+    """Send what the libraries print to stderr, and hide their deprecation warnings."""
     with redirect_stdout(sys.stderr), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

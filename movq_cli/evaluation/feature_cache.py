@@ -1,14 +1,14 @@
-"""What a network sees in a set of images: computed once for each set, by any number of ranks, and kept.
+"""Feature cache: the features of a set of images are computed once, shared by all ranks, and stored on disk.
 
-    CACHE/<extractor>-<key>/begun.json    what is being computed, written first
-                            blocks/       the features so far (see `data.blocks`)
-                            features.npy  float32 [N, D], a row an image; a corrupt one's is of zeros
-                            sizes.npy     width and height of each image, 0 of a corrupt one
-                            set.json      as begun.json, written last
-                            statistics.npz  mean and covariance, once they have been asked for
+    CACHE/<extractor>-<key>/begun.json      what is being computed, written first
+                            blocks/         the features so far (see `data.blocks`)
+                            features.npy    float32 [N, D], a row for each image; zeros for a corrupt one
+                            sizes.npy       width and height of each image, 0 for a corrupt one
+                            set.json        as begun.json, written last
+                            statistics.npz  mean and covariance, written when they are first used
 
-The key is a hash of the images' bytes, of the crop, and of the network's weights: a set that has changed has another
-one, whatever its folder is called.
+The key is a hash of the bytes of the images, the crop, and the weights of the network. So a set that has changed has
+another key, whatever its folder is called.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -39,68 +40,77 @@ from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.sources import stream
 
 CACHE_LIMIT_BYTES = 20 * 2**30
-"""Of features that are kept: beyond that the sets that were longest not asked for go."""
+"""Cache limit in bytes; the least recently used sets are evicted."""
 
-_BLOCK_IMAGES = 512
+_BLOCK_IMAGES = 512  # images in a block, which is written at once
 _FORMAT = 1
-_HEADER, _BEGUN, _FEATURES, _SIZES, _STATISTICS = (
-    "set.json",
-    "begun.json",
-    "features.npy",
-    "sizes.npy",
-    "statistics.npz",
-)
+_HEADER = "set.json"
+_IN_PROGRESS = "begun.json"
+_FEATURES = "features.npy"
+_SIZES = "sizes.npy"
+_STATISTICS = "statistics.npz"
 
 
 class Extractor(Protocol):
-    """A network with a name and the hash of its weights."""
+    """A network whose features can be cached."""
 
-    name: str
-    width: int
-    digest: str
+    name: str  # name of the features
+    width: int  # number of features D
+    digest: str  # hash of the weights
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Features [N, D] of uint8 images [N, 3, H, W]."""
+        """Return the features [N, D] of uint8 images [N, 3, H, W]."""
 
 
 class Reference(NamedTuple):
-    """Statistics in place of real images, as guided-diffusion publishes them and `--stats` writes them."""
+    """Statistics in place of real images, in the format that guided-diffusion publishes and `--stats` writes."""
 
     path: Path
     mu: Tensor  # [D] float64
-    sigma: Tensor  # [D, D]
-    protocol: dict[str, Any]  # of the set that they are of; empty where the file does not say
+    sigma: Tensor  # [D, D] float64
+    protocol: dict[str, Any]  # how they were made; empty if the file does not say
+
+    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return mean and covariance on the device if it is CUDA, and on the CPU otherwise: others have no float64."""
+        float64_device = _float64_device(device)
+        return self.mu.to(float64_device), self.sigma.to(float64_device)
 
 
 @dataclass(frozen=True)
 class Features:
-    """The features of a set of N images, of which n can be read."""
+    """The stored features of a set of N images, of which n could be read."""
 
     folder: Path
-    places: NDArray[np.int64]  # [n], of those that can be read
+    """Folder of the set in the cache."""
+    indices: NDArray[np.int64]
+    """Indices [n] of the images that could be read."""
 
     @cached_property
     def rows(self) -> Tensor:
-        """[n, D] float32 on the CPU, memory-mapped unless images are missing."""
+        """Features [n, D] of these images, float32 on the CPU; memory-mapped unless an image could not be read."""
         table = np.load(self.folder / _FEATURES, mmap_mode="c")
-        return torch.from_numpy(table if len(self.places) == len(table) else table[self.places])
+        return torch.from_numpy(table if len(self.indices) == len(table) else table[self.indices])
 
     def statistics(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Mean [D] and sample covariance [D, D], float64 on the device; computed once and kept.
+        """Return mean [D] and sample covariance [D, D] in float64; they are computed once and stored.
+
+        Args:
+            device: Device for the computation and the result if it is CUDA; the CPU is used otherwise.
 
         Raises:
-            BadRequestError: Fewer than two images.
+            BadRequestError: There are fewer than two images.
         """
-        kept = self.folder / _STATISTICS
-        if not kept.is_file():
-            # float64 is a GPU's business where that is CUDA; others have none.
-            summed = FeatureStatistics(self.rows.shape[1], device if device.type == "cuda" else "cpu")
+        path = self.folder / _STATISTICS
+        if not path.is_file():
+            total = FeatureStatistics(self.rows.shape[1], _float64_device(device))
             for rows in self.rows.split(_BLOCK_IMAGES):
-                summed.update(rows)
-            write_reference(kept, summed.mean, summed.covariance, {})
-        reference = read_reference(kept)
-        where = device if device.type == "cuda" else torch.device("cpu")
-        return reference.mu.to(where), reference.sigma.to(where)
+                total.update(rows)
+            write_reference(path, total.mean, total.covariance, {})
+        return read_reference(path).on(device)
+
+
+def _float64_device(device: torch.device) -> torch.device:
+    return device if device.type == "cuda" else torch.device("cpu")
 
 
 def cached_features(
@@ -113,44 +123,44 @@ def cached_features(
     ranks: Ranks = SINGLE_PROCESS,
     console: Console,
 ) -> Features:
-    """A set's features, computed first where they are not kept yet; every rank must ask for them.
+    """Return the features of a set, computed first if they are not in the cache; every rank must call this.
 
     Args:
-        images: The set; the sizes of its images and which are corrupt become known to it.
-        network: On the device.
-        cache: Where features are kept.
-        batch_size: Images at once.
-        device: Where.
-        ranks: Who shares the work.
-        console: For the progress.
+        images: The set; it also learns the sizes of its images and which are corrupt.
+        network: Network that computes the features, on the device.
+        cache: Folder of the cache.
+        batch_size: Number of images in a batch.
+        device: Device of the network.
+        ranks: All processes of the command, which share the work.
+        console: Console for progress.
 
     Raises:
-        BadRequestError: Another command is computing them.
-        FailureError: They cannot be written, or an image of a strict set is corrupt.
+        BadRequestError: Another command is computing these features.
+        FailureError: The features cannot be written, or an image of a strict set is corrupt.
     """
     content = ranks.from_first(lambda: images.content_hash)
     key = hashlib.sha256(f"{_FORMAT} {content} {network.name} {network.digest}".encode()).hexdigest()
-    place = cache / f"{network.name}-{key[:16]}"
+    folder = cache / f"{network.name}-{key[:16]}"
     header = {"format": _FORMAT, "images": len(images), "extractor": network.name, "key": key, "of": images.location}
-    if not ranks.from_first((place / _HEADER).is_file):
-        _make(place, header, images, network, batch_size, device, ranks, console)
+    if not ranks.from_first((folder / _HEADER).is_file):
+        _compute(folder, header, images, network, batch_size, device, ranks, console)
         if ranks.is_first:
-            _forget_oldest(cache, place)
+            _evict(cache, folder)
     elif ranks.is_first:
-        (place / _HEADER).touch()
-    sizes = np.load(place / _SIZES)
+        (folder / _HEADER).touch()
+    sizes = np.load(folder / _SIZES)
     images.sizes |= {index: Size(*size) for index, size in enumerate(sizes.tolist()) if size[0]}
-    # What is wrong with a corrupt image only the image tells.
+    # The cache does not store what is wrong with a corrupt image, so these are read again.
     for _ in images.read(np.flatnonzero(sizes[:, 0] == 0).tolist()):
         pass
-    return Features(place, np.flatnonzero(sizes[:, 0]))
+    return Features(folder, np.flatnonzero(sizes[:, 0]))
 
 
 def read_reference(path: Path) -> Reference:
-    """Read the statistics of a network's features from an .npz that holds `mu` and `sigma`.
+    """Read the statistics of a network's features from an .npz file that holds `mu` and `sigma`.
 
     Raises:
-        BadRequestError: The file cannot be read, or holds something else.
+        BadRequestError: The file cannot be read, or does not hold such statistics.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -159,19 +169,30 @@ def read_reference(path: Path) -> Reference:
     except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
         raise BadRequestError(f"{path} holds no statistics ({error})", "It must hold `mu` and `sigma`.") from error
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
-        raise BadRequestError(f"{path}: mu and sigma are of {list(mu.shape)} and {list(sigma.shape)} features")
+        shapes = f"{list(mu.shape)} and {list(sigma.shape)}"
+        raise BadRequestError(f"{path}: mu and sigma have the shapes {shapes}, not [D] and [D, D]")
     return Reference(path, mu, sigma, protocol)
 
 
 def write_reference(path: Path, mu: Tensor, sigma: Tensor, protocol: dict[str, Any]) -> None:
-    """Write statistics as guided-diffusion's tools read them, with the protocol of their set as JSON beside them."""
+    """Write statistics in the format of guided-diffusion's tools, with a protocol as JSON in the same file.
+
+    Args:
+        path: The .npz file.
+        mu: Mean [D].
+        sigma: Covariance [D, D].
+        protocol: How the statistics were made.
+
+    Raises:
+        FailureError: The file cannot be written.
+    """
     mean, covariance = mu.cpu().numpy(), sigma.cpu().numpy()
     with atomic_path(path) as partial, partial.open("wb") as file:
         np.savez(file, mu=mean, sigma=covariance, protocol=np.array(json.dumps(protocol)))
 
 
-def _make(
-    place: Path,
+def _compute(
+    folder: Path,
     header: dict[str, Any],
     images: ImageSet,
     network: Extractor,
@@ -180,26 +201,26 @@ def _make(
     ranks: Ranks,
     console: Console,
 ) -> None:
-    """Compute what an earlier command has not, all ranks together, and put the features in place."""
-    blocks = Blocks(place / "blocks", len(images), _BLOCK_IMAGES)
-    with ranks.long_barrier() as barrier, locked(place, "movq evaluate") if ranks.is_first else nullcontext():
+    """Compute the blocks that an interrupted command has left out, on all ranks, and join all blocks to one table."""
+    blocks = Blocks(folder / "blocks", len(images), _BLOCK_IMAGES)
+    with ranks.long_barrier() as barrier, locked(folder, "movq evaluate") if ranks.is_first else nullcontext():
         if ranks.is_first:
-            atomic_write(place / _BEGUN, json.dumps(header, indent=1).encode())
+            atomic_write(folder / _IN_PROGRESS, json.dumps(header, indent=1).encode())
         missing = ranks.from_first(blocks.missing)
         done = len(images) - sum(map(len, missing))
         with console.progress(len(images), f"features of {images.role}", "images", done) as progress:
-            seen = partial(_seen, images, network, batch_size=batch_size, device=device, progress=progress)
-            blocks.make(missing, seen, ranks, barrier, progress)
+            extract = partial(_extract, images, network, batch_size=batch_size, device=device, progress=progress)
+            blocks.make(missing, extract, ranks, barrier, progress)
         if ranks.is_first:
-            blocks.join("features", place / _FEATURES)
-            blocks.join("sizes", place / _SIZES)
-            atomic_write(place / _HEADER, json.dumps(header, indent=1).encode())
+            blocks.join("features", folder / _FEATURES)
+            blocks.join("sizes", folder / _SIZES)
+            atomic_write(folder / _HEADER, json.dumps(header, indent=1).encode())
             blocks.clear()
-            (place / _BEGUN).unlink()
+            (folder / _IN_PROGRESS).unlink()
         barrier()
 
 
-def _seen(
+def _extract(
     images: ImageSet,
     network: Extractor,
     blocks: list[range],
@@ -208,34 +229,29 @@ def _seen(
     device: torch.device,
     progress: Progress,
 ) -> Iterator[tuple[range, Arrays]]:
-    """Blocks with the features and the sizes of their images; images of all blocks are decoded ahead."""
-    stored = images.read(index for block in blocks for index in block)
+    """Yield each block with the features and the sizes of its images; decoding runs ahead across blocks."""
+    decoded = images.read(index for block in blocks for index in block)
     for block in blocks:
-        found: list[tuple[Tensor, Tensor]] = []
-        readable = ((place, image) for place, image in _next(stored, len(block)) if image is not None)
-        for places, batch in stream.same_size_batches(readable, batch_size):
+        extracted: list[tuple[Tensor, Tensor]] = []
+        readable = ((index, image) for index, image in islice(decoded, len(block)) if image is not None)
+        for indices, batch in stream.same_size_batches(readable, batch_size):
             pinned = batch.pin_memory() if device.type == "cuda" else batch
             moved = pinned.to(device, non_blocking=True)
-            found.append((places, network(moved.contiguous(memory_format=torch.channels_last))))
-            progress.advance(len(places))
+            extracted.append((indices, network(moved.contiguous(memory_format=torch.channels_last))))
+            progress.advance(len(indices))
         rows = torch.zeros(len(block), network.width)
-        for places, features in found:  # the device is waited for once a block
-            rows[places - block.start] = features.cpu()
-        progress.advance(len(block) - sum(len(places) for places, _ in found))
+        for indices, features in extracted:  # copied here, so that the host waits for the device once a block
+            rows[indices - block.start] = features.cpu()
+        progress.advance(len(block) - sum(len(indices) for indices, _ in extracted))
         sizes = np.array([images.sizes.get(index, Size(0, 0)) for index in block], dtype=np.int32)
         yield block, {"features": rows.numpy(), "sizes": sizes}
 
 
-def _next(items: Iterator[tuple[int, Tensor | None]], count: int) -> Iterator[tuple[int, Tensor | None]]:
-    for _ in range(count):
-        yield next(items)
-
-
-def _forget_oldest(cache: Path, newest: Path) -> None:
-    """Keep what is kept within its bounds."""
-    whole = sorted(cache.glob(f"*/{_HEADER}"), key=lambda path: path.stat().st_mtime, reverse=True)
+def _evict(cache: Path, newest: Path) -> None:
+    """Remove the least recently used sets beyond the cache limit, but never the newest."""
+    complete = sorted(cache.glob(f"*/{_HEADER}"), key=lambda path: path.stat().st_mtime, reverse=True)
     total = 0
-    for header in whole:
+    for header in complete:
         total += sum(path.stat().st_size for path in header.parent.iterdir())
         if total > CACHE_LIMIT_BYTES and header.parent != newest:
             shutil.rmtree(header.parent, ignore_errors=True)

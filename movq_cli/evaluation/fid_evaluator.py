@@ -1,4 +1,4 @@
-"""FID of what is made during training, measured as `movq evaluate` does: by the same features and the same distance."""
+"""FID during training: the same features and the same distance as in `movq evaluate`."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ from movq_cli.evaluation import distributions, extractors, feature_cache
 from movq_cli.evaluation.distributions import FeatureStatistics
 from movq_cli.evaluation.feature_cache import Extractor
 from movq_cli.evaluation.image_sets import ImageSet
+from movq_cli.evaluation.metrics import FID
 from movq_cli.ranks import Ranks
 
-_BATCH = 32
+_BATCH_SIZE = 32
 
 
 class FIDEvaluator:
-    """Inception, and what it sees in the real images.
+    """Inception and the statistics of the real images: computes the FID of any number of generated images.
 
     Args:
-        inception: On the device.
+        inception: Inception, on the device.
         real: Mean [D] and covariance [D, D] of the real images' features.
-        device: Where images are looked at.
-        ranks: Who shares the work.
+        device: Device that runs Inception.
+        ranks: All processes of the run, which share the work.
     """
 
     def __init__(self, inception: Extractor, real: tuple[Tensor, Tensor], device: torch.device, ranks: Ranks) -> None:
@@ -39,37 +40,41 @@ class FIDEvaluator:
     def of(
         cls, images: ImageSet, cache: Path, weights: Path | None, device: torch.device, ranks: Ranks, console: Console
     ) -> Self:
-        """One who has seen a set; every rank must ask for it.
+        """Build an evaluator against a set of real images; every rank must call this.
 
         Args:
-            images: The real images, cropped as the model makes them.
-            cache: Where their features are kept.
-            weights: Folder with Inception's weights; None = torch hub's.
-            device: Where.
-            ranks: Who shares the work.
-            console: For the progress.
+            images: Real images, cropped to the size that the model generates.
+            cache: Folder of the feature cache.
+            weights: Folder that is searched for Inception's weights before torch hub's; None searches torch hub's.
+            device: Device that runs Inception.
+            ranks: All processes of the run.
+            console: Console for progress.
 
         Raises:
             BadRequestError: The weights are missing, or there are too few images.
         """
-        distributions.require_images("fid", len(images))
+        FID.require_images(len(images))
         inception = extractors.load_inception(weights, device)
         with extractors.exact_float32():
-            seen = feature_cache.cached_features(
-                images, inception, cache, batch_size=_BATCH, device=device, ranks=ranks, console=console
+            features = feature_cache.cached_features(
+                images, inception, cache, batch_size=_BATCH_SIZE, device=device, ranks=ranks, console=console
             )
-            real = ranks.from_first(lambda: seen.statistics(torch.device("cpu")))
+            real = ranks.from_first(lambda: features.statistics(torch.device("cpu")))
         return cls(inception, real, device, ranks)
 
     def fid(self, batches: Iterable[Tensor]) -> float:
-        """The distance of all ranks' images, the same on each; these are its own, uint8 [B, 3, H, W] on the device."""
-        # In float64 on the CPU, so that ranks can add theirs up by sending them to each other.
-        mine = FeatureStatistics(self.inception.width)
+        """Return the FID of the images of all ranks; every rank must call this and gets the same value.
+
+        Args:
+            batches: This rank's images, uint8 [B, 3, H, W] on the device.
+        """
+        # Float64 on the CPU: the ranks send each other their statistics, and not every device has float64.
+        own = FeatureStatistics(self.inception.width)
         with extractors.exact_float32():
             for batch in batches:
-                for part in batch.split(_BATCH):
-                    mine.update(self.inception(part.contiguous(memory_format=torch.channels_last)))
-        together = FeatureStatistics(self.inception.width)
-        for part_of_all in self.ranks.all_gather(mine):
-            together.merge(part_of_all)
-        return distributions.frechet_distance(*self.real, together.mean, together.covariance)
+                for part in batch.split(_BATCH_SIZE):
+                    own.update(self.inception(part.contiguous(memory_format=torch.channels_last)))
+        total = FeatureStatistics(self.inception.width)
+        for statistics in self.ranks.all_gather(own):
+            total.merge(statistics)
+        return distributions.frechet_distance(*self.real, total.mean, total.covariance)

@@ -1,10 +1,11 @@
-"""One side of a comparison: a set of images as the figures see it, and what was met in reading it."""
+"""One side of a comparison: a set of images as the metrics read it, with the sizes and the errors found on reading."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,24 +25,34 @@ from movq_cli.sources.source import Source
 
 
 class Size(NamedTuple):
-    """Of an image as it is stored, pixels."""
+    """Size of an image as it is stored, before any crop, in pixels."""
 
     width: int
     height: int
 
 
+@dataclass(frozen=True)
+class ReadReport:
+    """What one rank found on reading its share of a set."""
+
+    sizes: Mapping[int, Size]
+    """Size of each image that could be read, by its index."""
+    unreadable: Mapping[int, str]
+    """What is wrong with each corrupt image, by its index."""
+
+
 class ImageSet:
-    """Images that are measured.
+    """A set of images to measure.
 
     Args:
         role: "real" or "fake".
-        location: A folder, archive, .npz of pixels, prepared set, or a set's name.
-        split: The part of a set that has splits.
-        crop: Side of the central square that is looked at, pixels, the short side being resized to it; None = images as
-            they are.
-        limit: Of so many images, evenly spread, where there are more; None = all.
-        strict: Whether a corrupt image ends the work.
-        console: Corrupt images are named here.
+        location: Folder, archive, .npz file of pixels, prepared set, or the name of a data set.
+        split: Split to read where the set has splits.
+        crop: Side of the central square to read, in pixels, after the short side has been resized to it; None reads
+            images as they are.
+        limit: Largest number of images to read, evenly spaced over the set; None reads all.
+        strict: Whether a corrupt image is an error; otherwise it is left out with a warning.
+        console: Console for the warnings of corrupt images.
 
     Raises:
         BadRequestError: There are no images.
@@ -74,30 +85,37 @@ class ImageSet:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Relative paths, sorted."""
+        """Relative paths of the images, sorted."""
         return self.source.names
 
     @property
     def prepared(self) -> DatasetManifest | None:
-        """How the set was prepared, where `movq prepare` made it."""
+        """The manifest of a set that `movq prepare` made; None for other sets."""
         return DatasetManifest.read(Path(self.location)) if isinstance(self.source.reader, PreparedReader) else None
 
     def read(self, indices: Iterable[int]) -> Iterator[tuple[int, Tensor | None]]:
-        """Pixels, uint8 [3, H, W], in the order of the indices; None for a corrupt image, which is named.
+        """Yield each index with its pixels, uint8 [3, H, W], or with None for a corrupt image.
+
+        Args:
+            indices: Indices of the images, in the order in which they are read.
 
         Raises:
-            FailureError: An image is corrupt, and the set strict.
+            FailureError: An image of a strict set is corrupt.
         """
-        for index, seen in stream.mapped(self.source, indices, self._look):
-            if isinstance(seen, BadImageError):
-                self.leave_out(index, str(seen))
+        for index, found in stream.mapped(self.source, indices, self._decode):
+            if isinstance(found, BadImageError):
+                self.leave_out(index, str(found))
                 yield index, None
             else:
-                image, self.sizes[index] = seen
+                image, self.sizes[index] = found
                 yield index, image
 
     def leave_out(self, index: int, reason: str) -> None:
-        """Count an image as corrupt, and name it.
+        """Record an image as corrupt, and warn of it once.
+
+        Args:
+            index: Index of the image.
+            reason: What is wrong with it.
 
         Raises:
             FailureError: The set is strict.
@@ -109,24 +127,38 @@ class ImageSet:
             self._console.warn(f"{self.role}: left out {self.names[index]}: {reason}")
         self.unreadable[index] = reason
 
+    def read_report(self) -> ReadReport:
+        """Return what this process found on reading, to be sent to other ranks."""
+        return ReadReport(self.sizes, self.unreadable)
+
+    def add_report(self, report: ReadReport) -> None:
+        """Add what another rank found on reading.
+
+        Raises:
+            FailureError: It found a corrupt image, and the set is strict.
+        """
+        self.sizes |= report.sizes
+        for index, reason in report.unreadable.items():
+            self.leave_out(index, reason)
+
     @cached_property
     def content_hash(self) -> str:
-        """A SHA-256 of what the figures depend on: the images' bytes in the order of their names, and the crop.
+        """SHA-256 of all that the metrics depend on: the bytes of the images, in the order of names, and the crop.
 
-        A prepared set's is its manifest's hash with the names; of everything else each file is read.
+        For a prepared set the hash in its manifest and the names are hashed; for every other set each file is read.
         """
-        whole = hashlib.sha256(f"{self.crop} {FILTER if self.crop else ''}\n".encode())
+        digest = hashlib.sha256(f"{self.crop} {FILTER if self.crop else ''}\n".encode())
         if self.source.content_hash is not None:
-            whole.update("\n".join([self.source.content_hash, *self.names]).encode(errors="surrogateescape"))
-            return whole.hexdigest()
+            digest.update("\n".join([self.source.content_hash, *self.names]).encode(errors="surrogateescape"))
+            return digest.hexdigest()
         with self._console.progress(len(self), f"hashing {self.role}", "images") as progress:
-            for _, digest in stream.mapped(self.source, range(len(self)), _digest):
-                whole.update(b"unreadable" if isinstance(digest, BadImageError) else digest)
+            for _, image_digest in stream.mapped(self.source, range(len(self)), _digest):
+                digest.update(b"unreadable" if isinstance(image_digest, BadImageError) else image_digest)
                 progress.advance()
-        return whole.hexdigest()
+        return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
-        """What a protocol says of this side."""
+        """Return this side's entry in the protocol."""
         sizes = Counter(f"{size.width}x{size.height}" for size in self.sizes.values())
         prepared = self.prepared
         return {
@@ -140,7 +172,7 @@ class ImageSet:
             "prepared": prepared and prepared.model_dump(include={"hash", "filter", "size", "square", "orientation"}),
         }
 
-    def _look(self, data: bytes) -> tuple[Tensor, Size]:
+    def _decode(self, data: bytes) -> tuple[Tensor, Size]:
         image = decode(data)
         size = Size(*image.size)
         if self.crop is not None:

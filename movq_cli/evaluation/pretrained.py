@@ -1,7 +1,6 @@
-"""Where the weights of the pretrained networks are: a folder of the user's, torch hub's, or their publishers'.
+"""The weights of the pretrained networks: a search for their files, their download, and a reader that runs no code.
 
-They are looked for in that order, and downloaded into torch hub's folder. They are only ever read as tables of
-tensors: no file gets to run code.
+Files are searched in the user's folder, then in torch hub's. Missing files are downloaded into torch hub's folder.
 """
 
 from __future__ import annotations
@@ -23,17 +22,17 @@ from movq_cli.files import sha256
 
 Network = Literal["inception", "vgg", "alex"]
 
-_SECONDS_TO_ANSWER = 20.0
+_DOWNLOAD_TIMEOUT = 20.0  # seconds without an answer of the server
 
 
 @dataclass(frozen=True)
 class WeightsFile:
-    """A published file of weights; the start of its SHA-256 ends its name."""
+    """A published file of weights, whose name ends with the first digits of its SHA-256."""
 
-    file: str
-    megabytes: int  # 10^6 bytes
-    url: str
-    purpose: str
+    file: str  # name of the file
+    megabytes: int  # size in 10^6 bytes
+    url: str  # address of the publisher
+    purpose: str  # what the network is used for
 
     @property
     def sha256_prefix(self) -> str:
@@ -46,13 +45,13 @@ WEIGHTS: dict[Network, WeightsFile] = {
         "weights-inception-2015-12-05-6726825d.pth",
         96,
         "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth",
-        "FID, IS, KID, precision and recall",
+        "FID and the other metrics of Inception features",
     ),
     "vgg": WeightsFile(
         "vgg16-397923af.pth",
         553,
         "https://download.pytorch.org/models/vgg16-397923af.pth",
-        "the perceptual loss of training, LPIPS with the VGG trunk, precision and recall in StyleGAN's convention",
+        "the perceptual loss of training, LPIPS with the VGG trunk, metrics of VGG-16 features",
     ),
     "alex": WeightsFile(
         "alexnet-owt-7be5be79.pth",
@@ -64,67 +63,75 @@ WEIGHTS: dict[Network, WeightsFile] = {
 
 
 def is_available(name: Network, folder: Path | None = None) -> bool:
-    """Whether a network's weights are on this machine."""
-    return _look(WEIGHTS[name], search_folders(folder)) is not None
+    """Return whether a network's weights are on this machine.
+
+    Args:
+        name: Name of the network.
+        folder: Folder that is searched before torch hub's.
+    """
+    return _find_file(WEIGHTS[name], search_folders(folder)) is not None
 
 
 def find_weights(name: Network, folder: Path | None = None, *, download: bool = True) -> Path:
-    """Where a network's weights are: the folder, then torch hub's, then downloaded into torch hub's.
+    """Return the file of a network's weights, downloaded into torch hub's folder if it is missing.
 
     Args:
-        name: A key of `WEIGHTS`.
-        folder: The user's folder of weights, searched first.
-        download: Fetch the file where it is in neither.
+        name: Name of the network.
+        folder: Folder that is searched before torch hub's.
+        download: Whether to download a missing file.
 
     Raises:
-        BadRequestError: The folder does not exist, or the file is nowhere and cannot be fetched.
+        BadRequestError: The folder does not exist, or the file is missing and was not or could not be downloaded.
     """
-    wanted = WEIGHTS[name]
-    places = search_folders(folder)
-    found = _look(wanted, places)
+    known = WEIGHTS[name]
+    folders = search_folders(folder)
+    found = _find_file(known, folders)
     if found is not None:
         return found
-    message = f"no weights {wanted.file} ({wanted.megabytes} MB, for {wanted.purpose}) in "
-    message += " or ".join(str(place) for place in places)
+    message = f"no weights {known.file} ({known.megabytes} MB, for {known.purpose}) in "
+    message += " or ".join(map(str, folders))
     if download:
-        fault = _download(wanted, places[-1])
-        if fault is None:
-            return places[-1] / wanted.file
-        message += f", and downloading them failed: {fault}"
-    remedy = f"Get them from {wanted.url}, and put them there or in a folder named with --weights."
+        problem = _download(known, folders[-1])
+        if problem is None:
+            return folders[-1] / known.file
+        message += f", and downloading them failed: {problem}"
+    remedy = f"Get them from {known.url}, and put them there or in a folder named with --weights."
     raise BadRequestError(message, remedy)
 
 
 def download(name: Network, folder: Path | None = None) -> Path:
-    """Download a network's weights, unless they are in that very folder already.
+    """Download a network's weights into a folder, unless the folder has them already.
 
     Args:
-        name: A key of `WEIGHTS`.
-        folder: Where they shall be, made where it is missing; None = torch hub's.
+        name: Name of the network.
+        folder: Folder for the file, which is created if it is missing; None uses torch hub's.
 
     Raises:
-        FailureError: They cannot be downloaded.
+        FailureError: The file cannot be downloaded.
     """
-    wanted = WEIGHTS[name]
-    place = folder or search_folders(None)[0]
-    fault = None if _look(wanted, [place]) else _download(wanted, place)
-    if fault is not None:
-        raise FailureError(f"cannot download {wanted.file}: {fault}", f"Get it from {wanted.url}.")
-    return place / wanted.file
+    known = WEIGHTS[name]
+    target = folder or search_folders(None)[0]
+    problem = None if _find_file(known, [target]) else _download(known, target)
+    if problem is not None:
+        raise FailureError(f"cannot download {known.file}: {problem}", f"Get it from {known.url}.")
+    return target / known.file
 
 
 def record(path: Path) -> dict[str, str]:
-    """What a protocol says of a file of weights."""
+    """Return the entry of a file of weights in a protocol."""
     return {"file": path.name, "sha256": sha256(path)}
 
 
 def is_published(path: Path) -> bool:
-    """Whether a file of weights is the published one, by its hash."""
+    """Return whether a file of weights is the published one, by its hash."""
     return sha256(path).startswith(next(known.sha256_prefix for known in WEIGHTS.values() if known.file == path.name))
 
 
 def search_folders(folder: Path | None) -> list[Path]:
-    """The folders in which weights are looked for, in order.
+    """Return the folders that are searched for weights, in order.
+
+    Args:
+        folder: Folder of the user, searched first; None searches torch hub's alone.
 
     Raises:
         BadRequestError: The user's folder does not exist.
@@ -135,20 +142,20 @@ def search_folders(folder: Path | None) -> list[Path]:
     return [hub] if folder is None else [folder, hub]
 
 
-def _look(wanted: WeightsFile, places: Iterable[Path]) -> Path | None:
-    return next((place / wanted.file for place in places if (place / wanted.file).is_file()), None)
+def _find_file(known: WeightsFile, folders: Iterable[Path]) -> Path | None:
+    return next((folder / known.file for folder in folders if (folder / known.file).is_file()), None)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """A state dict, read without running anything that the file may hold.
+    """Read a state dict without running any code in the file.
 
     Raises:
-        BadRequestError: It is damaged, holds code, or is no table of tensors.
+        BadRequestError: The file is damaged, holds code, or is not a table of tensors.
     """
     try:
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        # A damaged pickle can fail in any way at all, and each means the same to the user.
+        # A damaged pickle can raise any exception, and all of them mean the same to the user.
         raise unusable(path, "damaged, or it holds code, which is not run") from error
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise unusable(path, "it is not a table of tensors")
@@ -156,24 +163,29 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def unusable(path: Path, reason: str) -> BadRequestError:
-    """The error of a weight file that cannot be used, with where to get it again."""
+    """Return the error of a file of weights that cannot be used, with the address of a good one.
+
+    Args:
+        path: The file.
+        reason: What is wrong with it.
+    """
     source = next((known.url for known in WEIGHTS.values() if known.file == path.name), "its source")
     return BadRequestError(f"cannot use the weights {path}: {reason}", f"Get the file again from {source}.")
 
 
-def _download(wanted: WeightsFile, folder: Path) -> str | None:
-    """Download into a folder, checked against the hash; the reason where that fails."""
-    patience = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(_SECONDS_TO_ANSWER)
+def _download(known: WeightsFile, folder: Path) -> str | None:
+    """Download a file into a folder and check its hash; return the reason if that fails."""
+    previous_timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        target = str(folder / wanted.file)
+        target = str(folder / known.file)
         with redirect_stdout(sys.stderr):
             torch.hub.download_url_to_file(
-                wanted.url, target, hash_prefix=wanted.sha256_prefix, progress=sys.stderr.isatty()
+                known.url, target, hash_prefix=known.sha256_prefix, progress=sys.stderr.isatty()
             )
     except (OSError, http.client.HTTPException, RuntimeError) as error:
         return str(error) or type(error).__name__
     finally:
-        socket.setdefaulttimeout(patience)
+        socket.setdefaulttimeout(previous_timeout)
     return None

@@ -16,6 +16,7 @@ from movq_cli.data.sampler import EpochOrder
 from movq_cli.data.shards import PreparedSet
 from movq_cli.evaluation import extractors, paired
 from movq_cli.evaluation.fid_evaluator import FIDEvaluator
+from movq_cli.evaluation.metrics import load_scorers
 from movq_cli.models.autoencoder import AttentionBlock, ResidualBlock
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.quantizer import CodebookHealth
@@ -308,10 +309,10 @@ class _Part(NamedTuple):
     codes: Tensor  # [B, h, w, c]
 
 
-def _validation_metrics(side: int, weights: Path | None, device: torch.device) -> list[paired.PairedMetric]:
+def _validation_metrics(side: int, weights: Path | None, device: torch.device) -> list[paired.PairScorer]:
     """PSNR, SSIM and, where its weights are here, LPIPS, as far as images of that side are large enough for each."""
     keys = {"psnr", "ssim"} | ({"lpips"} if extractors.available_trunks(weights) else set())
-    return [metric for metric in paired.load_metrics(keys, weights, device) if side >= metric.smallest_side]
+    return [metric for metric in load_scorers(keys, weights, device) if side >= metric.smallest_side]
 
 
 def _number(figure: float | list[float]) -> float:

@@ -14,15 +14,18 @@ from torch import nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from movq_cli import Tokenizer
-from movq_cli.commands import evaluate as evaluation
-from movq_cli.commands.evaluate import evaluate
+from movq_cli.commands.evaluate import codebook, evaluate
 from movq_cli.commands.statistics import statistics
 from movq_cli.console import Console
 from movq_cli.data.shards import PreparedSet
 from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.evaluation import distributions, extractors
-from movq_cli.evaluation.comparison import Comparison, EvaluationRequest
+from movq_cli.evaluation.comparison import Comparison
+from movq_cli.evaluation.metrics import KID
 from movq_cli.evaluation.pretrained import WEIGHTS
+from movq_cli.evaluation.request import EvaluationRequest
+from movq_cli.evaluation.selection import select_metrics
+from movq_cli.evaluation.sides import Sides
 from tests.conftest import on_ranks
 
 SIDE = 32
@@ -84,7 +87,7 @@ def numbered(count):
 
 PLAIN = EvaluationRequest(
     metrics=(),
-    insist=False,
+    require_weights=False,
     copies=None,
     codebook=False,
     run=None,
@@ -104,9 +107,11 @@ PLAIN = EvaluationRequest(
 def run(first, second, *metrics, capsys, as_json=True, **options):
     """The printed result and the lines on stderr."""
     cache = Path(second).parent / "cache"
-    asked = dataclasses.replace(PLAIN, metrics=metrics, **{"insist": bool(metrics), "cache": cache, **options})
+    request = dataclasses.replace(
+        PLAIN, metrics=metrics, **{"require_weights": bool(metrics), "cache": cache, **options}
+    )
     capsys.readouterr()
-    evaluate(str(first), str(second), asked, Console(as_json=as_json, quiet=True))
+    evaluate(str(first), str(second), request, arguments=[], console=Console(as_json=as_json, quiet=True))
     printed, said = capsys.readouterr()
     return (json.loads(printed) if as_json else printed), said
 
@@ -145,7 +150,7 @@ def test_without_json_the_figures_are_a_table_with_their_variants(tmp_path, caps
     reconstructions(tmp_path)
     printed, _ = run(tmp_path / "real", tmp_path / "fake", "psnr", capsys=capsys, as_json=False)
     header, row = printed.splitlines()
-    assert header.split("\t") == ["figure", "value", "variant"]
+    assert header.split("\t") == ["metric", "value", "variant"]
     assert row.startswith("psnr\t")
     assert "RGB in [0,1]" in row
 
@@ -225,7 +230,7 @@ def test_with_nothing_asked_for_whatever_is_possible_is_computed_and_the_rest_ex
     assert "left out fid, isc, kid, prc: no weights weights-inception-2015-12-05-6726825d.pth" in said
     assert "left out lpips: no weights alexnet-owt-7be5be79.pth" in said
     write_images(tmp_path / "samples", ["x.png"])
-    with pytest.raises(BadRequestError, match=r"no figure can be computed.*partner.*weights"):
+    with pytest.raises(BadRequestError, match=r"no metric can be computed.*partner.*weights"):
         run(tmp_path / "real", tmp_path / "samples", capsys=capsys)
 
 
@@ -411,8 +416,8 @@ def test_statistics_that_were_kept_stand_for_their_set(tmp_path, capsys, incepti
     write_images(tmp_path / "real", numbered(6))
     write_images(tmp_path / "fake", numbered(6), seed=1)
     expected, _ = run(tmp_path / "real", tmp_path / "fake", "fid", capsys=capsys, weights=folder)
-    asked = dataclasses.replace(PLAIN, weights=folder, cache=tmp_path / "cache")
-    statistics(name, "real", asked, Console(as_json=True, quiet=True))
+    request = dataclasses.replace(PLAIN, weights=folder, cache=tmp_path / "cache")
+    statistics(name, "real", request, arguments=[], console=Console(as_json=True, quiet=True))
     told = json.loads(capsys.readouterr().out)
     assert told["images"] == 6
     assert Path(told["path"]).is_file()
@@ -472,11 +477,11 @@ def test_published_figures_stand_beside_and_reconstructions_are_held_against_rfi
     samples, _ = run(tmp_path / "real", tmp_path / "fake", "fid", capsys=capsys, weights=inception[0], preset="ffhq")
     assert samples["protocol"]["published"]["fid"] == 8.78
     printed, _ = run(tmp_path / "real", tmp_path / "fake", "psnr", capsys=capsys, as_json=False, preset="ffhq")
-    assert printed.splitlines()[0].split("\t") == ["figure", "value", "published", "variant"]
+    assert printed.splitlines()[0].split("\t") == ["metric", "value", "published", "variant"]
     assert printed.splitlines()[1].split("\t")[2] == "26.72"
 
 
-def measure(mine, given):
+def measure(ranks, given):
     """All figures of two folders, on a rank."""
     folder, path = given
     with pytest.MonkeyPatch.context() as patch:
@@ -484,14 +489,14 @@ def measure(mine, given):
         network = Projection()
         patch.setattr(extractors, "load_inception", lambda *_: extractors.Inception(network, "projection", WIDTH, path))
         metrics = ("psnr", "ssim", "fid", "isc", "kid", "prc")
-        cache = folder / f"cache-{mine.world_size}"
-        asked = dataclasses.replace(PLAIN, metrics=metrics, weights=path.parent, cache=cache)
-        comparison = Comparison(
-            str(folder / "real"), str(folder / "fake"), asked, mine, torch.device("cpu"), Console(quiet=True)
-        )
+        cache = folder / f"cache-{ranks.world_size}"
+        request = dataclasses.replace(PLAIN, metrics=metrics, weights=path.parent, cache=cache)
+        console = Console(quiet=True)
+        sides = Sides.open(str(folder / "real"), str(folder / "fake"), request, console)
+        comparison = Comparison(sides, request, ranks, torch.device("cpu"), console)
         with extractors.exact_float32():
-            figures = comparison.measure(comparison.choose())
-        return figures, comparison.protocol, len(network.seen)
+            values = comparison.measure(select_metrics(sides, request, ranks, console).metrics)
+        return values, comparison.protocol, len(network.seen)
 
 
 def test_two_ranks_find_the_figures_of_one(tmp_path, inception):
@@ -527,8 +532,8 @@ def test_processes_that_lack_weights_give_the_other_figures_and_end_alike(movq, 
 def test_the_codebook_is_counted_over_the_images_and_each_chunk(trained, capsys, monkeypatch):
     monkeypatch.chdir(trained)
     model = Tokenizer.load("runs/tiny-vq")
-    asked = dataclasses.replace(PLAIN, run=Path("runs/tiny-vq"))
-    evaluation.codebook("data", asked, Console(as_json=True, quiet=True))
+    request = dataclasses.replace(PLAIN, run=Path("runs/tiny-vq"))
+    codebook("data", request, Console(as_json=True, quiet=True))
     result = json.loads(capsys.readouterr().out)
     split = PreparedSet.open(Path("data")).split("val")
     found = []
@@ -597,6 +602,7 @@ def test_lpips_of_folders_is_the_librarys(tmp_path, capsys):
     assert set(result["protocol"]["weights"]) == {"alex"}
 
 
+@pytest.mark.slow
 def test_kernel_distance_by_the_real_network(tmp_path, capsys):
     class Structure(FeatureExtractorInceptionV3):
         def load_state_dict(self, state_dict):  # type: ignore[override]
@@ -618,4 +624,6 @@ def test_kernel_distance_by_the_real_network(tmp_path, capsys):
         pixels = np.stack([np.asarray(Image.open(tmp_path / role / name)) for name in numbered(2)])
         with torch.inference_mode():
             features.append(network(torch.from_numpy(pixels).permute(0, 3, 1, 2))[0])
-    assert result["kid"] == pytest.approx(distributions.kernel_distance(*features).mean, rel=1e-4)
+    assert result["kid"] == pytest.approx(
+        distributions.kernel_distance(*features, subsets=KID.subsets, subset_size=KID.subset_size).mean, rel=1e-4
+    )

@@ -37,8 +37,8 @@ def test_conditions_that_differ_are_told(movq: Movq, tmp_path: Path) -> None:
     a = write(tmp_path / "a.json", fid=1.0)
     b = write(tmp_path / "b.json", {"fake": {"images": 999}, "weights": {"inception": {"sha256": "0"}}}, fid=2.0)
     said = movq("evaluate", "--table", a, b).stderr
-    assert f"not alike in the number of fake images: {a}; {b}" in said
-    assert "not alike in the networks' weights" in said
+    assert f"these results differ in the number of fake images: {a}; {b}" in said
+    assert "these results differ in the networks' weights" in said
     assert "crop" not in said
 
 

@@ -103,7 +103,7 @@ def test_kernel_distance_and_inception_score_are_torch_fidelitys():
     assert ours.mean == pytest.approx(theirs["kernel_inception_distance_mean"], rel=1e-4)
     assert ours.std == pytest.approx(theirs["kernel_inception_distance_std"], rel=1e-3)
     logits = features(73, 20, scale=3.0)
-    score = inception_score(logits)
+    score = inception_score(logits, splits=10)
     assert score.mean == pytest.approx(isc_features_to_metric(logits)["inception_score_mean"], rel=1e-12)
     assert score.std == pytest.approx(isc_features_to_metric(logits)["inception_score_std"], rel=1e-9)
 
@@ -118,8 +118,8 @@ def test_inception_score_is_the_exponential_of_the_mean_divergence():
 def test_inception_score_spans_one_class_to_all_of_them():
     certain = torch.eye(10).repeat(30, 1) * 2000  # exact zeros among the probabilities
     assert inception_score(certain, splits=1).mean == pytest.approx(10)
-    assert inception_score(certain[:1].repeat(30, 1)).mean == pytest.approx(1)
-    assert inception_score(certain[:3]).mean == pytest.approx(1)  # fewer images than splits
+    assert inception_score(certain[:1].repeat(30, 1), splits=10).mean == pytest.approx(1)
+    assert inception_score(certain[:3], splits=10).mean == pytest.approx(1)  # fewer images than splits
 
 
 def brute_share(points, manifold, k):
@@ -132,7 +132,7 @@ def brute_share(points, manifold, k):
 def test_precision_and_recall_are_those_of_all_distances(monkeypatch, rows):
     monkeypatch.setattr(distributions, "_ROWS_AT_ONCE", rows)
     real, fake = features(40, 4), features(50, 4, shift=0.8, seed=1)
-    found = precision_recall(real, fake)
+    found = precision_recall(real, fake, k=3)
     assert found.precision == pytest.approx(brute_share(fake.tolist(), real.tolist(), 3))
     assert found.recall == pytest.approx(brute_share(real.tolist(), fake.tolist(), 3))
     assert 0 < found.recall < 1
@@ -141,28 +141,28 @@ def test_precision_and_recall_are_those_of_all_distances(monkeypatch, rows):
 def test_a_collapsed_generator_is_precise_and_forgets():
     real = features(200)
     fake = real[0] + features(200, scale=0.01, seed=1)
-    found = precision_recall(real, fake)
+    found = precision_recall(real, fake, k=3)
     assert found.precision > 0.95
     assert found.recall < 0.05
 
 
 def test_noise_far_away_is_neither():
-    assert precision_recall(features(50), features(50, shift=30.0, seed=1)) == (0, 0)
-    assert precision_recall(features(50), features(50)) == (1, 1)
+    assert precision_recall(features(50), features(50, shift=30.0, seed=1), k=3) == (0, 0)
+    assert precision_recall(features(50), features(50), k=3) == (1, 1)
 
 
 def test_references_are_a_seeded_part_of_the_real_set():
     real, fake = features(60), features(40, shift=0.5, seed=1)
-    part = precision_recall(real, fake, references=20)
-    assert part == precision_recall(real, fake, references=20)
-    assert part != precision_recall(real, fake, references=None)
+    part = precision_recall(real, fake, references=20, k=3)
+    assert part == precision_recall(real, fake, references=20, k=3)
+    assert part != precision_recall(real, fake, references=None, k=3)
 
 
 def test_sets_too_small_for_a_figure_are_refused():
     few = features(3)
-    with pytest.raises(BadRequestError, match="more than 3"):
-        precision_recall(few, few)
-    with pytest.raises(BadRequestError, match="kid needs at least 2"):
-        kernel_distance(few[:1], few)
-    with pytest.raises(BadRequestError, match="isc needs at least 1"):
-        inception_score(few[:0])
+    with pytest.raises(ValueError, match="more than 3"):
+        precision_recall(few, few, k=3)
+    with pytest.raises(ValueError, match="kernel distance needs at least 2"):
+        kernel_distance(few[:1], few, subsets=1, subset_size=2)
+    with pytest.raises(ValueError, match="Inception Score needs at least 1"):
+        inception_score(few[:0], splits=1)

@@ -132,7 +132,7 @@ def test_a_corrupt_image_is_named_each_time_and_has_no_features(
     (folder / "004.png").write_bytes(b"no picture")
     for _ in range(2):
         found = see(folder, tmp_path / "cache")
-        assert found.places.tolist() == [number for number in range(COUNT) if number != 4]
+        assert found.indices.tolist() == [number for number in range(COUNT) if number != 4]
         assert len(found.rows) == COUNT - 1
         assert capsys.readouterr().err == "warning: real: left out 004.png: not an image\n"
     (folder / "004.png").unlink()

@@ -6,9 +6,11 @@ from hypothesis import strategies as st
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from movq_cli.errors import BadRequestError
-from movq_cli.evaluation.paired import SSIM_WINDOW, PairedMetric, load_metrics, match, psnr, score_pairs, ssim
+from movq_cli.evaluation.metrics import SSIM, load_scorers
+from movq_cli.evaluation.paired import PairScorer, match, psnr, score_pairs
 
 CPU = torch.device("cpu")
+ssim = SSIM().score
 
 
 def noisy_pair(count, height, width, seed=0):
@@ -24,7 +26,7 @@ def unit(image):
 
 
 @settings(max_examples=15, deadline=None)
-@given(st.integers(1, 3), st.integers(SSIM_WINDOW, 40), st.integers(SSIM_WINDOW, 40), st.integers(0, 2**31 - 1))
+@given(st.integers(1, 3), st.integers(SSIM.window, 40), st.integers(SSIM.window, 40), st.integers(0, 2**31 - 1))
 def test_psnr_and_ssim_are_scikit_images(count, height, width, seed):
     a, b = noisy_pair(count, height, width, seed)
     for x, y, p, s in zip(a, b, psnr(a, b), ssim(a, b), strict=True):
@@ -70,29 +72,29 @@ def test_shapes_that_cannot_be_compared_are_refused():
 
 def test_images_match_by_name_whatever_their_suffix():
     pairs = match(["a/1.png", "a/2.png", "b/1.jpg"], ["a/1.webp", "b/1.png", "c.png"])
-    assert pairs.places == [(0, 0), (2, 1)]
+    assert pairs.indices == [(0, 0), (2, 1)]
     assert pairs.unpaired == (["a/2.png"], ["c.png"])
 
 
 def test_names_that_only_their_suffixes_tell_apart_keep_them():
-    assert match(["a.jpg", "a.png"], ["a.jpg.png", "a.png.png"]).places == [(0, 0), (1, 1)]
-    assert match(["a.jpg", "a.png"], ["a.jpg", "a.png"]).places == [(0, 0), (1, 1)]
+    assert match(["a.jpg", "a.png"], ["a.jpg.png", "a.png.png"]).indices == [(0, 0), (1, 1)]
+    assert match(["a.jpg", "a.png"], ["a.jpg", "a.png"]).indices == [(0, 0), (1, 1)]
 
 
 def test_names_that_make_no_pairs_are_refused():
-    with pytest.raises(BadRequestError, match=r"no image.*a.png here, b.png there"):
+    with pytest.raises(BadRequestError, match=r"no image.*a.png, the second b.png"):
         match(["a.png"], ["b.png"])
 
 
 def test_images_too_small_for_a_metric_do_not_count_for_it():
     small, large = torch.stack(noisy_pair(2, 8, 8), dim=1), torch.stack(noisy_pair(3, 16, 16), dim=1)
-    metrics = load_metrics({"psnr", "ssim"}, None, CPU)
+    metrics = load_scorers({"psnr", "ssim"}, None, CPU)
     scores = score_pairs(metrics, [(torch.arange(2), small), (torch.arange(3), large)], CPU)
     assert {key: len(values) for key, values in scores.items()} == {"psnr": 5, "ssim": 3}
 
 
 def test_scores_keep_their_pairs_apart():
     images = torch.stack(noisy_pair(4, 16, 16), dim=1)
-    first = PairedMetric("first", "", 1, lambda a, b: a.double().mean(dim=(1, 2, 3)))
+    first = PairScorer("first", "", 1, lambda a, b: a.double().mean(dim=(1, 2, 3)))
     whole = score_pairs([first], [(torch.arange(4), images)], CPU)
     assert score_pairs([first], [(torch.arange(1), image[None]) for image in images], CPU) == whole

@@ -100,6 +100,7 @@ def test_the_cache_gives_the_full_passs_logits_at_every_place(mode: str, classes
     torch.testing.assert_close(logits_seen(model, codes, labels), full, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_also_at_all_1024_places_of_the_papers_images(mode: str) -> None:
     shape = CodeShape(height=16, width=16, chunks=4, codebook_size=64)
@@ -216,6 +217,7 @@ def test_matrices_stored_as_they_are_multiplied_give_the_same_codes(mode: str) -
     assert torch.equal(found, expected)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
 def test_drawing_a_position_never_looks_at_its_tensors_from_the_host(mode: str) -> None:
     """What can be traced whole can be recorded as a CUDA graph, and what is traced once serves all positions."""

@@ -341,6 +341,7 @@ def test_images_that_are_all_known_come_back_without_a_pass():
     assert passes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("classes", [0, 3])
 def test_compiled_blocks_draw_the_same_in_batches_of_any_size(classes, monkeypatch):
     model, sample = random_model(classes), SampleSettings(guidance=1.0)

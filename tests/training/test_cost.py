@@ -60,6 +60,7 @@ def test_activations_of_a_prior_are_those_that_a_forward_pass_and_its_loss_save(
     assert estimate["activations"] == pytest.approx(saved_gib(model, codes, classes) + logits, rel=0.15)
 
 
+@pytest.mark.slow
 def test_settings_that_save_memory_lower_the_estimate(tiny: Preset) -> None:
     def activations(ranks: int = 1, **changes: object) -> float:
         preset = larger(tiny, **changes)
@@ -94,6 +95,7 @@ def test_the_papers_prior_has_the_known_arithmetic() -> None:
     assert flops / 3 == pytest.approx(164e9, rel=0.01)
 
 
+@pytest.mark.slow
 def test_arithmetic_is_that_of_a_real_step(tiny: Preset) -> None:
     preset = larger(tiny, precision="float32")
     model, images = Tokenizer(preset.vq), torch.zeros(16, 3, 64, 64)

@@ -1,0 +1,101 @@
+"""The two sides of a comparison, and which metrics they allow."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+from movq_cli.console import Console
+from movq_cli.errors import BadRequestError
+from movq_cli.evaluation import paired, references
+from movq_cli.evaluation.feature_cache import Reference
+from movq_cli.evaluation.image_sets import ImageSet
+from movq_cli.evaluation.metric import Metric, Needs
+from movq_cli.evaluation.paired import Pairs
+from movq_cli.evaluation.request import EvaluationRequest
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The real and the fake images; a file of statistics may stand in place of the real ones."""
+
+    fake: ImageSet
+    real: ImageSet | None
+    reference: Reference | None
+    """Statistics of the real images; None where there are only images."""
+
+    @classmethod
+    def open(cls, first: str, second: str, request: EvaluationRequest, console: Console) -> Self:
+        """Open both sides; no image is read yet.
+
+        Args:
+            first: Location of the real images, or of their statistics.
+            second: Location of the fake images.
+            request: The split, the crop, and what to do about corrupt images.
+            console: Console for warnings.
+
+        Raises:
+            BadRequestError: A location holds no images.
+        """
+        reference = references.find_reference(first, request.cache)
+        is_real_readable = reference is None or references.has_images(reference)
+        real = open_images("real", first, request, console) if is_real_readable else None
+        return cls(open_images("fake", second, request, console), real, reference)
+
+    @property
+    def with_images(self) -> list[ImageSet]:
+        """The sides that have images, the real one first."""
+        return [self.fake] if self.real is None else [self.real, self.fake]
+
+    @cached_property
+    def pairs(self) -> Pairs:
+        """The pairs of images that have the same name.
+
+        Raises:
+            BadRequestError: There is no pair.
+        """
+        assert self.real is not None
+        return paired.match(self.real.names, self.fake.names)
+
+    def check(self, metric: Metric) -> None:
+        """Refuse a metric that these sides do not allow; no image is read yet.
+
+        Raises:
+            BadRequestError: There are statistics in place of the images that the metric needs, no pairs, or too few
+                images.
+        """
+        if self.real is None and not _is_served_by_statistics(metric):
+            assert self.reference is not None
+            raise BadRequestError(f"{metric.key} needs real images, and {self.reference.path} holds their statistics")
+        if metric.needs is Needs.PAIRS:
+            metric.require_images(len(self.pairs.indices))
+        else:
+            metric.require_images(min(map(len, self.with_images)))
+
+    def needs_real_features(self, metric: Metric) -> bool:
+        """Return whether a metric of sets needs the features of the real images, not only their statistics."""
+        if metric.needs is Needs.STATISTICS_AND_FAKE:
+            return self.reference is None or metric.network != references.NETWORK
+        return metric.needs is Needs.REAL_AND_FAKE
+
+
+def open_images(role: str, location: str, request: EvaluationRequest, console: Console) -> ImageSet:
+    """Open a set of images as the request says.
+
+    Args:
+        role: "real" or "fake".
+        location: Location of the images.
+        request: The split, the crop, and what to do about corrupt images.
+        console: Console for warnings.
+
+    Raises:
+        BadRequestError: There are no images.
+    """
+    return ImageSet(role, location, request.split, crop=request.crop, strict=request.strict, console=console)
+
+
+def _is_served_by_statistics(metric: Metric) -> bool:
+    if metric.needs is Needs.STATISTICS_AND_FAKE:
+        return metric.network == references.NETWORK
+    return metric.needs is Needs.FAKE
