@@ -26,10 +26,6 @@ from movq_cli.settings import Preset, ViewSettings
 from movq_cli.training import cost
 from movq_cli.training.prior import PriorTraining
 
-_SUFFIX = {"mask": "prior", "auto": "auto", "depth": "depth"}
-"""Of a run folder's name, so that a preset's priors stand side by side."""
-
-
 _REFERENCES = 50_000
 """Training images, at most, that samples are held against at intervals: as many as the field's references have."""
 
@@ -60,6 +56,7 @@ def train_prior(
         console: Where to speak.
     """
     settings = presets.load(preset, overrides)
+    suffix = priors.prior_class(settings.prior).run_suffix
     if dry_run:
         found = training.find_images(settings)
         training.show_plan(plan(settings, found, devices.select(device), gpus or 1), console)
@@ -71,7 +68,7 @@ def train_prior(
         ranks.launch(sys.argv[1:], gpus, device)
         return
     with ranks.joined_ranks(device) as (mine, where):
-        place = training.run_folder(run, preset, "prior", _SUFFIX[settings.prior.mode])
+        place = training.run_folder(run, preset, "prior", suffix)
         with training.locked(place, mine):
             console.log(f"tokenizer: {codes_from.folder}")
             planned = plan(settings, images, where, mine.world_size)

@@ -21,7 +21,7 @@ from movq_cli.ranks import Ranks
 from movq_cli.runs import Run, RunManifest, now
 from movq_cli.settings import TrainSettings
 from movq_cli.training.log import DeviceMetrics, Log, Metrics, Speed
-from movq_cli.training.trainable import Guard, Stateful
+from movq_cli.training.trainable import FiniteCheck, Stateful
 
 
 class Stage(Protocol):
@@ -40,8 +40,8 @@ class Stage(Protocol):
         """Which part of each batch is this process's."""
 
     @property
-    def guard(self) -> Guard:
-        """Asked at each step whether the models may move."""
+    def finite_check(self) -> FiniteCheck:
+        """The check that every step is finite."""
 
     def batches(self, start: int) -> Iterator[Any]:
         """This rank's shares of the batches from a step on, without end."""
@@ -153,10 +153,10 @@ def step_seed(seed: int, step: int) -> int:
 
 def _check(stage: Stage, keeper: _Keeper) -> None:
     """End the run where a step was not finite; the models have not moved since."""
-    verdict = stage.guard.verdict()
-    if verdict is None:
+    failure = stage.finite_check.first_failure()
+    if failure is None:
         return
-    done, values = verdict
+    done, values = failure
     names = stage.batch_names(done)
     report = keeper.run.folder / "nonfinite.json"
     if stage.ranks.is_first:

@@ -495,7 +495,13 @@ def test_under_bf16_autocast_images_and_losses_stay_float32():
     model, images = tiny(), random_images()
     with torch.autocast("cpu", torch.bfloat16):
         seen, back = model(images), model.decode(model.encode(images))
-    assert seen.images.dtype == seen.codebook_loss.dtype == seen.commitment_loss.dtype == back.dtype == torch.float32
+    assert (
+        seen.images.dtype
+        == seen.losses["codebook"].dtype
+        == seen.losses["commitment"].dtype
+        == back.dtype
+        == torch.float32
+    )
     assert back.abs().max() <= 1
 
 
@@ -504,8 +510,8 @@ def test_the_losses_of_the_tokenizer_are_those_of_its_quantizer():
     with torch.no_grad():
         seen = model(images)
         expected = model.quantize(model.quant_conv(model.encoder(images)))
-    assert torch.equal(seen.codebook_loss, expected.codebook_loss)
-    assert torch.equal(seen.commitment_loss, expected.commitment_loss)
+    assert torch.equal(seen.losses["codebook"], expected.losses["codebook"])
+    assert torch.equal(seen.losses["commitment"], expected.losses["commitment"])
 
 
 def test_an_image_is_blind_to_its_batch_even_where_that_is_not_a_number():
@@ -559,7 +565,7 @@ def backward(model, images, *, with_codes=True):
     seen = model(images)
     loss = 100 * (seen.images - images).square().mean()
     if with_codes:
-        loss = loss + seen.codebook_loss + seen.commitment_loss
+        loss = loss + seen.losses["codebook"] + seen.losses["commitment"]
     loss.backward()
     assert all(parameter.grad is None or parameter.grad.isfinite().all() for parameter in model.parameters())
 
