@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from conftest import Work, on_ranks, start_ranks
+from tests.conftest import Work, on_ranks, start_ranks
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor

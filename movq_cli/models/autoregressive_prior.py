@@ -154,7 +154,7 @@ class AutoregressivePrior(CausalPrior):
     run_suffix = "auto"
 
     newest: Tensor
-    """[N, c] int64: index of the newest code of each chunk before code t, in a sequence with c unknown codes in front."""
+    """[N, c] int64: index of the newest code of each chunk before code t, after c unknown codes in front."""
 
     def __init__(self, settings: PriorSettings, shape: CodeShape) -> None:
         super().__init__(settings, shape)

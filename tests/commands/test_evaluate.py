@@ -8,7 +8,7 @@ import lpips as lpips_library
 import numpy as np
 import pytest
 import torch
-from conftest import on_ranks
+from tests.conftest import on_ranks
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import nn

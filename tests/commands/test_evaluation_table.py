@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Movq
+from tests.conftest import Movq
 
 
 def write(path: Path, protocol: dict[str, Any] | None = None, **figures: float | None) -> Path:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from conftest import Movq
+from tests.conftest import Movq
 
 from movq_cli.evaluation.pretrained import WEIGHTS
 

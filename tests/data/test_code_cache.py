@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import on_ranks, start_ranks
+from tests.conftest import on_ranks, start_ranks
 from PIL import Image, ImageOps
 
 from movq_cli.console import Console

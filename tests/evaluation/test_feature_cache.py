@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import on_ranks, start_ranks
+from tests.conftest import on_ranks, start_ranks
 from PIL import Image
 from torch import Tensor
 

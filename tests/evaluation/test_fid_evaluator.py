@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import Movq, on_ranks
+from tests.conftest import Movq, on_ranks
 from torch import Tensor, nn
 
 from movq_cli.commands.train_prior import train_prior
