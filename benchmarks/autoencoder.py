@@ -142,7 +142,7 @@ class Pass:
         if not self.backward:
             return ()
         if isinstance(self.model, Tokenizer):
-            image, loss = out.images, LEGACY * out.codebook_loss + out.commitment_loss
+            image, loss = out.images, LEGACY * out.losses["codebook"] + out.losses["commitment"]
         else:
             image, loss = out if isinstance(out, tuple) else (out.sample, out.commit_loss)
         learned = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
@@ -152,7 +152,7 @@ class Pass:
 def ours(preset: str, device: torch.device) -> Tokenizer:
     """Our model of a preset, its codes as spread as what they stand for."""
     model = Tokenizer(presets.load(preset).vq).to(device)
-    nn.init.normal_(model.quantize.embedding.weight)
+    nn.init.normal_(model.quantize.get_parameter("embedding.weight"))
     if device.type == "cuda":
         model.to(memory_format=torch.channels_last)
     assert sum(parameter.numel() for parameter in model.parameters()) == PARAMETERS[preset]

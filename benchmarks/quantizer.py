@@ -113,9 +113,9 @@ def inputs(quantizer: VectorQuantizer, images: int) -> tuple[Tensor, Tensor]:
 def our_pass(quantizer: VectorQuantizer, z: Tensor, weight: Tensor) -> Outcome:
     """Our forward and backward pass."""
     out = quantizer(z)
-    loss = (out.vectors * weight).sum() + out.codebook_loss + out.commitment_loss
+    loss = (out.vectors * weight).sum() + out.losses["codebook"] + out.losses["commitment"]
     gradients = torch.autograd.grad(loss, (z, quantizer.embedding.weight))
-    return Outcome(out.vectors, out.codes, out.commitment_loss, *gradients)
+    return Outcome(out.vectors, out.codes, out.losses["commitment"], *gradients)
 
 
 def peer_model(ours: VectorQuantizer) -> Any:  # noqa: ANN401 - the peer is untyped

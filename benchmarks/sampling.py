@@ -28,8 +28,8 @@ from benchmarks.measure import Contender
 from movq_cli import devices, presets
 from movq_cli.models import priors
 from movq_cli.models.autoregressive_prior import AutoregressivePrior, DepthPrior
+from movq_cli.models.cuda_graphs import GraphRecorder
 from movq_cli.models.masked_prior import MaskedPrior, mask_ratio
-from movq_cli.models.recorder import Recorder
 from movq_cli.settings import Preset, SampleSettings
 
 STEPS = (4, 8, 12, 16)
@@ -55,7 +55,7 @@ def report(preset: Preset, name: str, device: torch.device, batch_size: int, rep
             classes = torch.arange(batch_size, device=device) % preset.prior.classes if preset.prior.classes else None
             if isinstance(model, MaskedPrior):
                 rows += masked_rows(model, batch_size, classes, rate, device, repeats)
-            else:
+            elif isinstance(model, AutoregressivePrior | DepthPrior):
                 rows += causal_rows(model, mode, batch_size, classes, rate, bandwidth, device, repeats)
             del model
     for row in rows:
@@ -127,11 +127,11 @@ def causal_rows(
 
     def once() -> None:
         model.decode(range(images), classes, SampleSettings())
-        model.recorder = Recorder()
+        model.recorder = GraphRecorder()
 
     ours = Contender(mode, lambda: model.decode(range(images), classes, SampleSettings()))
     measure.race([ours], device, repeats)
-    model.recorder = Recorder()  # with the cache, which the next decoding would find there
+    model.recorder = GraphRecorder()  # with the cache, which the next decoding would find there
     ours.memory = measure.peak_memory(once, device)
     flops = pass_flops(model, images, device, classes)
     row = {

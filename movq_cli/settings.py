@@ -70,6 +70,7 @@ class TokenizerSettings(Settings):
     embed_dim: Positive = Field(256, description="channels that are quantized, all chunks together")
     chunks: Positive = Field(4, description="channel chunks quantized against the one codebook, each a code")
     codebook_size: int = Field(1024, ge=2, le=65536, description="entries of the codebook, K")
+    quantizer: str = Field("vq", description="quantizer between encoder and decoder; vq = nearest codebook entry")
     initial_feature: Literal["quantized", "sinusoid", "constant", "fourier", "projected"] = Field(
         "fourier", description="the decoder's first activation, F0 of equation 4"
     )
@@ -157,8 +158,10 @@ class CodeShape(Settings):
 class PriorSettings(Settings):
     """Stage 2's transformer (section 4.3); its grid, chunks and codebook come from the tokenizer."""
 
-    mode: Literal["mask", "auto", "depth"] = Field(
-        "mask", description="how codes are predicted: in parallel steps, one by one, or one by one with fewer passes"
+    mode: str = Field(
+        "mask",
+        description="how codes are predicted: mask (in parallel steps), auto (autoregressively), or depth "
+        "(autoregressively, with a small transformer over the chunks)",
     )
     layers: Positive = Field(24, description="transformer blocks; with mode=depth 2 of them over the chunks")
     heads: Positive = Field(16, description="attention heads")
@@ -170,8 +173,6 @@ class PriorSettings(Settings):
     def _consistent(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"width {self.width} does not divide into {self.heads} heads")
-        if self.mode == "depth" and self.layers < 3:
-            raise ValueError(f"mode=depth needs at least 3 layers, 2 of them over the chunks, not {self.layers}")
         return self
 
 
@@ -294,6 +295,7 @@ class SampleSettings(Settings):
     steps: Positive = Field(8, description="decoding steps")
     temperature: float = Field(1.0, gt=0, description="of the codes' distribution; 1 = as learned")
     choice_temperature: Weight = Field(4.5, description="Gumbel noise on the confidences, falling to 0 over the steps")
+    order: str = Field("confidence", description="which codes a decoding step keeps; confidence = the likeliest")
     top_k: Positive | None = Field(None, description="draw only among as many likeliest codes; null = all")
     top_p: float = Field(1.0, gt=0, le=1, description="draw only among the likeliest codes that make up this share")
     guidance: Weight = Field(0.0, description="classifier-free guidance; 0 = off, plain class-conditional samples")
@@ -332,14 +334,6 @@ class Preset(Settings):
     train_prior: TrainPriorSettings = Field(TrainPriorSettings(), description="stage 2's training")
     sample: SampleSettings = Field(SampleSettings(), description="stage 2's decoding")
     target: Targets = Field(Targets(), description="published figures to reach")
-
-    @property
-    def label_smoothing(self) -> float:
-        """Stage 2's, in [0, 1). A masked prior drops its unlikely draws; the others keep every code that they draw."""
-        chosen = self.train_prior.label_smoothing
-        if chosen is None:
-            return 0.1 if self.prior.mode == "mask" else 0.0
-        return chosen
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -14,9 +14,9 @@ import torch
 from movq_cli import devices, presets
 from movq_cli.data.shards import PreparedSet
 from movq_cli.models import masked_prior, priors
+from movq_cli.models.cuda_graphs import GraphRecorder
 from movq_cli.models.masked_prior import MaskedPrior
 from movq_cli.models.quantizer import VectorQuantizer
-from movq_cli.models.recorder import Recorder
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.settings import Preset, SampleSettings
 from movq_cli.training import cost
@@ -143,8 +143,8 @@ def test_autoregressive_samples_on_the_device_are_those_of_the_cpu(mode: str) ->
 
 
 def test_a_recorded_step_is_what_was_run_before_and_is_called_no_more() -> None:
-    recorder, number, called = Recorder(), torch.zeros(1, device=CUDA), []
-    recorder.keep("sums", [number], lambda: None)
+    recorder, number, called = GraphRecorder(), torch.zeros(1, device=CUDA), []
+    recorder.reuse("sums", [number], lambda: None)
 
     def step(by: int) -> None:
         called.append(by)
@@ -170,7 +170,7 @@ def test_recorded_steps_draw_the_codes_of_plain_ones(
     seeds = range(6), range(10, 16), range(6)  # the second and third find their steps recorded
     with devices.autocast(CUDA, "bf16"):
         found = [model.decode(each, labels, sample) for each in seeds]
-        monkeypatch.setattr(Recorder, "run", lambda self, kind, step: step())
+        monkeypatch.setattr(GraphRecorder, "run", lambda self, kind, step: step())
         expected = [model.decode(each, labels, sample) for each in seeds]
     assert all(map(torch.equal, found, expected))
     assert len(expected[0].unique()) > 500

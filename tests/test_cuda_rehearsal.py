@@ -55,9 +55,9 @@ class NoWaiting(TorchDispatchMode):
 
 
 class Rehearsal:
-    """In the place of a Recorder: runs each step as if it were recorded."""
+    """In the place of a GraphRecorder: runs each step as if it were recorded."""
 
-    def keep(self, key: object, read: object, make: Callable[[], Any]) -> Any:
+    def reuse(self, key: object, weights: object, make: Callable[[], Any]) -> Any:
         return make()
 
     def run(self, kind: object, step: Callable[[], object]) -> None:
@@ -99,7 +99,7 @@ def test_a_prior_passes_codes_in_bf16(mode: str, classes: int) -> None:
 def test_nothing_in_a_recorded_step_waits(
     mode: str, classes: int, guidance: float, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(autoregressive_prior, "Recorder", Rehearsal)
+    monkeypatch.setattr(autoregressive_prior, "GraphRecorder", Rehearsal)
     model = small_prior(mode, classes)
     labels = torch.arange(3, device=CUDA) if classes else None
     codes = model.decode(range(3), labels, SampleSettings(guidance=guidance, **options))
@@ -131,7 +131,7 @@ def test_both_networks_of_stage_1_pass_images_without_waiting() -> None:
         weight = losses.adaptive_weight(out.features, tokenizer.decoder.conv_out, *gradients)
         codes = tokenizer.encode(images)
         again = tokenizer.decode(codes)
-    for scalar in (loss.total, hinge, weight, out.codebook_loss, out.commitment_loss):
+    for scalar in (loss.total, hinge, weight, out.losses["codebook"], out.losses["commitment"]):
         assert (scalar.device.type, scalar.dtype, scalar.shape) == ("cuda", torch.float32, ())
     assert (codes.device.type, codes.dtype, codes.shape) == ("cuda", torch.int64, (2, 16, 16, 4))
     assert (again.device.type, again.dtype, again.shape) == ("cuda", torch.float32, images.shape)

@@ -20,7 +20,7 @@ from movq_cli.data.images import BadImageError, center_crop, decode, encode_png,
 from movq_cli.data.shards import SplitName
 from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_write
-from movq_cli.models.masked_prior import MaskedPrior, ratio_mask
+from movq_cli.models.masked_prior import ratio_mask
 from movq_cli.settings import SampleSettings
 from movq_cli.sources.open import open_source
 from movq_cli.sources.source import Source
@@ -86,9 +86,9 @@ def fill(
     weights = runs.find_weights(prior, "prior")
     console.log(f"prior: {weights}")
     model = Prior.load(weights).to(devices.select(device))
-    if not isinstance(model.transformer, MaskedPrior):
+    if not model.transformer.fills_hidden_codes:
         raise BadRequestError(
-            f"{weights} predicts codes one after the other, not from those around them",
+            f"{weights} cannot fill in hidden codes: this prior {model.transformer.decoding}",
             "Name a masked prior (movq train-prior --mode mask) with --prior.",
         )
     images = open_source(source, split)

@@ -125,7 +125,7 @@ def decode_maps(model: Tokenizer, folder: Path, maps: Sequence[Path], out: Path,
     Raises:
         BadRequestError: A file is no code map of this tokenizer.
     """
-    device = model.quantize.embedding.weight.device
+    device = model.device
     with console.progress(len(maps), "decoding", "code maps") as progress:
         for path in maps:
             codes = torch.from_numpy(read_map(path, model.settings).astype(np.int64))[None].to(device)

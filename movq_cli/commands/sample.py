@@ -23,7 +23,6 @@ from movq_cli.data.images import decode, encode_png
 from movq_cli.data.sample_files import SampleFiles, SampleManifest, image_name
 from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_write, sha256
-from movq_cli.models import masked_prior
 from movq_cli.presets import explain
 from movq_cli.ranks import Ranks
 from movq_cli.settings import SampleSettings
@@ -34,8 +33,8 @@ _GRID_IMAGES = 100
 _GRID_COLUMNS = 10
 _COMPILED_FROM = 10_000
 """Images from which compiled blocks are worth the seconds that compiling takes; CUDA."""
-_MASKED_ONLY = ("steps", "choice_temperature")
-"""Settings without a meaning to a prior that draws one code after another."""
+_OMITTED_AT_DEFAULT = ("order",)
+"""Settings that a manifest omits at their default, so that sample folders from before these settings can be resumed."""
 
 
 def sample(
@@ -114,15 +113,16 @@ def sample(
 def _settings(prior: Prior, asked: Mapping[str, Any]) -> SampleSettings:
     """The preset's settings with those asked for, which must mean something to the prior."""
     given = {name: value for name, value in asked.items() if value is not None}
-    mode = prior.header.prior.mode
-    for name in _MASKED_ONLY:
-        if name in given and mode != "mask":
+    for name in given:
+        if name in prior.transformer.unused_sample_settings:
             option = f"--{name.replace('_', '-')}"
-            raise BadRequestError(f"this prior (mode {mode}) draws one code after another", f"Leave {option} out.")
+            this_prior = f"this prior (mode {prior.header.prior.mode})"
+            raise BadRequestError(f"{this_prior} {prior.transformer.decoding}", f"Leave {option} out.")
     try:
         settings = SampleSettings.model_validate({**prior.header.sample.model_dump(), **given})
     except ValidationError as error:
         raise BadRequestError(explain(error, "sample")) from None
+    prior.transformer.check_sample_settings(settings)
     if settings.guidance > 0 and not prior.classes:
         raise BadRequestError("guidance needs a class-conditional prior, and this one is unconditional")
     return settings
@@ -132,13 +132,16 @@ def _manifest(
     prior: Prior, settings: SampleSettings, weights: str, n: int, seed: int, ids: Sequence[int]
 ) -> SampleManifest:
     header, device = prior.header, prior.transformer.position.device
-    decides = {**settings.model_dump(), "seed": seed, "mode": header.prior.mode}
-    if header.prior.mode == "mask":
-        decides["revealed"] = masked_prior.revealed(header.shape.codes, settings.steps)
-    else:
-        decides = {name: value for name, value in decides.items() if name not in _MASKED_ONLY}
+    default = SampleSettings()
+    used = {
+        name: value
+        for name, value in settings.model_dump().items()
+        if name not in prior.transformer.unused_sample_settings
+        and not (name in _OMITTED_AT_DEFAULT and value == getattr(default, name))
+    }
+    entries = {"seed": seed, "mode": header.prior.mode} | prior.transformer.manifest_entries(settings)
     return SampleManifest(
-        settings={**decides, "prior": weights, "tokenizer": header.tokenizer},
+        settings={**used, **entries, "prior": weights, "tokenizer": header.tokenizer},
         made_with={"movq": __version__, "torch": torch.__version__, "device": device.type},
         images=[
             {

@@ -25,10 +25,6 @@ from movq_cli.settings import Preset, ViewSettings
 from movq_cli.training import cost
 from movq_cli.training.prior import PriorTraining
 
-_SUFFIX = {"mask": "prior", "auto": "auto", "depth": "depth"}
-"""Of a run folder's name, so that a preset's priors stand side by side."""
-
-
 _REFERENCES = 50_000
 """Largest number of training images with which samples are compared during training, as in the field's references."""
 
@@ -54,7 +50,7 @@ def train_prior(request: TrainRequest, console: Console) -> None:
         kind="prior",
         plan=plan,
         prepare=prepare,
-        folder_suffix=_SUFFIX[settings.prior.mode],
+        folder_suffix=priors.prior_class(settings.prior).run_suffix,
     )
 
 

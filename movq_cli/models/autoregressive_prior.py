@@ -1,86 +1,96 @@
-"""The autoregressive prior (equation 5): the order of the codes, and the decoding loop with its cache.
+"""The autoregressive priors (equation 5): the order of the codes, and the decoding loop with its KV cache.
 
-The codes of an image form one sequence of N = h w c: positions row by row, the chunks of a position one after the
-other. Code t is predicted from all codes before it.
+The codes of an image form a sequence of N = h w c: the positions row by row, and the chunks of a position one after
+another. Code t is predicted from all codes before it.
 Shapes: B batch, h w code grid, c chunks, K codes, N = h w c codes of an image, W width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from movq_cli.errors import BadRequestError
 from movq_cli.models import draws
-from movq_cli.models.recorder import Recorder
-from movq_cli.models.transformer import INIT_STD, Block, CodeTransformer, advance, aligned, look_back
+from movq_cli.models.code_prior import CodePrior
+from movq_cli.models.cuda_graphs import GraphRecorder
+from movq_cli.models.transformer import INIT_STD, Block, aligned_length, cache_length, step_blocks
 from movq_cli.settings import CodeShape, PriorSettings, SampleSettings
 
 DEPTH_LAYERS = 2
-"""Of DepthPrior's layers, those over the chunks of a position."""
+"""Number of DepthPrior's layers that work over the chunks of a position."""
 
 
 class Decoding(NamedTuple):
-    """What the steps of a decoding share; its tensors are changed in place, so that a step can be recorded."""
+    """The state that the steps of a decoding share; its tensors change in place, so that steps can be recorded."""
 
     settings: SampleSettings
     rows: int
-    """Of the batch that the model is passed; see draws.guided_rows."""
+    """Batch size of the model; see draws.guided_rows."""
     start: int
-    """Tokens that stand before the first code's."""
+    """Number of tokens before that of the first code: 1 with a class, else 0."""
     uniforms: Tensor
-    """[B, N] float32: what the codes are drawn with."""
+    """[B, N] float32: uniform random number of each code."""
     strengths: Tensor
-    """[N] float32, of guidance."""
-    past: list[Tensor]
-    """Each block's; see Block.step."""
+    """[N] float32: strength of guidance of each code."""
+    caches: list[Tensor]
+    """KV cache of each block; see Block.step."""
     sequence: Tensor
-    """[B, c + N] int64: the codes after a row of c unknown ones."""
+    """[B, c + N] int64: c unknown codes, then the codes of the image."""
     position: Tensor
-    """[1] int64, the one whose codes are drawn next."""
+    """[1] int64: index of the position whose codes are drawn next."""
 
 
-class CausalPrior(CodeTransformer):
-    """What both share: a token knows which chunk it is of, and training predicts every code.
+class CausalPrior(CodePrior):
+    """The common part of both priors: tokens have a chunk embedding, and training predicts every code.
 
     Args:
-        settings: See CodeTransformer.
-        shape: See CodeTransformer.
+        settings: Sizes of the transformer; see CodeTransformer.
+        shape: Shape of the tokenizer's codes.
     """
+
+    decoding = "draws one code after another"
+    unused_sample_settings = frozenset({"steps", "choice_temperature", "order"})
 
     def __init__(self, settings: PriorSettings, shape: CodeShape) -> None:
         super().__init__(settings, shape)
         self.channel = nn.Parameter(torch.empty(shape.chunks, settings.width))
         nn.init.normal_(self.channel, std=INIT_STD)
-        self.recorder = Recorder()
+        self.recorder = GraphRecorder()
 
     @property
     def _body(self) -> list[Block]:
-        """The blocks over the tokens."""
+        """The blocks that work over the sequence of tokens."""
         return [block for block in self.blocks if isinstance(block, Block)]
 
     def targets(self, images: int, generator: torch.Generator) -> Tensor:
-        """Which codes a training step predicts: all, [B, h, w, c] bool."""
+        """Return the codes that a training step predicts, which are all: ones, [B, h, w, c] bool."""
         return torch.ones(images, *self.shape.size, dtype=torch.bool, device=generator.device)
 
     def inputs(self, codes: Tensor, targets: Tensor) -> Tensor:
-        """What is shown of codes [B, h, w, c] that are to be predicted: all, for each sees only those before it."""
+        """Return the codes as they are: `forward` predicts each code from those before it."""
         return codes
+
+    def validation_metrics(self, loss: float, loss_by_target_share: Sequence[float]) -> Mapping[str, Any]:
+        """Return the loss in bits, the code length of an exact factorization."""
+        return {"bits_per_code": loss / math.log(2)}
 
     def _begin(
         self, seeds: Sequence[int], classes: Tensor | None, settings: SampleSettings, known: Tensor | None
     ) -> Decoding:
-        """A decoding of `decode`'s arguments; the class is in its past."""
+        """Return the state at the start of `decode`; the class token is in its KV caches."""
         kind = self.position.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else self.position.dtype
-        decoding = self.recorder.keep(
+        decoding = self.recorder.reuse(
             (len(seeds), classes is None, settings, dtype),
             self.parameters(),
-            lambda: self._room(len(seeds), classes, settings, dtype),
+            lambda: self._allocate(len(seeds), classes, settings, dtype),
         )
         decoding.uniforms.copy_(draws.image_uniforms(seeds, (self.shape.codes,)))
         decoding.sequence.fill_(self.unknown)
@@ -90,58 +100,61 @@ class CausalPrior(CodeTransformer):
         guided = draws.guided_classes(classes, self.unknown, settings)
         if guided is not None:
             x = self.class_tokens(guided) + self.position[:, -1:]
-            advance(self._body, decoding.past[: len(self._body)], x, decoding.position, self._looks_back(0))
+            caches = decoding.caches[: len(self._body)]
+            step_blocks(self._body, caches, x, decoding.position, self._cache_length(0))
         return decoding
 
-    def _room(self, images: int, classes: Tensor | None, settings: SampleSettings, dtype: torch.dtype) -> Decoding:
-        """What a decoding of so many images needs, before it begins."""
+    def _allocate(self, images: int, classes: Tensor | None, settings: SampleSettings, dtype: torch.dtype) -> Decoding:
+        """Allocate the state of a decoding."""
         device, codes = self.position.device, self.shape.codes
         rows, heads = draws.guided_rows(images, classes, settings), self.settings.heads
-        past = (2, rows, heads, aligned(self.length + 1), self.settings.width // heads)
+        cache = (2, rows, heads, aligned_length(self.length + 1), self.settings.width // heads)
         return Decoding(
             settings,
             rows,
             0 if classes is None else 1,
             torch.empty(images, codes, device=device),
             torch.tensor([settings.guidance_at(step, codes) for step in range(codes)], device=device),
-            [torch.zeros(past, dtype=dtype, device=device) for _ in self.blocks],
+            [torch.zeros(cache, dtype=dtype, device=device) for _ in self.blocks],
             torch.empty(images, self.shape.chunks + codes, dtype=torch.int64, device=device),
             torch.zeros(1, dtype=torch.int64, device=device),
         )
 
-    def _looks_back(self, place: int) -> int:
-        """At how many tokens the one at a place looks; there may be a class before the codes."""
-        return look_back(place, self.length + 1)
+    def _cache_length(self, index: int) -> int:
+        """Return how many cached tokens the token at an index reads; one more than the codes' may be the class's."""
+        return cache_length(index, self.length + 1)
 
     def _codes(self, decoding: Decoding) -> Tensor:
-        """What has been drawn, [B, h, w, c], apart from what the next decoding writes over."""
+        """Return a copy of the drawn codes, [B, h, w, c], since the next decoding overwrites the state."""
         return decoding.sequence[:, self.shape.chunks :].unflatten(1, self.shape.size).clone()
 
-    def _draw(self, decoding: Decoding, place: Tensor, logits: Tensor) -> Tensor:
-        """Draw the codes [B] at a place of the sequence, [1] int64, where none is given, and put them there."""
-        strength = decoding.strengths.index_select(0, place)
-        uniforms = decoding.uniforms.index_select(1, place)[:, 0]
+    def _draw(self, decoding: Decoding, index: Tensor, logits: Tensor) -> Tensor:
+        """Return the codes [B] at an index of the sequence, [1] int64: the known code, or else one that is drawn."""
+        strength = decoding.strengths.index_select(0, index)
+        uniforms = decoding.uniforms.index_select(1, index)[:, 0]
         drawn = draws.draw_guided(logits, uniforms, decoding.settings, strength)
-        behind = place + self.shape.chunks
-        given = decoding.sequence.index_select(1, behind)[:, 0]
-        codes = torch.where(given == self.unknown, drawn, given)
-        decoding.sequence.index_copy_(1, behind, codes[:, None])
+        column = index + self.shape.chunks
+        known = decoding.sequence.index_select(1, column)[:, 0]
+        codes = torch.where(known == self.unknown, drawn, known)
+        decoding.sequence.index_copy_(1, column, codes[:, None])
         return codes
 
 
 class AutoregressivePrior(CausalPrior):
-    """Predicts each code from those before it: one token, and one pass through the cache, a code.
+    """A prior with one token for each code, which is predicted from the codes before it; decoding takes N steps.
 
-    Code t's token is made of the newest code of each chunk: below its own chunk those of its position, the others from
-    the position before, and unknown ones where there is none.
+    The token of code t embeds the newest code of each chunk: of the chunks before its own, the code of its position; of
+    the others, the code of the position before, or the unknown code at the first position.
 
     Args:
-        settings: See CodeTransformer.
-        shape: See CodeTransformer.
+        settings: Sizes of the transformer; see CodeTransformer.
+        shape: Shape of the tokenizer's codes.
     """
 
+    run_suffix = "auto"
+
     newest: Tensor
-    """[N, c] int64: the newest code of each chunk before code t, as a place after a first row of c unknown codes."""
+    """[N, c] int64: index of the newest code of each chunk before code t, after c unknown codes in front."""
 
     def __init__(self, settings: PriorSettings, shape: CodeShape) -> None:
         super().__init__(settings, shape)
@@ -149,15 +162,7 @@ class AutoregressivePrior(CausalPrior):
         self.register_buffer("newest", before - (before - chunk) % shape.chunks + shape.chunks, persistent=False)
 
     def forward(self, codes: Tensor, classes: Tensor | None = None) -> Tensor:
-        """The logits of every code given the ones before it.
-
-        Args:
-            codes: [B, h, w, c] int64 in [0, K).
-            classes: [B] int64 in [0, classes) or K = not given; None for an unconditional prior.
-
-        Returns:
-            [B, h, w, c, K], in the precision that autocast gives.
-        """
+        """Return the logits of every code given the codes before it; see CodePrior.forward."""
         shape = self.shape
         x = self.tokens(_after_unknown(codes, self.unknown)[:, self.newest])
         x = x.unflatten(1, (shape.positions, shape.chunks)) + self.position[:, : shape.positions, None] + self.channel
@@ -171,7 +176,7 @@ class AutoregressivePrior(CausalPrior):
 
     @property
     def length(self) -> int:
-        """Tokens of an image, its class left out."""
+        """The number of tokens of an image, without the class token."""
         return self.shape.codes
 
     @torch.inference_mode()
@@ -182,48 +187,56 @@ class AutoregressivePrior(CausalPrior):
         settings: SampleSettings,
         known: Tensor | None = None,
     ) -> Tensor:
-        """Draw images' codes one after the other.
+        """Draw the codes of images one after another; see CodePrior.decode.
 
-        Args:
-            seeds: One an image; see draws.
-            classes: [B] int64, or None for an unconditional prior.
-            settings: Temperature, truncation, guidance.
-            known: [B, h, w, c] int64 in [0, K], K = to be drawn; None = draw everything. Given codes are kept, and
-                seen by those after them.
-
-        Returns:
-            [B, h, w, c] int64 in [0, K).
+        A drawn code depends on the known codes before it, and not on those after it.
         """
         chunks = self.shape.chunks
         decoding = self._begin(seeds, classes, settings, known)
         for first in range(decoding.start, decoding.start + self.length, chunks):
-            looked_at = tuple(self._looks_back(place) for place in range(first, first + chunks))
-            self.recorder.run(looked_at, partial(self._draw_position, decoding, looked_at))
+            lengths = tuple(self._cache_length(index) for index in range(first, first + chunks))
+            self.recorder.run(lengths, partial(self._draw_position, decoding, lengths))
         return self._codes(decoding)
 
-    def _draw_position(self, decoding: Decoding, looked_at: Sequence[int]) -> None:
-        """Draw the codes of the next position, given how many tokens each looks at."""
-        for chunk, of_chunk in enumerate(looked_at):
-            place = decoding.position * self.shape.chunks + chunk
-            newest = decoding.sequence.index_select(1, self.newest.index_select(0, place)[0])
-            where = self.position.index_select(1, decoding.position)
-            x = draws.repeat_guided(self.tokens(newest)[:, None] + where + self.channel[chunk], decoding.rows)
-            x = advance(self._body, decoding.past, x, place + decoding.start, of_chunk)
-            self._draw(decoding, place, self.code_logits(x, chunk))
+    def _draw_position(self, decoding: Decoding, lengths: Sequence[int]) -> None:
+        """Draw the codes of the next position, whose tokens read `lengths` tokens of the KV cache."""
+        for chunk, length in enumerate(lengths):
+            index = decoding.position * self.shape.chunks + chunk
+            newest = decoding.sequence.index_select(1, self.newest.index_select(0, index)[0])
+            position = self.position.index_select(1, decoding.position)
+            x = draws.repeat_guided(self.tokens(newest)[:, None] + position + self.channel[chunk], decoding.rows)
+            x = step_blocks(self._body, decoding.caches, x, index + decoding.start, length)
+            self._draw(decoding, index, self.code_logits(x, chunk))
         decoding.position.add_(1)
 
 
 class DepthPrior(CausalPrior):
-    """The same factorization with fewer passes: a body over positions, and a small one over a position's chunks.
+    """A prior of the same factorization that is cheaper to sample: a deep body over positions, two layers over chunks.
 
-    The body's token at a position is made of all codes of the position before. What comes out is given to each of the
-    position's codes, which the last layers predict one after the other from it and the codes before (as the
-    RQ-Transformer does, Lee et al. 2022).
+    The body's token at a position embeds all codes of the position before. Its output goes to each code of the
+    position; the last layers predict these codes one after another from it and the codes before them, as in the
+    RQ-Transformer (Lee et al. 2022).
 
     Args:
-        settings: See CodeTransformer; DEPTH_LAYERS of the layers are those over the chunks.
-        shape: See CodeTransformer.
+        settings: Sizes of the transformer, of whose layers DEPTH_LAYERS work over the chunks; see CodeTransformer.
+        shape: Shape of the tokenizer's codes.
     """
+
+    run_suffix = "depth"
+
+    @classmethod
+    def check_settings(cls, settings: PriorSettings) -> None:
+        """Check that layers are left for the body.
+
+        Raises:
+            BadRequestError: There are too few layers.
+        """
+        if settings.layers <= DEPTH_LAYERS:
+            raise BadRequestError(
+                f"prior.mode=depth needs at least {DEPTH_LAYERS + 1} layers, {DEPTH_LAYERS} of them over the chunks, "
+                f"not {settings.layers}",
+                f"Set -o prior.layers={DEPTH_LAYERS + 1} or more.",
+            )
 
     def __init__(self, settings: PriorSettings, shape: CodeShape) -> None:
         super().__init__(settings, shape)
@@ -233,7 +246,7 @@ class DepthPrior(CausalPrior):
         nn.init.zeros_(self.previous.bias)
 
     def forward(self, codes: Tensor, classes: Tensor | None = None) -> Tensor:
-        """As AutoregressivePrior.forward."""
+        """Return the logits of every code given the codes before it; see CodePrior.forward."""
         shape = self.shape
         grid = codes.flatten(1, 2)
         x = self.tokens(F.pad(grid[:, :-1], (0, 0, 1, 0), value=self.unknown)) + self.position[:, : shape.positions]
@@ -256,25 +269,25 @@ class DepthPrior(CausalPrior):
         settings: SampleSettings,
         known: Tensor | None = None,
     ) -> Tensor:
-        """As AutoregressivePrior.decode."""
+        """Draw the codes of images one after another; see AutoregressivePrior.decode."""
         decoding = self._begin(seeds, classes, settings, known)
-        for place in range(decoding.start, decoding.start + self.length):
-            looked_at = self._looks_back(place)
-            self.recorder.run(looked_at, partial(self._draw_position, decoding, looked_at))
+        for index in range(decoding.start, decoding.start + self.length):
+            length = self._cache_length(index)
+            self.recorder.run(length, partial(self._draw_position, decoding, length))
         return self._codes(decoding)
 
-    def _draw_position(self, decoding: Decoding, looked_at: int) -> None:
-        """Draw the codes of the next position, given how many tokens it looks at."""
+    def _draw_position(self, decoding: Decoding, length: int) -> None:
+        """Draw the codes of the next position, whose token reads `length` tokens of the KV cache."""
         position, chunks = decoding.position, self.shape.chunks
         before = decoding.sequence.unflatten(1, (-1, chunks)).index_select(1, position)
         x = draws.repeat_guided(self.tokens(before) + self.position.index_select(1, position), decoding.rows)
-        body, inner = decoding.past[:-DEPTH_LAYERS], decoding.past[-DEPTH_LAYERS:]
-        x = self.body_norm(advance(self._body, body, x, position + decoding.start, looked_at))
+        body, depth = decoding.caches[:-DEPTH_LAYERS], decoding.caches[-DEPTH_LAYERS:]
+        x = self.body_norm(step_blocks(self._body, body, x, position + decoding.start, length))
         code = torch.full_like(before[:, 0, 0], self.unknown)
         for chunk in range(chunks):
             newest = draws.repeat_guided(self.previous(self.table(code))[:, None], decoding.rows)
-            place = torch.full_like(position, chunk)
-            y = advance(self._depth, inner, x + newest + self.channel[chunk], place, chunks)
+            index = torch.full_like(position, chunk)
+            y = step_blocks(self._depth, depth, x + newest + self.channel[chunk], index, chunks)
             code = self._draw(decoding, position * chunks + chunk, self.code_logits(y, chunk))
         position.add_(1)
 
@@ -288,5 +301,5 @@ class DepthPrior(CausalPrior):
 
 
 def _after_unknown(codes: Tensor, unknown: int) -> Tensor:
-    """Codes [B, h, w, c] as sequences [B, c + N], after a row of c unknown ones."""
+    """Return codes [B, h, w, c] as sequences [B, c + N] that begin with c unknown codes."""
     return F.pad(codes.flatten(1), (codes.shape[-1], 0), value=unknown)

@@ -1,40 +1,74 @@
-"""The masked prior (equation 6): what is masked in training, its loss, and the parallel decoding loop.
+"""The masked prior (equation 6): the mask of a training step, the loss, and the parallel decoding loop.
 
 The recipe is MaskGIT's (Chang et al. 2022) with MoVQ's change: each code, not each position, is masked and decided
-on its own, so that a prediction sees other positions and other channels of its own position.
+independently, so that a prediction uses other positions and the other channels of its own position.
 Shapes: B batch, h w code grid, c chunks, K codes, N = h w c codes of an image, T decoding steps.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from movq_cli.errors import BadRequestError
 from movq_cli.models import draws
-from movq_cli.models.transformer import CodeTransformer
+from movq_cli.models.code_prior import CodePrior
 from movq_cli.settings import CodeShape, SampleSettings
 
 _ROUNDING = 1e-9
+"""Added before rounding down, so that a product that is a whole number in exact arithmetic is not rounded below it."""
+
+Order = Callable[[Tensor, Tensor, int, SampleSettings], Tensor]
+"""A decoding order.
+
+Args:
+    log_probability: Natural logarithm of the probability of each drawn code, [B, N] float32.
+    uniforms: Uniform random numbers in [0, 1) for each code of this step, [B, N] float32.
+    step: Index of the decoding step, t in [0, T).
+    settings: Settings of the sampler.
+
+Returns:
+    Scores [B, N]: after the step, the unknown codes with the lowest scores are masked again.
+"""
 
 
-class MaskedPrior(CodeTransformer):
-    """Predicts the codes that are hidden from those that are not; every code sees every other."""
+def confidence(log_probability: Tensor, uniforms: Tensor, step: int, settings: SampleSettings) -> Tensor:
+    """Decide likely codes first: log p + tau (1 - (t + 1) / T) Gumbel noise, tau being `choice_temperature`."""
+    noise = settings.choice_temperature * (1 - (step + 1) / settings.steps)
+    return log_probability + noise * draws.gumbel(uniforms)
+
+
+ORDERS: dict[str, Order] = {"confidence": confidence}
+"""The decoding orders by the name that the setting `sample.order` gives them."""
+
+
+class MaskedPrior(CodePrior):
+    """A prior that predicts masked codes from the visible ones; every code attends to every other code."""
+
+    run_suffix = "prior"
+    decoding = "draws codes in parallel steps"
+    # Decoding drops the unlikely codes that smoothing makes likelier; other priors keep every code that they draw.
+    label_smoothing = 0.1
+    fills_hidden_codes = True
+
+    @classmethod
+    def check_sample_settings(cls, settings: SampleSettings) -> None:
+        """Check that the decoding order exists.
+
+        Raises:
+            BadRequestError: No order has this name.
+        """
+        if settings.order not in ORDERS:
+            raise BadRequestError(f"unknown sample.order {settings.order!r}", f"Known orders: {', '.join(ORDERS)}.")
 
     def forward(self, codes: Tensor, classes: Tensor | None = None) -> Tensor:
-        """The logits of every code given the visible ones.
-
-        Args:
-            codes: [B, h, w, c] int64 in [0, K]; K = unknown.
-            classes: [B] int64 in [0, classes) or K = not given; None for an unconditional prior.
-
-        Returns:
-            [B, h, w, c, K], in the precision that autocast gives.
-        """
+        """Return the logits of every code given the visible ones; see CodePrior.forward."""
         x = self.tokens(codes.flatten(1, 2))
         if classes is not None:
             x = torch.cat([x, self.class_tokens(classes)], dim=1)
@@ -44,12 +78,20 @@ class MaskedPrior(CodeTransformer):
         return self.logits(x[:, : self.shape.positions]).view(*codes.shape, self.shape.codebook_size)
 
     def targets(self, images: int, generator: torch.Generator) -> Tensor:
-        """Which codes a training step hides and predicts, [B, h, w, c] bool."""
+        """Return the codes that a training step masks and predicts, [B, h, w, c] bool."""
         return training_mask((images, *self.shape.size), generator)
 
     def inputs(self, codes: Tensor, targets: Tensor) -> Tensor:
-        """What is shown of codes [B, h, w, c] that are to be predicted: the others."""
+        """Return codes [B, h, w, c] with the targets masked."""
         return codes.masked_fill(targets, self.unknown)
+
+    def manifest_entries(self, settings: SampleSettings) -> dict[str, Any]:
+        """Return the number of codes that each step decides."""
+        return {"revealed": revealed(self.shape.codes, settings.steps)}
+
+    def validation_metrics(self, loss: float, loss_by_target_share: Sequence[float]) -> Mapping[str, Any]:
+        """Return the loss by the share of masked codes, from the lowest share to the highest."""
+        return {"loss_by_masked_share": list(loss_by_target_share)}
 
     @torch.inference_mode()
     def decode(
@@ -59,17 +101,12 @@ class MaskedPrior(CodeTransformer):
         settings: SampleSettings,
         known: Tensor | None = None,
     ) -> Tensor:
-        """Draw images' codes by parallel decoding: every step draws all codes and keeps the most confident.
+        """Draw the codes of images by parallel decoding; see CodePrior.decode.
 
-        Args:
-            seeds: One an image; see draws.
-            classes: [B] int64, or None for an unconditional prior.
-            settings: Steps, temperatures, truncation, guidance.
-            known: [B, h, w, c] int64 in [0, K], K = to be drawn; None = draw everything. Given codes are kept.
-
-        Returns:
-            [B, h, w, c] int64 in [0, K).
+        Every step draws all unknown codes and keeps those with the highest scores in the order of the settings.
         """
+        self.check_sample_settings(settings)
+        score = ORDERS[settings.order]
         device, steps = self.position.device, settings.steps
         size = (len(seeds), *self.shape.size)
         codes = torch.full(size, self.unknown, device=device) if known is None else known.to(device)
@@ -84,11 +121,10 @@ class MaskedPrior(CodeTransformer):
                 else self._guided_logits(codes, classes, settings, step)
             )
             drawn, log_probability = draws.draw_codes(logits.flatten(1, 3), uniforms[:, step, 0], settings)
-            noise = settings.choice_temperature * (1 - (step + 1) / steps)
-            confidence = log_probability + noise * draws.gumbel(uniforms[:, step, 1])
+            scores = score(log_probability, uniforms[:, step, 1], step, settings)
             masked = (codes == self.unknown).flatten(1)
-            confidence = confidence.masked_fill(~masked, math.inf)  # what is known stays known
-            rank = confidence.argsort(1).argsort(1)
+            scores = scores.masked_fill(~masked, math.inf)  # A known code is never masked again.
+            rank = scores.argsort(1).argsort(1)
             hidden = rank < masked_after(step, steps, start, masked.sum(1, keepdim=True))
             decided = torch.where(masked, drawn, codes.flatten(1))
             codes = decided.masked_fill(hidden, self.unknown).view(size)
@@ -100,27 +136,27 @@ class MaskedPrior(CodeTransformer):
         return draws.guide(logits, len(codes), settings.guidance_at(step, settings.steps))
 
     def _first_logits(self, images: int, classes: Tensor | None, settings: SampleSettings) -> Tensor:
-        """Of images of which nothing is known yet: the same for all of a class, so passed once for each class."""
+        """Return the logits of images without known codes, computed once for each class: a class has one result."""
         if classes is None:
-            different, place = None, torch.zeros(images, dtype=torch.int64, device=self.position.device)
+            distinct, index = None, torch.zeros(images, dtype=torch.int64, device=self.position.device)
         else:
-            different, place = classes.unique(return_inverse=True)
-        number = 1 if different is None else len(different)
-        nothing = torch.full((number, *self.shape.size), self.unknown, device=self.position.device)
-        return self._guided_logits(nothing, different, settings, 0)[place]
+            distinct, index = classes.unique(return_inverse=True)
+        count = 1 if distinct is None else len(distinct)
+        unknown = torch.full((count, *self.shape.size), self.unknown, device=self.position.device)
+        return self._guided_logits(unknown, distinct, settings, 0)[index]
 
 
 def mask_ratio(progress: Tensor) -> Tensor:
-    """The cosine schedule: the share of codes still masked at a progress in [0, 1]."""
+    """Return the share of codes that are masked at a progress in [0, 1], by the cosine schedule."""
     return torch.cos(progress * (math.pi / 2))
 
 
 def training_mask(shape: Sequence[int], generator: torch.Generator) -> Tensor:
-    """Which codes a training step hides: a ratio of its own for each image, each code on its own.
+    """Draw the mask of a training step: each image has its own ratio, and each code is masked independently.
 
     Args:
-        shape: [B, h, w, c].
-        generator: On the device that the mask is wanted on.
+        shape: Shape of the mask, [B, h, w, c].
+        generator: Generator on the device of the mask.
 
     Returns:
         [B, h, w, c] bool, True = masked.
@@ -130,12 +166,12 @@ def training_mask(shape: Sequence[int], generator: torch.Generator) -> Tensor:
 
 
 def ratio_mask(ratio: float, seeds: Sequence[int], shape: CodeShape) -> Tensor:
-    """Masks for reconstructing images from few of their codes (appendix A): the same number in every channel.
+    """Return masks for reconstructing images from a few of their codes (appendix A), equally many in each channel.
 
     Args:
-        ratio: Share of the positions whose code is hidden in each channel, in [0, 1]; of 256, 0.95 leaves 12 visible.
-        seeds: One an image. Of the same seed, what a smaller ratio hides a larger one hides too.
-        shape: Of the codes.
+        ratio: Share of the positions whose code is hidden in each channel, in [0, 1]; 0.95 of 256 leaves 12 visible.
+        seeds: Seeds of the B images. With the same seed, a larger ratio hides all codes that a smaller one hides.
+        shape: Shape of the codes.
 
     Returns:
         [B, h, w, c] bool on the CPU, True = hidden.
@@ -146,11 +182,11 @@ def ratio_mask(ratio: float, seeds: Sequence[int], shape: CodeShape) -> Tensor:
 
 
 def code_losses(logits: Tensor, codes: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of every code, masked or not, in nats, float32 [B, h, w, c].
+    """Return the cross-entropy of every code, masked or not, in nats, float32 [B, h, w, c].
 
     Args:
-        logits: [B, h, w, c, K].
-        codes: [B, h, w, c] int64.
+        logits: Logits, [B, h, w, c, K].
+        codes: True codes, [B, h, w, c] int64.
         label_smoothing: Share of the target spread evenly over all K codes.
     """
     flat = logits.flatten(0, -2).float()
@@ -160,47 +196,46 @@ def code_losses(logits: Tensor, codes: Tensor, label_smoothing: float = 0.0) -> 
 def masked_loss(
     logits: Tensor, codes: Tensor, mask: Tensor, label_smoothing: float, count: Tensor | None = None
 ) -> Tensor:
-    """Cross-entropy of the masked codes only, in nats a code, float32.
+    """Return the mean cross-entropy of the masked codes, in nats a code, float32.
 
     Args:
-        logits: [B, h, w, c, K].
-        codes: [B, h, w, c] int64.
-        mask: [B, h, w, c] bool, True = counted.
+        logits: Logits, [B, h, w, c, K].
+        codes: True codes, [B, h, w, c] int64.
+        mask: Masked codes, [B, h, w, c] bool.
         label_smoothing: Share of the target spread evenly over all K codes.
-        count: Scalar, what the sum is divided by; None = the masked codes.
+        count: Scalar by which the sum is divided; None is the number of masked codes.
 
     Returns:
-        Scalar; 0 where nothing is masked.
+        Scalar; 0 if no code is masked.
     """
-    # A weighted sum, not a selection: the shapes stay static and the device is not waited for.
+    # A weighted sum has static shapes; selecting the masked codes would make the host wait for the device.
     weight = mask.float()
     loss = code_losses(logits, codes, label_smoothing) * weight
     return loss.sum() / (weight.sum() if count is None else count).clamp(min=1)
 
 
 def masked_after(step: int, steps: int, start: Tensor, now: Tensor) -> Tensor:
-    """How many codes stay masked after a step.
+    """Return how many codes stay masked after a decoding step.
 
     Args:
-        step: t in [0, T).
-        steps: T.
-        start: int64 of any shape: N0, the codes that were unknown at the start, of each image.
-        now: The same shape: those that are unknown before this step.
+        step: Index of the step, t in [0, T).
+        steps: Number of steps, T.
+        start: Number of codes of each image that were unknown at the start, N0, int64 of any shape.
+        now: Number of codes that are unknown before this step, of the same shape.
 
     Returns:
-        floor(N0 cos(pi/2 (t + 1)/T)) as int64, but at least 1 and at most all but one of those unknown now, so that no
-        step is spent on nothing while there are codes enough; 0 after the last step.
+        floor(N0 cos(pi/2 (t + 1)/T)) as int64, but at least 1 and at most one less than `now`, so that every step
+        decides a code as long as there are enough codes; 0 after the last step.
     """
     if step == steps - 1:
         return torch.zeros_like(start)
     share = math.cos(math.pi / 2 * (step + 1) / steps)
-    # Where the product is a whole number, rounding leaves it a little below: floor would take one more off.
     masked = (start.double() * share + _ROUNDING).floor().long()
     return masked.minimum(now - 1).clamp(min=1).minimum(now)
 
 
 def revealed(codes: int, steps: int) -> list[int]:
-    """How many codes of an image each of so many steps decides, where nothing is known at the start."""
+    """Return how many codes of an image each decoding step decides if no code is known at the start."""
     start = torch.tensor(codes)
     left = [start]
     for step in range(steps):

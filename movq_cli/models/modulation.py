@@ -1,6 +1,6 @@
-"""Equation 4, the spatially conditional norm, and the initial feature F0 that it starts from.
+"""The spatially conditional norm (equation 4), and the initial features F0 that the decoder can start from.
 
-Shapes: B batch, C activation channels, H W activation side, M map channels, h w code grid, D quantized channels.
+Shapes: B batch, C activation channels, H W activation size, M condition channels, h w code grid, D quantized channels.
 """
 
 from __future__ import annotations
@@ -14,31 +14,31 @@ from torch import Tensor, nn
 from movq_cli.settings import NORM_GROUPS, ModulationSettings
 
 NORM_EPS = 1e-6
-"""VQGAN's GroupNorm epsilon, a tenth of PyTorch's default."""
+"""Epsilon of VQGAN's GroupNorm, a tenth of PyTorch's default."""
 
 
 class Norm(nn.GroupNorm):
-    """VQGAN's plain GroupNorm, called like the modulated one so that a block need not know which it holds."""
+    """VQGAN's plain GroupNorm, with the signature of SpatialNorm, so that blocks can use either."""
 
     def __init__(self, channels: int, *, affine: bool = True) -> None:
         super().__init__(NORM_GROUPS, channels, eps=NORM_EPS, affine=affine)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Normalize [B, C, H, W]; the condition has no part in it."""
+        """Normalize [B, C, H, W]; the condition is not used."""
         return super().forward(x)
 
 
 class SpatialNorm(nn.Module):
     """Equation 4: F_i = phi_gamma(z_q) * (F_{i-1} - mu) / sigma + phi_beta(z_q), with GroupNorm's mu and sigma.
 
-    The two affine maps are convolutions of a map at the code grid's size, brought to the activation's by nearest
-    neighbour. They start at scale 1 and bias 0: from PyTorch's default initialisation the product of many small
-    scales would leave next to no signal at the decoder's output.
+    Scale and bias are convolutions of the condition, a map of the size of the code grid, and are upsampled to the size
+    of the activation by nearest neighbour. They start at scale 1 and bias 0: with PyTorch's default initialization, the
+    product of many small scales would leave almost no signal at the decoder's output.
 
     Args:
-        channels: C, of the activation.
-        condition_channels: M, of the map.
-        settings: Kernel size, and whether GroupNorm keeps its own affine parameters.
+        channels: Number of channels of the activation, C.
+        condition_channels: Number of channels of the condition, M.
+        settings: Settings with the kernel size, and whether GroupNorm has affine parameters of its own.
     """
 
     def __init__(self, channels: int, condition_channels: int, settings: ModulationSettings) -> None:
@@ -56,15 +56,15 @@ class SpatialNorm(nn.Module):
         """Normalize and modulate an activation.
 
         Args:
-            x: [B, C, H, W].
-            condition: [B, M, h, w], H and W being multiples of h and w.
+            x: Activation, [B, C, H, W].
+            condition: Condition, [B, M, h, w]; H and W are multiples of h and w.
 
         Returns:
             [B, C, H, W].
         """
         size = x.shape[-2:]
         if self.conv_y.kernel_size == (1, 1):
-            # A pointwise convolution commutes with nearest upsampling: convolve the few positions, then spread them.
+            # A pointwise convolution commutes with nearest-neighbour upsampling, and has fewer positions before it.
             scale, bias = _resize(self.conv_y(condition), size), _resize(self.conv_b(condition), size)
         else:
             condition = _resize(condition, size)
@@ -76,25 +76,30 @@ def _resize(x: Tensor, size: torch.Size) -> Tensor:
     return x if x.shape[-2:] == size else F.interpolate(x, size=size, mode="nearest")
 
 
-class FourierFeature(nn.Module):
-    """F0 as Fourier features of the quantized vector itself (section 4.4; Tancik et al. 2020): no parameters.
+def _at_least_float32(x: Tensor) -> Tensor:
+    """Convert a tensor of a shorter float type to float32: a sine of many periods needs the digits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
-    Each code gives its own high-frequency signal, so that F0 carries the image's content, which sinusoids of the
+
+class FourierFeature(nn.Module):
+    """F0 as Fourier features of the quantized vector (section 4.4; Tancik et al. 2020), without parameters.
+
+    Each code has a high-frequency signal of its own, so that F0 depends on the image's content; sinusoids of the
     position and learned constants do not.
     """
 
     def forward(self, quantized: Tensor) -> Tensor:
         """Map [B, D, h, w] to [B, 2 D, h, w], values in [-1, 1]."""
-        angle = 2 * math.pi * quantized.float()
+        angle = 2 * math.pi * _at_least_float32(quantized)
         return torch.cat([angle.sin(), angle.cos()], dim=1)
 
 
 class ProjectedFeature(nn.Module):
-    """F0 as the sine of a learned projection of the quantized vector: Fourier features whose frequencies are learned.
+    """F0 as the sine of a learned projection of the quantized vector: Fourier features with learned frequencies.
 
     Args:
-        quantized_channels: D.
-        channels: C.
+        quantized_channels: Number of channels of the quantized vector, D.
+        channels: Number of channels of F0, C.
     """
 
     def __init__(self, quantized_channels: int, channels: int) -> None:
@@ -103,14 +108,14 @@ class ProjectedFeature(nn.Module):
 
     def forward(self, quantized: Tensor) -> Tensor:
         """Map [B, D, h, w] to [B, C, h, w], values in [-1, 1]."""
-        return self.projection(quantized).float().sin()
+        return _at_least_float32(self.projection(quantized)).sin()
 
 
 class SinusoidFeature(nn.Module):
-    """F0 as Vaswani et al.'s sine and cosine position embedding, half the channels for rows, half for columns.
+    """F0 as sine and cosine position embeddings (Vaswani et al. 2017), half of the channels for rows, half for columns.
 
     Args:
-        channels: C, a multiple of 4.
+        channels: Number of channels of F0, C, a multiple of 4.
     """
 
     def __init__(self, channels: int) -> None:
@@ -132,11 +137,11 @@ class SinusoidFeature(nn.Module):
 
 
 class ConstantFeature(nn.Module):
-    """F0 as a learned constant of the training grid's size, as in StyleGAN.
+    """F0 as a learned constant of the size of the training grid, as in StyleGAN.
 
     Args:
-        channels: C.
-        grid: h = w, code positions a side.
+        channels: Number of channels of F0, C.
+        grid: Number of code positions on each side of the training grid, h = w.
     """
 
     def __init__(self, channels: int, grid: int) -> None:
@@ -144,7 +149,7 @@ class ConstantFeature(nn.Module):
         self.constant = nn.Parameter(torch.randn(1, channels, grid, grid))
 
     def forward(self, quantized: Tensor) -> Tensor:
-        """Map [B, D, h, w] to [B, C, h, w]; another grid than the training one gets the constant resampled."""
+        """Map [B, D, h, w] to [B, C, h, w]; for another grid than that of training, the constant is resampled."""
         constant: Tensor = self.constant
         if constant.shape[-2:] != quantized.shape[-2:]:
             constant = F.interpolate(constant, size=quantized.shape[-2:], mode="bilinear", align_corners=False)

@@ -1,41 +1,80 @@
-"""The multichannel vector quantizer with one shared codebook (section 3.1), and its health.
+"""The quantizers of the tokenizer, among them MoVQ's multichannel vector quantizer (section 3.1), and codebook usage.
 
 Shapes: B batch, h w code grid, c chunks, d width of a code (D = c d channels), K codes, N = B h w c vectors.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-_DISTANCES = 2**24
-"""Numbers that are held at once: 64 MiB, however many vectors and entries there are."""
+from movq_cli.errors import BadRequestError
+from movq_cli.settings import TokenizerSettings
+
+_MAX_DISTANCES = 2**24
+"""Largest number of distances in memory at one time: 64 MiB, for any number of vectors and codebook entries."""
 
 
 class Quantized(NamedTuple):
-    """What quantization gives."""
+    """The output of a quantizer."""
 
     vectors: Tensor
-    """[B, D, h, w] float32: the codes' vectors, with the gradient passed straight through to the input."""
+    """[B, D, h, w] float32: the vectors of the codes; their gradient passes straight through to the input."""
     codes: Tensor
     """[B, h, w, c] int64 in [0, K)."""
-    codebook_loss: Tensor
-    """Scalar, second term of equation 3: moves the codebook towards the encoder's output."""
-    commitment_loss: Tensor
-    """Scalar, third term of equation 3 without its beta: moves the encoder's output towards the codebook."""
+    losses: Mapping[str, Tensor]
+    """Scalar losses by name, empty for a quantizer that needs none; the training settings give each a weight."""
 
 
-class VectorQuantizer(nn.Module):
-    """Cut the channels into c chunks and replace each by its nearest codebook entry (equation 2).
+class Quantizer(nn.Module, ABC):
+    """The interface between the encoder and the decoder: features to codes, and codes to vectors."""
 
-    All chunks share the one codebook, so that K vectors of width d express K^c different features.
+    @abstractmethod
+    def forward(self, z: Tensor) -> Quantized:
+        """Quantize features [B, D, h, w] of any float type, in float32 whatever autocast says."""
+
+    @abstractmethod
+    def encode(self, z: Tensor) -> Tensor:
+        """Return the codes [B, h, w, c] int64 of features [B, D, h, w], without the losses."""
+
+    @abstractmethod
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return the vectors [B, D, h, w] float32 of codes [B, h, w, c] int64 in [0, K)."""
+
+    def revive(
+        self, unused: Tensor, encoded: Tensor, sample_rows: Callable[[Tensor, int], Tensor]
+    ) -> Mapping[str, Tensor]:
+        """Move the entries of a codebook that no vector chooses to outputs of the encoder.
+
+        A quantizer without a codebook, which is the default, has nothing to move.
+
+        Args:
+            unused: [K] bool, the codes that have not been chosen for a while.
+            encoded: [B, D, h, w], features that this rank has quantized.
+            sample_rows: Function from this rank's rows [N, d] and a number n to n rows [n, d], drawn at random from
+                the rows of all ranks.
+
+        Returns:
+            For each parameter that changed, by its name in this module, the rows that did, bool.
+        """
+        return {}
+
+
+class VectorQuantizer(Quantizer):
+    """Cut the channels into c chunks and replace each chunk by its nearest codebook entry (equation 2).
+
+    All chunks share one codebook, so that K vectors of width d express K^c different features. The losses are the
+    second term of equation 3 ("codebook", which moves the codebook towards the encoder's output) and its third term
+    without the factor beta ("commitment", which moves the encoder's output towards the codebook).
 
     Args:
-        codebook_size: K.
-        code_dim: d.
+        codebook_size: Number of codebook entries, K.
+        code_dim: Width of an entry, d.
     """
 
     def __init__(self, codebook_size: int, code_dim: int) -> None:
@@ -44,95 +83,118 @@ class VectorQuantizer(nn.Module):
         nn.init.uniform_(self.embedding.weight, -1 / codebook_size, 1 / codebook_size)
 
     def forward(self, z: Tensor) -> Quantized:
-        """Quantize [B, D, h, w] of any float type; the arithmetic is float32 whatever autocast says."""
+        """Quantize features [B, D, h, w]; see Quantizer.forward."""
         with torch.autocast(z.device.type, enabled=False):
             split = self._split(z.float())
-            rows = split.contiguous()  # of one layout with the vectors, or the losses' loops are slow on the CPU
+            rows = split.contiguous()  # The layout of the vectors; with another one the losses are slow on the CPU.
             codes = self._nearest(rows)
             vectors = self.embedding(codes)
-            codebook_loss = F.mse_loss(vectors, rows.detach())
-            commitment_loss = F.mse_loss(rows, vectors.detach())
+            losses = {
+                "codebook": F.mse_loss(vectors, rows.detach()),
+                "commitment": F.mse_loss(rows, vectors.detach()),
+            }
             straight_through = split + (vectors - split).detach()
-        return Quantized(self._join(straight_through), codes, codebook_loss, commitment_loss)
+        return Quantized(self._join(straight_through), codes, losses)
 
     def encode(self, z: Tensor) -> Tensor:
-        """The codes [B, h, w, c] of [B, D, h, w], without the losses."""
+        """Return the codes [B, h, w, c] of features [B, D, h, w]."""
         with torch.autocast(z.device.type, enabled=False):
             return self._nearest(self._split(z.float()))
 
     def decode(self, codes: Tensor) -> Tensor:
-        """The vectors [B, D, h, w] of codes [B, h, w, c] in [0, K)."""
-        # Looked up, the vectors lie channels last, in which the CPU's GroupNorm is slower and loses digits; on CUDA the
-        # convolutions' weights decide.
+        """Return the vectors [B, D, h, w] of codes [B, h, w, c] in [0, K)."""
+        # The lookup gives the channels-last layout, in which the CPU's GroupNorm is slower and less exact. On CUDA the
+        # layout of the convolutions' weights decides.
         return self._join(self.embedding(codes)).contiguous()
 
     @torch.no_grad()
-    def revive(self, dead: Tensor, replacements: Tensor) -> None:
-        """Move entries that no vector chooses to where vectors are.
-
-        Args:
-            dead: [K, 1] bool, the entries to move.
-            replacements: [K, d], where each would go.
-        """
+    def revive(
+        self, unused: Tensor, encoded: Tensor, sample_rows: Callable[[Tensor, int], Tensor]
+    ) -> Mapping[str, Tensor]:
+        """Replace each unused entry by a random vector of the batch; see Quantizer.revive."""
         entries = self.embedding.weight
-        entries.copy_(torch.where(dead, replacements, entries))
-
-    def vectors(self, z: Tensor) -> Tensor:
-        """The vectors [N, d] float32 that [B, D, h, w] is cut into, image by image."""
-        return self._split(z.float()).reshape(-1, self.embedding.embedding_dim)
+        vectors = self._split(encoded.float()).reshape(-1, entries.shape[1])
+        # A replacement for every entry, used or not: the host need not wait for the number of unused ones.
+        replacements = sample_rows(vectors, len(entries))
+        entries.copy_(torch.where(unused[:, None], replacements, entries))
+        return {"embedding.weight": unused}
 
     def _split(self, z: Tensor) -> Tensor:
-        """[B, D, h, w] to [B, h, w, c, d]."""
+        """Reshape [B, D, h, w] to [B, h, w, c, d]."""
         return z.permute(0, 2, 3, 1).unflatten(-1, (-1, self.embedding.embedding_dim))
 
     def _join(self, split: Tensor) -> Tensor:
-        """[B, h, w, c, d] to [B, D, h, w]."""
+        """Reshape [B, h, w, c, d] to [B, D, h, w]."""
         return split.flatten(-2).permute(0, 3, 1, 2)
 
     @torch.no_grad()
     def _nearest(self, split: Tensor) -> Tensor:
-        """Codes [B, h, w, c] of the nearest entries.
+        """Return the indices [B, h, w, c] of the nearest entries.
 
-        |z|^2 is the same for every entry and is left out: beside it the distances between entries drown in rounding.
+        The term |z|^2 of the distance is left out: it is the same for every entry, and where it is large, rounding
+        would hide the differences between the entries.
         """
         entries = self.embedding.weight
         squares = entries.square().sum(1)
-        blocks = split.reshape(-1, entries.shape[1]).split(max(1, _DISTANCES // len(entries)))
+        blocks = split.reshape(-1, entries.shape[1]).split(max(1, _MAX_DISTANCES // len(entries)))
         codes = [torch.addmm(squares, block, entries.t(), alpha=-2).argmin(1) for block in blocks]
         return torch.cat(codes).view(split.shape[:-1])
 
 
-class CodebookHealth(nn.Module):
-    """How much of the codebook a whole set of images uses, overall and for each chunk.
+QUANTIZERS: dict[str, Callable[[TokenizerSettings], Quantizer]] = {
+    "vq": lambda settings: VectorQuantizer(settings.codebook_size, settings.code_dim),
+}
+"""The quantizers by the name that the setting `vq.quantizer` gives them."""
+
+
+def build(settings: TokenizerSettings) -> Quantizer:
+    """Return an untrained quantizer.
 
     Args:
-        chunks: c.
-        codebook_size: K.
+        settings: Settings of the tokenizer: the quantizer's name, codebook size, width and chunks.
+
+    Raises:
+        BadRequestError: No quantizer has this name.
+    """
+    if settings.quantizer not in QUANTIZERS:
+        raise BadRequestError(
+            f"unknown quantizer {settings.quantizer!r}", f"Known quantizers: {', '.join(QUANTIZERS)}."
+        )
+    return QUANTIZERS[settings.quantizer](settings)
+
+
+class CodebookHealth(nn.Module):
+    """How much of the codebook a set of images uses, over all chunks together and for each chunk.
+
+    Args:
+        chunks: Number of chunks, c.
+        codebook_size: Number of codebook entries, K.
     """
 
     counts: Tensor
+    """[c, K] int64: how often each chunk has chosen each entry."""
 
     def __init__(self, chunks: int, codebook_size: int) -> None:
         super().__init__()
         self.register_buffer("counts", torch.zeros(chunks, codebook_size, dtype=torch.int64))
 
     def update(self, codes: Tensor) -> None:
-        """Count codes [..., c]."""
+        """Add codes [..., c] to the counts."""
         self.counts += self.count(codes)
 
     def count(self, codes: Tensor) -> Tensor:
-        """How often each chunk of codes [..., c] chooses each entry, [c, K] int64."""
+        """Return how often each chunk of codes [..., c] chooses each entry, [c, K] int64."""
         chunks, size = self.counts.shape
-        place = (codes + torch.arange(chunks, device=codes.device) * size).flatten()
-        # Not bincount, for which the host waits on CUDA.
-        return torch.zeros_like(self.counts).view(-1).scatter_add_(0, place, torch.ones_like(place)).view(chunks, size)
+        index = (codes + torch.arange(chunks, device=codes.device) * size).flatten()
+        # torch.bincount would make the host wait for CUDA.
+        return torch.zeros_like(self.counts).view(-1).scatter_add_(0, index, torch.ones_like(index)).view(chunks, size)
 
     def usage(self) -> tuple[float, list[float]]:
-        """Share of the entries seen at least once, in [0, 1]: over all chunks together, and for each."""
+        """Return the share of entries used at least once, in [0, 1]: over all chunks together, and for each chunk."""
         return _usage(self.counts.sum(0)), [_usage(row) for row in self.counts]
 
     def perplexity(self) -> tuple[float, list[float]]:
-        """Exponential of the codes' entropy, in [1, K]: over all chunks together, and for each."""
+        """Return the exponential of the codes' entropy, in [1, K]: over all chunks together, and for each chunk."""
         return _perplexity(self.counts.sum(0)), [_perplexity(row) for row in self.counts]
 
 

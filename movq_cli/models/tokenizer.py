@@ -2,38 +2,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from movq_cli.models import quantizer
 from movq_cli.models.autoencoder import Decoder, Encoder
-from movq_cli.models.quantizer import VectorQuantizer
 from movq_cli.settings import TokenizerSettings
 
 
 class Reconstruction(NamedTuple):
-    """What a training step needs of one pass through the tokenizer."""
+    """The outputs of a forward pass that a training step needs."""
 
     images: Tensor
     """[B, 3, H, W] float32, nominally in [-1, 1]."""
     features: Tensor
-    """[B, widths[0], H, W]: the last convolution's input."""
+    """[B, widths[0], H, W]: the input of the last convolution."""
     encoded: Tensor
-    """[B, D, h, w]: the quantizer's input."""
+    """[B, D, h, w]: the input of the quantizer."""
     codes: Tensor
     """[B, h, w, c] int64."""
-    codebook_loss: Tensor
-    """Scalar: see Quantized."""
-    commitment_loss: Tensor
-    """Scalar: see Quantized."""
+    losses: Mapping[str, Tensor]
+    """The quantizer's scalar losses by name; see Quantized."""
 
 
 class Tokenizer(nn.Module):
-    """MoVQ's first stage, or VQGAN's where the settings ask for one chunk and no modulation.
+    """The first stage of MoVQ; with one chunk and no modulation in the settings it is VQGAN's.
 
     Args:
-        settings: The architecture; kept, since a weight file is rebuilt from it.
+        settings: Settings of the architecture; weight files store them, so that the model can be rebuilt.
     """
 
     def __init__(self, settings: TokenizerSettings) -> None:
@@ -41,33 +40,31 @@ class Tokenizer(nn.Module):
         self.settings = settings
         self.encoder = Encoder(settings)
         self.decoder = Decoder(settings)
-        self.quantize = VectorQuantizer(settings.codebook_size, settings.code_dim)
+        self.quantize = quantizer.build(settings)
         self.quant_conv = nn.Conv2d(settings.z_channels, settings.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(settings.embed_dim, settings.z_channels, 1)
         if self.decoder.conv_in is None:
-            # Nothing reads it; it is there for its name and its count.
+            # Its output is not used in this case. It exists for its name in weight files and its parameter count.
             self.post_quant_conv.requires_grad_(False)
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the parameters."""
+        return self.quant_conv.weight.device
+
     def forward(self, images: Tensor) -> Reconstruction:
-        """Encode, quantize and decode images [B, 3, H, W] in [-1, 1], with what training needs."""
+        """Encode, quantize and decode images [B, 3, H, W] in [-1, 1]."""
         encoded = self.quant_conv(self.encoder(images))
-        quantized = self.quantize(encoded)
-        features = self.decoder.features(self.post_quant_conv(quantized.vectors), quantized.vectors)
-        return Reconstruction(
-            self.decoder.conv_out(features).float(),
-            features,
-            encoded,
-            quantized.codes,
-            quantized.codebook_loss,
-            quantized.commitment_loss,
-        )
+        vectors, codes, losses = self.quantize(encoded)
+        features = self.decoder.features(self.post_quant_conv(vectors), vectors)
+        return Reconstruction(self.decoder.conv_out(features).float(), features, encoded, codes, losses)
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:
-        """The codes of images.
+        """Return the codes of images.
 
         Args:
-            images: [B, 3, H, W] float in [-1, 1]; H and W multiples of the downsampling factor.
+            images: [B, 3, H, W] float in [-1, 1]; H and W are multiples of the downsampling factor.
 
         Returns:
             [B, h, w, c] int64 in [0, K).
@@ -76,7 +73,7 @@ class Tokenizer(nn.Module):
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
-        """The images of codes.
+        """Return the images of codes.
 
         Args:
             codes: [B, h, w, c] int64 in [0, K).

@@ -1,6 +1,6 @@
 """The transformer that every prior shares (section 4.3): code embeddings, pre-LN blocks, one head for all chunks.
 
-Shapes: B batch, N tokens, c chunks, K codes, W width, L tokens that are looked back at.
+Shapes: B batch, N tokens, c chunks, K codes, W width, L tokens of the KV cache that attention reads.
 """
 
 from __future__ import annotations
@@ -15,18 +15,17 @@ from torch import Tensor, nn
 from movq_cli.settings import CodeShape, PriorSettings
 
 INIT_STD = 0.02
-"""GPT-2's, as in VQGAN's transformer."""
+"""Standard deviation of the initial weights: that of GPT-2 and of VQGAN's transformer."""
 
-LOOK_BACK = 128
-"""Tokens by which the part of a cache that is looked at grows."""
+CACHE_INCREMENT = 128
+"""Number of tokens by which the part of the KV cache that attention reads grows."""
 
-
-_ALIGNED = 8
-"""Tokens: what is left out of attention comes in rows, which CUDA's kernels copy where they are no multiple of it."""
+_ALIGNMENT = 8
+"""The cache's length is a multiple of this number of tokens: CUDA's attention kernels copy any other attention mask."""
 
 
 class Block(nn.Module):
-    """Pre-LN self-attention and MLP, each beside a shortcut."""
+    """Pre-LN self-attention and MLP, each with a residual connection."""
 
     def __init__(self, settings: PriorSettings) -> None:
         super().__init__()
@@ -39,30 +38,30 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, settings.hidden), nn.GELU(), nn.Linear(settings.hidden, width))
 
     def forward(self, x: Tensor, *, causal: bool = False) -> Tensor:
-        """Map [B, N, W] to the same shape; causal: each token sees itself and those before it, else all see all."""
+        """Map [B, N, W] to the same shape; if causal, no token attends to those after it, else all attend to all."""
         q, k, v = self._project(x)
         return self._finish(x, F.scaled_dot_product_attention(q, k, v, is_causal=causal))
 
-    def step(self, x: Tensor, past: Tensor, place: Tensor, bias: Tensor) -> Tensor:
-        """Map the newest token alone, its keys and values being kept for those to come.
+    def step(self, x: Tensor, cache: Tensor, index: Tensor, bias: Tensor) -> Tensor:
+        """Map the newest token alone, with the KV cache of the tokens before it.
 
         Args:
-            x: [B, 1, W].
-            past: [2, B, heads, N, W / heads], the keys and the values of the tokens before; the new one's are written
+            x: Newest token, [B, 1, W].
+            cache: Keys and values of the tokens, [2, B, heads, N, W / heads]; those of the newest token are written
                 into it.
-            place: [1] int64, the new token's.
-            bias: [1, L], 0 for those of the first L tokens that are there by now, -inf for the others.
+            index: Index of the newest token, [1] int64.
+            bias: Attention bias, [1, L]: 0 for the tokens up to the newest, -inf for the rest of the first L.
 
         Returns:
             [B, 1, W].
         """
-        new = self._project(x).to(past.dtype)
-        past.index_copy_(3, place, new[1:])
-        keys, values = past[:, :, :, : bias.shape[-1]]
+        new = self._project(x).to(cache.dtype)
+        cache.index_copy_(3, index, new[1:])
+        keys, values = cache[:, :, :, : bias.shape[-1]]
         return self._finish(x, F.scaled_dot_product_attention(new[0], keys, values, attn_mask=bias))
 
     def _project(self, x: Tensor) -> Tensor:
-        """Queries, keys and values, [3, B, heads, N, W / heads]."""
+        """Return queries, keys and values, [3, B, heads, N, W / heads]."""
         return self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
 
     def _finish(self, x: Tensor, attention: Tensor) -> Tensor:
@@ -71,14 +70,14 @@ class Block(nn.Module):
 
 
 class CodeTransformer(nn.Module):
-    """Codes in, logits of every code out; what is visible and in which order is each prior's own business.
+    """The embeddings, blocks and head of a prior; each prior decides which codes are visible, and in which order.
 
-    One table of (K + 1) x (W / c) embeds all chunks; its last row is the code that is not known. The c embeddings of a
-    position are concatenated to its token, the reverse of the tokenizer's cut. A class is one more token, whose id is
-    looked up in the same table in all chunks.
+    One table of (K + 1) x (W / c) embeds the codes of all chunks; its last row is the unknown code. The c embeddings of
+    a position are concatenated to its token, as the tokenizer's chunks are concatenated to its channels. A class is one
+    more token: its id is looked up in the same table, once for each chunk.
 
     Args:
-        settings: Layers, heads and widths, and how many classes.
+        settings: Number of layers, heads and classes, and the widths.
         shape: Grid, chunks and codebook size of the tokenizer's codes.
     """
 
@@ -97,18 +96,18 @@ class CodeTransformer(nn.Module):
 
     @property
     def unknown(self) -> int:
-        """K: the id of a code, or of a class, that is not given."""
+        """The id of an unknown code or class, K."""
         return self.shape.codebook_size
 
     @property
     def length(self) -> int:
-        """Tokens of an image, its class left out."""
+        """The number of tokens of an image, without the class token."""
         return self.shape.positions
 
     def compile_blocks(self) -> None:
-        """Compile the blocks' whole pass and their step, one program for all of them.
+        """Compile the forward pass and the step of the blocks, as one program that all blocks share.
 
-        Not the model's: as many blocks in one program take minutes, and gain no more.
+        Compiling the complete model, a program with all blocks in it, takes minutes and is not faster.
         """
         for block in self.blocks:
             assert isinstance(block, Block)
@@ -116,58 +115,59 @@ class CodeTransformer(nn.Module):
             block.step = torch.compile(block.step)  # type: ignore[method-assign]
 
     def tokens(self, codes: Tensor) -> Tensor:
-        """The tokens [..., W], without their places, of c codes each: [..., c] int64 in [0, K]."""
+        """Return tokens [..., W], without position embedding, from their c codes, [..., c] int64 in [0, K]."""
         return self.table(codes).flatten(-2)
 
     def class_tokens(self, classes: Tensor) -> Tensor:
-        """The tokens [B, 1, W] of classes [B] int64 in [0, classes) or K = not given."""
+        """Return tokens [B, 1, W] of class ids, [B] int64 in [0, classes), or K for none."""
         return self.tokens(classes[:, None, None].expand(-1, 1, self.shape.chunks))
 
     def logits(self, x: Tensor) -> Tensor:
-        """The logits [..., c, K] of a position's codes, from its token [..., W] after the blocks."""
+        """Return the logits [..., c, K] of a position's codes from its token [..., W] after the blocks."""
         return self.head(self.norm(x)).unflatten(-1, (self.shape.chunks, self.shape.codebook_size))
 
     def chunk_logits(self, x: Tensor) -> Tensor:
-        """The logits [..., c, K] of codes that have a token each, [..., c, W] after the blocks."""
+        """Return the logits [..., c, K] of codes that have a token each, [..., c, W] after the blocks."""
         weight = self.head.weight.unflatten(0, (self.shape.chunks, self.shape.codebook_size))
         return torch.einsum("...cw,ckw->...ck", self.norm(x), weight.to(x.dtype))
 
     def code_logits(self, x: Tensor, chunk: int) -> Tensor:
-        """The logits [B, K] of one chunk's code from its token [B, 1, W] after the blocks."""
+        """Return the logits [B, K] of one chunk's code from its token [B, 1, W] after the blocks."""
         size = self.shape.codebook_size
         return F.linear(self.norm(x)[:, 0], self.head.weight[chunk * size : (chunk + 1) * size])
 
 
-def look_back(place: int, tokens: int) -> int:
-    """How many of the first of so many tokens the one at a place looks at.
+def cache_length(index: int, tokens: int) -> int:
+    """Return how many tokens of the KV cache attention reads for the token at an index, out of `tokens` in all.
 
-    Grows by LOOK_BACK at a time: few shapes to record, and few idle reads.
+    The length grows by CACHE_INCREMENT, a compromise between the number of shapes, each of which is recorded as a CUDA
+    graph, and the number of tokens that are read but masked.
     """
-    return min(tokens, (place // LOOK_BACK + 1) * LOOK_BACK)
+    return min(tokens, (index // CACHE_INCREMENT + 1) * CACHE_INCREMENT)
 
 
-def aligned(tokens: int) -> int:
-    """The places that a past has for so many tokens."""
-    return math.ceil(tokens / _ALIGNED) * _ALIGNED
+def aligned_length(tokens: int) -> int:
+    """Return the length of a KV cache for this number of tokens: rounded up to a multiple of the alignment."""
+    return math.ceil(tokens / _ALIGNMENT) * _ALIGNMENT
 
 
-def advance(blocks: Sequence[Block], past: Sequence[Tensor], x: Tensor, place: Tensor, looked_at: int) -> Tensor:
-    """Pass the newest token through blocks that remember those before it.
+def step_blocks(blocks: Sequence[Block], caches: Sequence[Tensor], x: Tensor, index: Tensor, length: int) -> Tensor:
+    """Map the newest token through blocks with KV caches.
 
     Args:
-        blocks: In their order.
-        past: Of each; see Block.step.
-        x: [B, 1, W], the token.
-        place: [1] int64, its place.
-        looked_at: Of the first tokens, at least as many as there are by now; see look_back.
+        blocks: Blocks, in their order.
+        caches: KV cache of each block; see Block.step.
+        x: Newest token, [B, 1, W].
+        index: Index of the newest token, [1] int64.
+        length: Number of tokens of the cache that attention reads, larger than the index; see cache_length.
 
     Returns:
         [B, 1, W].
     """
-    places = torch.arange(aligned(looked_at), device=x.device)
-    bias = torch.zeros(1, len(places), dtype=past[0].dtype, device=x.device).masked_fill(places > place, -math.inf)
-    for block, of_block in zip(blocks, past, strict=True):
-        x = block.step(x, of_block, place, bias)
+    indices = torch.arange(aligned_length(length), device=x.device)
+    bias = torch.zeros(1, len(indices), dtype=caches[0].dtype, device=x.device).masked_fill(indices > index, -math.inf)
+    for block, cache in zip(blocks, caches, strict=True):
+        x = block.step(x, cache, index, bias)
     return x
 
 

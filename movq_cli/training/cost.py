@@ -17,7 +17,7 @@ from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.models.transformer import Block
 from movq_cli.settings import CodeShape, PriorSettings, TokenizerSettings, TrainSettings, TrainVQSettings
-from movq_cli.training.trainable import recompute
+from movq_cli.training.trainable import checkpoint_activations
 
 _FLOAT32_BYTES = 4
 _LPIPS_LAYERS = 30
@@ -59,7 +59,7 @@ def of_tokenizer(vq: TokenizerSettings, train: TrainVQSettings, device: torch.de
         images = torch.empty(_images_per_pass(train, ranks), 3, vq.resolution, vq.resolution)
         model = Tokenizer(vq)
         if train.activation_checkpointing:
-            recompute(model, (ResidualBlock, AttentionBlock))
+            checkpoint_activations(model, (ResidualBlock, AttentionBlock))
         discriminator = PatchDiscriminator(train.discriminator_channels, train.discriminator_layers)
         none = _ForwardPass(0, 0)
         with devices.autocast(device, train.precision):
@@ -91,7 +91,7 @@ def of_prior(prior: PriorSettings, shape: CodeShape, train: TrainSettings, devic
         classes = torch.zeros(images, dtype=torch.int64) if prior.classes else None
         model = priors.build(prior, shape)
         if train.activation_checkpointing:
-            recompute(model, (Block,))
+            checkpoint_activations(model, (Block,))
 
         def loss() -> Tensor:
             logits = model(codes, classes).flatten(0, -2).float()

@@ -128,10 +128,10 @@ def _measure(
 
 def _check_finite(stage: Stage, run: Run, checkpointer: Checkpointer) -> None:
     """End the run if the metrics of a step were not finite; the models have not changed since that step."""
-    verdict = stage.guard.verdict()
-    if verdict is None:
+    failure = stage.finite_check.first_failure()
+    if failure is None:
         return
-    done, values = verdict
+    done, values = failure
     names = stage.batch_names(done)
     report = run.folder / "nonfinite.json"
     if stage.ranks.is_first:

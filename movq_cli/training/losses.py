@@ -1,7 +1,8 @@
-"""Stage 1's losses as pure functions (equation 3, and VQGAN's perceptual and adversarial terms)."""
+"""The losses of stage 1 as pure functions (equation 3, and VQGAN's perceptual and adversarial terms)."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -17,10 +18,10 @@ _SMALLEST_NORM = 1e-4
 
 
 class ReconstructionLoss(NamedTuple):
-    """How far images are from their originals; each term a scalar mean over the batch."""
+    """The terms of the reconstruction loss; each is a scalar, the mean over the batch."""
 
     total: Tensor
-    """The weighted sum, VQGAN's "nll"."""
+    """The weighted sum of the terms, which VQGAN's code calls "nll"."""
     l1: Tensor
     l2: Tensor
     perceptual: Tensor
@@ -29,13 +30,13 @@ class ReconstructionLoss(NamedTuple):
 def reconstruction(
     images: Tensor, originals: Tensor, settings: TrainVQSettings, perceptual: nn.Module | None
 ) -> ReconstructionLoss:
-    """The first term of equation 3, as VQGAN reads it.
+    """Return the first term of equation 3, in VQGAN's form.
 
     Args:
-        images: [B, 3, H, W] float32, nominally in [-1, 1].
-        originals: The same shape, in [-1, 1].
-        settings: The terms' weights.
-        perceptual: LPIPS, [B, 3, H, W] twice to [B, 1, 1, 1]; None = that term is 0.
+        images: Reconstructions, [B, 3, H, W] float32, nominally in [-1, 1].
+        originals: Original images, of the same shape, in [-1, 1].
+        settings: Weights of the terms.
+        perceptual: LPIPS network, from two tensors [B, 3, H, W] to [B, 1, 1, 1]; with None that term is 0.
     """
     l1 = F.l1_loss(images, originals)
     l2 = F.mse_loss(images, originals)
@@ -44,13 +45,31 @@ def reconstruction(
     return ReconstructionLoss(total, l1, l2, distance)
 
 
+def quantizer(terms: Mapping[str, Tensor], settings: TrainVQSettings) -> Tensor:
+    """Return the weighted sum of a quantizer's losses.
+
+    Args:
+        terms: Scalar losses by name, at least one.
+        settings: Weights; that of a loss NAME is the setting NAME_weight.
+    """
+    return torch.stack([getattr(settings, f"{name}_weight") * term for name, term in terms.items()]).sum()
+
+
+def logged(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the losses of a quantizer that belong in the log.
+
+    The commitment loss differs from the codebook loss in its gradient alone, so that beside it its value is left out.
+    """
+    return {name: term for name, term in terms.items() if name != "commitment" or "codebook" not in terms}
+
+
 def discriminator_hinge(real: Tensor, fake: Tensor) -> Tensor:
-    """The discriminator's hinge loss of logits of any shape; 0 once real > 1 and fake < -1 everywhere."""
+    """Return the hinge loss of the discriminator from logits of any shape; 0 if all real > 1 and all fake < -1."""
     return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
 def generator_hinge(fake: Tensor) -> Tensor:
-    """What the decoder lowers: minus the mean logit of its images."""
+    """Return the adversarial loss of the decoder: minus the mean logit of its images."""
     return -fake.mean()
 
 
@@ -61,23 +80,23 @@ def adaptive_weight(
     adversarial_gradient: Tensor,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> Tensor:
-    """VQGAN's weight of the adversarial term: the ratio of the two losses' gradients at the last layer.
+    """Return VQGAN's weight of the adversarial term: the ratio of both losses' gradient norms at the last layer.
 
-    Both gradients are derived from the ones at the images, so that neither the decoder nor the losses are passed
-    through a second time.
+    The gradients at the layer are computed from those at the images, which avoids another pass through the decoder and
+    the losses.
 
     Args:
-        features: [B, C, H, W], the last layer's input.
-        last: The decoder's last convolution.
-        image_gradient: [B, 3, H, W], of the reconstruction loss with respect to the images.
-        adversarial_gradient: The same of the adversarial loss.
-        ranks: Whose gradients are averaged first, as those of the last layer will be.
+        features: Input of the last layer, [B, C, H, W].
+        last: Last convolution of the decoder.
+        image_gradient: Gradient of the reconstruction loss with respect to the images, [B, 3, H, W].
+        adversarial_gradient: Gradient of the adversarial loss with respect to the images, [B, 3, H, W].
+        ranks: Processes whose gradients are averaged first, as the gradients of the last layer will be.
 
     Returns:
         Scalar float32 in [0, 1e4], detached.
     """
     with torch.autocast(features.device.type, enabled=False), torch.no_grad():
-        # As the gradient of one layer with the outputs of two: the features are gone through once.
+        # Both gradients come from one convolution with twice the output channels, which reads the features once.
         both = torch.cat([image_gradient, adversarial_gradient], dim=1)
         shape = (2 * last.out_channels, *last.weight.shape[1:])
         gradients = ranks.mean(conv2d_weight(features.detach().float(), shape, both, padding=last.padding))

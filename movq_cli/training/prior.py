@@ -1,4 +1,4 @@
-"""One training step of stage 2: cross-entropy of the masked codes (equation 6, with MaskGIT's masking)."""
+"""A training step of stage 2, the cross-entropy of predicted codes (equations 5 and 6), and its validation."""
 
 from __future__ import annotations
 
@@ -25,51 +25,52 @@ from movq_cli.runs import Run
 from movq_cli.settings import Preset, TrainPriorSettings
 from movq_cli.training.log import DeviceMetrics, Metrics
 from movq_cli.training.loop import step_seed
-from movq_cli.training.trainable import Guard, Stateful, Trainable, check_shares, recompute
+from movq_cli.training.trainable import FiniteCheck, Stateful, Trainable, check_shares, checkpoint_activations
 
 _PICTURES = 16
-"""Samples in a run's pictures."""
+"""Number of samples in the pictures of a run."""
 
-_RATIO_BINS = 5
-"""Parts into which the validation loss is divided by the share of masked codes."""
+_SHARE_BINS = 5
+"""Number of intervals of the share of predicted codes for which the validation loss is computed."""
 
 Batch = tuple[Tensor, Tensor | None]
-"""Codes [B, h, w, c] int64, and classes [B] int64 where the prior is class-conditional."""
+"""Codes, [B, h, w, c] int64, and class ids, [B] int64, or None for an unconditional prior."""
 
 
 class PriorTraining:
-    """Stage 2 being trained.
+    """The training of stage 2: the prior and its optimizer.
 
     Args:
-        preset: The settings.
+        all_settings: Settings of the model, of the training and of sampling.
         training: Codes of the training split.
         validation: Codes of the validation split.
-        tokenizer: Decodes the run's pictures.
-        tokenizer_hash: SHA-256 of its weight file.
-        device: Where.
-        ranks: Which part of each batch is this process's.
-        judge: Of samples, who has seen training images; None = no FID.
+        tokenizer: Tokenizer that decodes samples.
+        tokenizer_hash: SHA-256 of the tokenizer's weight file.
+        device: Device of the models.
+        ranks: Processes that share each batch.
+        fid_evaluator: Evaluator of samples, with the statistics of training images; None computes no FID.
 
     Raises:
-        BadRequestError: There are too few views, or the batch does not divide.
+        BadRequestError: There are too few views, the batch cannot be divided, or the prior cannot be built or sampled
+            with these settings.
     """
 
     settings: TrainPriorSettings
 
     def __init__(
         self,
-        preset: Preset,
+        all_settings: Preset,
         training: CodeCache,
         validation: CodeCache,
         tokenizer: Tokenizer,
         tokenizer_hash: str,
         device: torch.device,
         ranks: Ranks = SINGLE_PROCESS,
-        judge: FIDEvaluator | None = None,
+        fid_evaluator: FIDEvaluator | None = None,
     ) -> None:
-        self.judge = judge
-        self.preset = preset
-        self.settings = settings = preset.train_prior
+        self.fid_evaluator = fid_evaluator
+        self.all_settings = all_settings
+        self.settings = settings = all_settings.train_prior
         self.training, self.validation = training, validation
         self.tokenizer, self.tokenizer_hash = tokenizer, tokenizer_hash
         self.device = device
@@ -77,9 +78,12 @@ class PriorTraining:
         self.order = EpochOrder(len(training), settings.batch_size, settings.seed)
         self.steps = settings.total_steps(len(training))
         check_shares(settings, ranks)
-        self.guard = Guard(device, ranks)
+        self.finite_check = FiniteCheck(device, ranks)
         torch.manual_seed(settings.seed)
-        self.model = priors.build(preset.prior, tokenizer.settings.code_shape).to(device)
+        self.model = priors.build(all_settings.prior, tokenizer.settings.code_shape).to(device)
+        self.model.check_sample_settings(all_settings.sample)
+        smoothing = settings.label_smoothing
+        self.label_smoothing = self.model.label_smoothing if smoothing is None else smoothing
         optimizer = torch.optim.AdamW(
             parameter_groups(self.model, settings.weight_decay),
             lr=settings.learning_rate,
@@ -88,11 +92,11 @@ class PriorTraining:
         )
         self.prior: Trainable[CodePrior] = Trainable(self.model, optimizer, settings, self.steps, ranks)
         if settings.activation_checkpointing:
-            recompute(self.model, (Block,))
+            checkpoint_activations(self.model, (Block,))
         self.generator = torch.Generator(device)
 
     def batches(self, start: int) -> Iterator[Batch]:
-        """This rank's codes and classes from a step on."""
+        """Yield this rank's codes and class ids for step `start` and all later steps."""
         step = start
         while True:
             _, indices = self.order.batch(step)
@@ -100,105 +104,102 @@ class PriorTraining:
             step += 1
 
     def batch_names(self, step: int) -> list[str]:
-        """The image views of a step's whole batch, as places in the code cache."""
+        """Return the image views in the batch of all ranks at a step, as indices into the code cache."""
         _, indices = self.order.batch(step)
         return [f"view {index}" for index in indices]
 
     def step(self, batch: Batch, step: int) -> DeviceMetrics:
-        """Hide codes, predict them, update.
+        """Update the prior.
 
         Args:
-            batch: Codes [B, h, w, c] and classes [B], this rank's share.
-            step: From 0.
+            batch: Codes, [B, h, w, c], and class ids, [B], this rank's share of the batch.
+            step: Index of the step, from 0.
         """
         self.model.train()
         codes, classes = batch
         size, parts = self.settings.batch_size, self.settings.accumulate
-        # Drawn for the whole batch on every rank, so that what is hidden depends neither on how many there are nor on
-        # the parts.
+        # Every rank draws the targets of the complete batch, so that they depend neither on the number of ranks nor on
+        # the number of parts.
         self.generator.manual_seed(step_seed(self.settings.seed, step))
-        mine = self.ranks.share(size)
+        own = self.ranks.share(size)
         if classes is not None:
-            classes = classes.masked_fill(self._dropped(size)[mine], self.model.unknown)
+            classes = classes.masked_fill(self._dropped_classes(size)[own], self.model.unknown)
         targets = self.model.targets(size, self.generator)
-        # The mean over all ranks and parts is then that over all codes that are predicted.
+        # With this divisor, the mean over all ranks and parts is the mean over all predicted codes of the batch.
         count = targets.sum() / (self.ranks.world_size * parts)
         self.prior.clear()
         losses = []
-        for part, (some, hidden) in enumerate(zip(codes.chunk(parts), targets[mine].chunk(parts), strict=True)):
-            given = None if classes is None else classes.chunk(parts)[part]
+        for part, (part_codes, predicted) in enumerate(zip(codes.chunk(parts), targets[own].chunk(parts), strict=True)):
+            part_classes = None if classes is None else classes.chunk(parts)[part]
             with self.prior.backward_of(part):
-                logits = self._logits(self.prior.forward, some, hidden, given)
-                loss = masked_prior.masked_loss(logits, some, hidden, self.preset.label_smoothing, count)
+                logits = self._logits(self.prior.forward, part_codes, predicted, part_classes)
+                loss = masked_prior.masked_loss(logits, part_codes, predicted, self.label_smoothing, count)
                 (loss / parts).backward()
             losses.append(loss.detach())
         metrics = {"loss": torch.stack(losses).mean(), "gradient_norm": self.prior.clip()}
-        self.prior.update(step, self.guard.good(step, metrics))
+        self.prior.update(step, self.finite_check.update(step, metrics))
         return metrics
 
     def _logits(self, model: nn.Module, codes: Tensor, targets: Tensor, classes: Tensor | None) -> Tensor:
-        """A model's view [B, h, w, c, K] of codes of which some are to be predicted."""
+        """Return the logits [B, h, w, c, K] of a model that gets the input for these targets."""
         with (
             devices.autocast(self.device, self.settings.precision),
             devices.attention_kernels(self.device, self.model.length),
         ):
             return model(self.model.inputs(codes, targets), classes)
 
-    def _dropped(self, size: int) -> Tensor:
-        """Images [size] bool whose class is hidden: guidance needs the unconditional distribution too."""
+    def _dropped_classes(self, size: int) -> Tensor:
+        """Draw the images, [size] bool, that are trained without their class, as guidance needs."""
         return torch.rand(size, generator=self.generator, device=self.device) < self.settings.label_dropout
 
     def _read(self, cache: CodeCache, indices: np.ndarray) -> Batch:
         codes = torch.from_numpy(cache.codes[indices].astype(np.int64)).to(self.device, non_blocking=True)
-        if not self.preset.prior.classes:
+        if not self.all_settings.prior.classes:
             return codes, None
         assert cache.labels is not None
         return codes, torch.from_numpy(cache.labels[indices]).to(self.device, non_blocking=True)
 
     @torch.inference_mode()
     def validate(self) -> Metrics:
-        """Nats a predicted code on the validation split, plain, beside the codes' unigram entropy.
+        """Return the cross-entropy on the validation split in nats a predicted code, and the codes' unigram entropy.
 
-        Overall and by channel; of a masked prior also by the share of codes that is masked, in fifths from the fewest
-        to all; of an autoregressive one also in bits. The masks are the same at every validation. A loss near the
-        entropy means that nothing has been learned yet.
+        The loss has no label smoothing. It is given over all codes and for each channel; the prior's mode adds metrics
+        of its own. The targets are the same at every validation. A loss near the unigram entropy means that the prior
+        has not learned how codes depend on each other.
         """
         self.generator.manual_seed(self.settings.seed)
         model, shape = self.prior.exported, self.model.shape
-        # Sums of nats and of masked codes, by fifth and channel.
-        totals = torch.zeros(2, _RATIO_BINS, shape.chunks, dtype=torch.float64, device=self.device)
+        # The sum of nats and the number of predicted codes, by interval of the predicted share and by channel.
+        totals = torch.zeros(2, _SHARE_BINS, shape.chunks, dtype=torch.float64, device=self.device)
         for start in range(0, len(self.validation), self.settings.batch_size):
-            places = np.arange(start, min(start + self.settings.batch_size, len(self.validation)))
-            mine = self.ranks.share(len(places))
-            mask = self.model.targets(len(places), self.generator)[mine]
-            if not len(mask):  # the last batch has fewer images than there are ranks
+            indices = np.arange(start, min(start + self.settings.batch_size, len(self.validation)))
+            own = self.ranks.share(len(indices))
+            targets = self.model.targets(len(indices), self.generator)[own]
+            if not len(targets):  # The last batch may have fewer images than there are ranks.
                 continue
-            codes, classes = self._read(self.validation, places[mine])
-            nats = masked_prior.code_losses(self._logits(model, codes, mask, classes), codes) * mask
-            masked = mask.double().flatten(1).mean(1)
-            fifth = (masked * _RATIO_BINS).long().clamp(max=_RATIO_BINS - 1)
-            totals[0].index_add_(0, fifth, nats.double().sum((1, 2)))
-            totals[1].index_add_(0, fifth, mask.double().sum((1, 2)))
+            codes, classes = self._read(self.validation, indices[own])
+            nats = masked_prior.code_losses(self._logits(model, codes, targets, classes), codes) * targets
+            share = targets.double().flatten(1).mean(1)
+            interval = (share * _SHARE_BINS).long().clamp(max=_SHARE_BINS - 1)
+            totals[0].index_add_(0, interval, nats.double().sum((1, 2)))
+            totals[1].index_add_(0, interval, targets.double().sum((1, 2)))
         loss = _ratio(self.ranks.sum(totals).sum((1, 2)))
-        figures: Metrics = {"loss": loss, "loss_of_channels": [_ratio(channel) for channel in totals.sum(1).T]}
-        if self.preset.prior.mode == "mask":
-            figures["loss_by_masked_share"] = [_ratio(fifth) for fifth in totals.sum(2).T]
-        else:
-            figures["bits_per_code"] = loss / math.log(2)
-        return figures | {"unigram_entropy": self._unigram_entropy()}
+        metrics: Metrics = {"loss": loss, "loss_of_channels": [_ratio(channel) for channel in totals.sum(1).T]}
+        metrics |= self.model.validation_metrics(loss, [_ratio(interval) for interval in totals.sum(2).T])
+        return metrics | {"unigram_entropy": self._unigram_entropy()}
 
     @torch.inference_mode()
     def evaluate(self) -> Metrics:
-        """FID of samples, of the same seeds each time, classes in turn."""
-        assert self.judge is not None
-        mine = range(self.settings.evaluate_images)[self.ranks.share(self.settings.evaluate_images)]
+        """Return the FID of `evaluate_images` samples, with the same seeds each time and the classes in turn."""
+        assert self.fid_evaluator is not None
+        seeds = range(self.settings.evaluate_images)[self.ranks.share(self.settings.evaluate_images)]
         size = self.settings.batch_size // self.ranks.world_size
-        batches = (mine[start : start + size] for start in range(0, len(mine), size))
-        return {"fid": self.judge.fid(map(self._samples, batches))}
+        batches = (seeds[start : start + size] for start in range(0, len(seeds), size))
+        return {"fid": self.fid_evaluator.fid(map(self._samples, batches))}
 
-    def score(self, figures: Metrics) -> float:
-        """The loss, lower being better."""
-        loss = figures["loss"]
+    def score(self, metrics: Metrics) -> float:
+        """Return the score of a validation, higher is better: minus the loss."""
+        loss = metrics["loss"]
         assert not isinstance(loss, list)
         return -loss
 
@@ -209,45 +210,44 @@ class PriorTraining:
 
     @torch.inference_mode()
     def draw(self, run: Run, step: int) -> None:
-        """Samples of the same seeds at every step; classes in turn."""
-        number = max(_PICTURES, self.preset.prior.classes) if self.preset.prior.classes <= _PICTURES else _PICTURES
-        images = self._samples(range(number))
-        columns = math.ceil(math.sqrt(number))
+        """Write the run's picture of a step: samples with the same seeds at every step, and the classes in turn."""
+        images = self._samples(range(_PICTURES))
+        columns = math.ceil(math.sqrt(_PICTURES))
         pixels.save_grid(run.picture(step), images, columns, pixels.grid_scale(images.shape[-1]))
 
     def _samples(self, seeds: Sequence[int]) -> Tensor:
-        """Images of these seeds, uint8 [B, 3, H, W]; their classes are all in turn."""
+        """Return samples with these seeds, uint8 [B, 3, H, W]; a seed also decides the class, all in turn."""
         classes = None
-        if self.preset.prior.classes:
-            classes = torch.tensor(seeds, device=self.device) % self.preset.prior.classes
+        if self.all_settings.prior.classes:
+            classes = torch.tensor(seeds, device=self.device) % self.all_settings.prior.classes
         with devices.autocast(self.device, self.settings.precision):
-            codes = self.prior.exported.decode(seeds, classes, self.preset.sample)
+            codes = self.prior.exported.decode(seeds, classes, self.all_settings.sample)
             return pixels.to_bytes(self.tokenizer.decode(codes))
 
     def parts(self) -> dict[str, Stateful]:
-        """The model with its optimiser and average."""
+        """Return the state of the training by name: the prior with its optimizer and running average."""
         return {"prior": self.prior}
 
     def export(self, path: Path) -> None:
-        """The prior's weights with what sampling from them needs."""
+        """Write the weights of the prior with the settings that sampling needs."""
         header = checkpoints.PriorHeader(
-            prior=self.preset.prior,
+            prior=self.all_settings.prior,
             shape=self.model.shape,
-            sample=self.preset.sample,
-            classes=self.training.header.classes if self.preset.prior.classes else (),
+            sample=self.all_settings.sample,
+            classes=self.training.header.classes if self.all_settings.prior.classes else (),
             tokenizer=self.tokenizer_hash,
         )
         checkpoints.save_weights(path, self.prior.exported, header)
 
 
 def _ratio(pair: Tensor) -> float:
-    """Nats [2] over codes; 0 where there are none."""
+    """Divide a sum of nats by a number of codes, [2] in all; 0 without codes."""
     nats, codes = pair.tolist()
     return float(nats / max(codes, 1.0))
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Linear layers' matrices, which decay, and everything else, which does not (minGPT's rule, and so VQGAN's)."""
+    """Group the parameters: weights of linear layers have weight decay, all others none (minGPT's and VQGAN's rule)."""
     matrices = {id(module.weight) for module in model.modules() if isinstance(module, nn.Linear)}
     decayed = [parameter for parameter in model.parameters() if id(parameter) in matrices]
     plain = [parameter for parameter in model.parameters() if id(parameter) not in matrices]

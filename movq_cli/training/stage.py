@@ -12,7 +12,7 @@ from movq_cli.ranks import Ranks
 from movq_cli.runs import Run
 from movq_cli.settings import TrainSettings
 from movq_cli.training.log import DeviceMetrics, Metrics
-from movq_cli.training.trainable import Guard, Stateful
+from movq_cli.training.trainable import FiniteCheck, Stateful
 
 
 class Stage(Protocol):
@@ -31,8 +31,8 @@ class Stage(Protocol):
         """Ranks among which each batch is divided."""
 
     @property
-    def guard(self) -> Guard:
-        """Guard that stops all updates after the first step whose metrics are not finite."""
+    def finite_check(self) -> FiniteCheck:
+        """FiniteCheck that stops all updates after the first step whose metrics are not finite."""
 
     def batches(self, start: int) -> Iterator[Any]:
         """Yield this rank's shares of the batches without end, from step `start` on."""

@@ -1,8 +1,9 @@
-"""A model in training: its optimiser, rate and average, and what keeps it from moving along bad gradients."""
+"""A model in training with its optimizer, learning rate and running average, and the check for non-finite steps."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any, Generic, Protocol, TypeVar
@@ -25,24 +26,24 @@ ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
 class Stateful(Protocol):
-    """What a checkpoint can hold: every module, optimiser and schedule of torch's."""
+    """An object whose state a checkpoint can store, such as a module or an optimizer of PyTorch."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Its state as tensors and plain values."""
+        """Return the state as tensors and plain values."""
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> object:
-        """Take a state over."""
+        """Replace the state by what `state_dict` returned."""
 
 
 def learning_rate(settings: TrainSettings, steps: int, step: int) -> float:
-    """The rate of a step: a linear warm-up, then constant or a cosine to 0 at the last step.
+    """Return the learning rate of a step: a linear warm-up, then constant or a cosine to 0 at the last step.
 
-    A function of the step alone: there is no schedule whose place could be lost.
+    The rate depends on the step alone, so that no state of a schedule has to be stored.
 
     Args:
-        settings: Rate, warm-up steps and decay.
-        steps: Of the whole run.
-        step: From 0.
+        settings: Learning rate, warm-up steps and decay.
+        steps: Number of steps of the complete run.
+        step: Index of the step, from 0.
     """
     if step < settings.warmup_steps:
         return settings.learning_rate * (step + 1) / settings.warmup_steps
@@ -53,36 +54,41 @@ def learning_rate(settings: TrainSettings, steps: int, step: int) -> float:
 
 
 def check_shares(settings: TrainSettings, ranks: Ranks) -> None:
-    """Refuse a batch that does not divide into equal parts for all ranks.
+    """Check that a batch divides into `accumulate` equal parts on every rank.
 
     Raises:
-        BadRequestError: With what would divide it.
+        BadRequestError: It does not; the hint names the next batch size that does.
     """
     parts = ranks.world_size * settings.accumulate
     if settings.batch_size % parts:
         raise BadRequestError(
-            f"batch_size {settings.batch_size} does not divide into {ranks.world_size} ranks x {settings.accumulate} parts",
+            f"batch_size {settings.batch_size} does not divide into {ranks.world_size} ranks x "
+            f"{settings.accumulate} parts",
             f"Set it to {math.ceil(settings.batch_size / parts) * parts}, or another number of GPUs or of accumulate.",
         )
 
 
-def recompute(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
-    """Have blocks of these kinds keep no activations for the backward pass, which computes them again."""
+def checkpoint_activations(model: nn.Module, kinds: tuple[type[nn.Module], ...]) -> None:
+    """Apply activation checkpointing to all blocks of these types.
+
+    Their activations are not stored for the backward pass, which computes them again.
+    """
     for module in model.modules():
         if isinstance(module, kinds):
             module.forward = partial(checkpoint, module.forward, use_reentrant=False)
 
 
 class Trainable(Generic[ModelT]):
-    """A model being trained, with all that an update of it needs.
+    """A model in training with its optimizer and the running average of its weights.
 
     Args:
-        model: On its device.
-        optimizer: Of its parameters; a fused one, which can leave them as they are without the host knowing.
-        settings: Rates, clipping, averaging and compilation.
-        steps: Of the whole run.
-        ranks: Whose gradients are averaged.
-        average: Whether the settings' running average is kept of it.
+        model: Model, on its device.
+        optimizer: Optimizer of the model's parameters. It has to be a fused one, which can skip a step on the device
+            without the host waiting for the decision.
+        settings: Learning rate, clipping, averaging and compilation.
+        steps: Number of steps of the complete run.
+        ranks: Processes over which gradients are averaged.
+        average: Whether there is a running average, if the settings have one (ema_decay > 0).
     """
 
     def __init__(
@@ -106,69 +112,93 @@ class Trainable(Generic[ModelT]):
         if devices.enabled_on_cuda(settings.compile, device):
             model.compile()
         self.forward = ranks.wrap(model)
-        """What a training step calls: the model, with gradients that are means over the ranks."""
+        """The function that a training step calls: the model, whose gradients become means over the ranks."""
 
     def clear(self) -> None:
-        """Forget the gradients of the step before."""
+        """Delete the gradients of the previous step."""
         self.optimizer.zero_grad(set_to_none=True)
 
     def backward_of(self, part: int) -> AbstractContextManager[object]:
-        """Around forward and backward of one part of a batch: ranks exchange gradients only after the last."""
+        """Return the context for the forward and the backward pass of one part of a batch.
+
+        Ranks exchange gradients in the backward pass of the last part only.
+        """
         if isinstance(self.forward, DistributedDataParallel) and part < self.settings.accumulate - 1:
             return self.forward.no_sync()
         return nullcontext()
 
     def clip(self) -> Tensor:
-        """The norm of all gradients, scaled down to the settings' where that is smaller; the norm is the one before."""
+        """Clip the norm of all gradients to the settings' clip_norm and return the norm before clipping."""
         gradients = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
         norm = get_total_norm(gradients)
         if self.settings.clip_norm is not None:
             clip_grads_with_norm_(self.model.parameters(), self.settings.clip_norm, norm)
         return norm
 
-    def update(self, step: int, good: Tensor) -> None:
-        """One step of the optimiser and of the average along the gradients.
+    def update(self, step: int, is_finite: Tensor) -> None:
+        """Make one step of the optimizer and of the running average.
 
         Args:
-            step: Whose learning rate it is.
-            good: Scalar, 1 or 0; 0 = everything stays as it is.
+            step: Index of the step, from 0, which decides the learning rate.
+            is_finite: Scalar float32; with 1 the step is made, with 0 weights and average stay as they are.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.settings, self.steps, step)
-        # GradScaler's way of having a fused optimiser skip a step, without the host waiting for the answer.
-        self.optimizer.found_inf = 1 - good  # type: ignore[attr-defined]
+        # GradScaler makes a fused optimizer skip a step in the same way: the host does not wait for the value.
+        self.optimizer.found_inf = 1 - is_finite  # type: ignore[attr-defined]
         self.optimizer.step()
         if self.average is not None:
-            self._blend(self.average, good)
+            self._update_average(self.average, is_finite)
 
     @torch.no_grad()
-    def _blend(self, average: AveragedModel, good: Tensor) -> None:
-        """An exponential moving average, which rests where the weights do.
+    def _update_average(self, average: AveragedModel, is_finite: Tensor) -> None:
+        """Update the exponential moving average, unless the step is skipped.
 
-        Not AveragedModel's own update, which copies its count to the device at each step, and has the host wait for it.
+        AveragedModel.update_parameters is not used: it copies its step count to the device at each step, for which the
+        host waits.
         """
-        first = average.n_averaged == 0  # on the CPU
-        share = (1.0 if first else 1 - self.settings.ema_decay) * good
+        is_first = average.n_averaged == 0  # This tensor is on the CPU.
+        share = (1.0 if is_first else 1 - self.settings.ema_decay) * is_finite
         averages: list[Tensor] = list(average.module.parameters())
         weights: list[Tensor] = list(self.model.parameters())
         torch._foreach_mul_(averages, 1 - share)
         torch._foreach_add_(averages, list(torch._foreach_mul(weights, share)))
         average.n_averaged += 1
 
+    @torch.no_grad()
+    def reset_rows(self, rows: Mapping[str, Tensor]) -> None:
+        """Restart the optimizer's state and the running average of rows whose weights have been replaced.
+
+        The moments of these rows become 0, and their averages become the new weights.
+
+        Args:
+            rows: For each parameter, by its name in the model, the replaced rows, bool of the length of its first
+                dimension.
+        """
+        for name, replaced in rows.items():
+            weight = self.model.get_parameter(name)
+            mask = replaced.view(-1, *[1] * (weight.ndim - 1))
+            for moment in self.optimizer.state[weight].values():
+                if isinstance(moment, Tensor) and moment.shape == weight.shape:
+                    moment.masked_fill_(mask, 0.0)
+            if self.average is not None:
+                average = self.average.module.get_parameter(name)
+                average.copy_(torch.where(mask, weight, average))
+
     @property
     def exported(self) -> ModelT:
-        """The weights that are validated and exported, in eval mode: the average's where there is one."""
+        """The model to validate and to export, in eval mode: the running average, or without one the model itself."""
         if self.average is None:
             return self.model.eval()
         assert isinstance(self.average.module, type(self.model))
         return self.average.module.eval()
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that the next update depends on."""
+        """Return the state on which the next update depends."""
         return {name: part.state_dict() for name, part in self._parts().items()}
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
-        """Take over what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
         for name, part in self._parts().items():
             part.load_state_dict(state_dict[name])
 
@@ -177,35 +207,44 @@ class Trainable(Generic[ModelT]):
         return parts if self.average is None else {**parts, "average": self.average}
 
 
-class Guard:
-    """Keeps models from moving along gradients that are not finite, from the first such step on.
+class FiniteCheck:
+    """The check that every step is finite; from the first step that is not, no model is updated.
 
-    The verdict stays on the device, so that the host need not wait for it at each step: until it looks, nothing moves.
+    The result stays on the device, so that the host need not wait for it at each step. It may read the result some
+    steps later, since the models have not changed in between.
 
     Args:
-        device: Of the models.
-        ranks: All of which must be well.
+        device: Device of the models.
+        ranks: Processes whose metrics are all checked.
     """
 
     def __init__(self, device: torch.device, ranks: Ranks) -> None:
         self.ranks = ranks
-        self._bad = torch.full((), -1, device=device)
-        self._kept: dict[tuple[str, ...], Tensor] = {}
+        self._failed_step = torch.full((), -1, device=device)  # -1 while every step was finite
+        self._failed_metrics: dict[tuple[str, ...], Tensor] = {}
 
-    def good(self, step: int, metrics: DeviceMetrics) -> Tensor:
-        """1 where every metric of this step and of all steps before is finite on every rank, else 0; float32."""
+    def update(self, step: int, metrics: DeviceMetrics) -> Tensor:
+        """Check the metrics of a step.
+
+        Returns:
+            Scalar float32: 1 if all metrics of this step and of all earlier steps are finite on every rank, else 0.
+        """
         names, values = tuple(metrics), torch.stack([value.detach() for value in metrics.values()])
-        faults = self.ranks.sum((~values.isfinite()).sum())
-        newly = (self._bad < 0) & (faults > 0)
-        self._kept[names] = torch.where(newly, values, self._kept.get(names, torch.zeros_like(values)))
-        self._bad = torch.where(newly, step, self._bad)
-        return (self._bad < 0).float()
+        non_finite = self.ranks.sum((~values.isfinite()).sum())
+        fails_now = (self._failed_step < 0) & (non_finite > 0)
+        stored = self._failed_metrics.get(names, torch.zeros_like(values))
+        self._failed_metrics[names] = torch.where(fails_now, values, stored)
+        self._failed_step = torch.where(fails_now, step, self._failed_step)
+        return (self._failed_step < 0).float()
 
-    def verdict(self) -> tuple[int, dict[str, float]] | None:
-        """The first bad step and this rank's metrics of it; None while all is well. The host waits for the device."""
-        bad = int(self._bad.item())
-        if bad < 0:
+    def first_failure(self) -> tuple[int, dict[str, float]] | None:
+        """Return the first step that was not finite and this rank's metrics of it; None if there was none.
+
+        The host waits for the device.
+        """
+        step = int(self._failed_step.item())
+        if step < 0:
             return None
-        # Which metrics a step has changes when the discriminator sets in: the others' were never kept.
-        names, values = next((names, kept) for names, kept in self._kept.items() if kept.any())
-        return bad, dict(zip(names, values.tolist(), strict=True))
+        # The names of the metrics change when the discriminator starts. Values were stored for one set of names only.
+        names, values = next((names, values) for names, values in self._failed_metrics.items() if values.any())
+        return step, dict(zip(names, values.tolist(), strict=True))

@@ -10,7 +10,7 @@ from torch import Tensor
 from movq_cli import devices, presets
 from movq_cli.models import priors
 from movq_cli.models.autoregressive_prior import AutoregressivePrior, DepthPrior
-from movq_cli.models.transformer import LOOK_BACK
+from movq_cli.models.transformer import CACHE_INCREMENT
 from movq_cli.settings import CodeShape, PriorSettings, SampleSettings
 
 SHAPE = CodeShape(height=3, width=4, chunks=2, codebook_size=11)
@@ -104,7 +104,7 @@ def test_the_cache_gives_the_full_passs_logits_at_every_place(mode: str, classes
 @pytest.mark.parametrize("mode", MODES)
 def test_also_at_all_1024_places_of_the_papers_images(mode: str) -> None:
     shape = CodeShape(height=16, width=16, chunks=4, codebook_size=64)
-    assert shape.codes > 4 * LOOK_BACK
+    assert shape.codes > 4 * CACHE_INCREMENT
     model, codes = random_model(mode, 0, shape, layers=3), random_codes(2, shape)
     full = model(codes).flatten(1, 3)
     torch.testing.assert_close(logits_seen(model, codes, None), full, atol=1e-4, rtol=1e-4)

@@ -7,8 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from movq_cli.errors import BadRequestError
 from movq_cli.models import quantizer as module
 from movq_cli.models.quantizer import CodebookHealth, VectorQuantizer
+from movq_cli.settings import TokenizerSettings
 
 SHAPES = {
     "batch": st.integers(1, 3),
@@ -73,14 +75,14 @@ def test_the_faint_entries_of_the_start_are_told_apart_under_bf16_autocast(sprea
     agreeing = out.codes.numpy() == distances(z, quantizer.embedding.weight).argmin(-1)
     assert agreeing.mean() > 0.99
     assert len(out.codes.unique()) > 100
-    assert out.vectors.dtype == out.codebook_loss.dtype == out.commitment_loss.dtype == torch.float32
+    assert out.vectors.dtype == out.losses["codebook"].dtype == out.losses["commitment"].dtype == torch.float32
 
 
 @pytest.mark.parametrize("held", [1, 50, 130])
 def test_codes_are_the_nearest_however_few_distances_are_held_at_once(held, monkeypatch):
     quantizer, z = ready(size=40, code_dim=4, chunks=3, batch=2, height=3, width=3)
     expected = quantizer(z)
-    monkeypatch.setattr(module, "_DISTANCES", held)
+    monkeypatch.setattr(module, "_MAX_DISTANCES", held)
     out = quantizer(z)
     assert_nearest(out.codes, z, quantizer.embedding.weight)
     assert torch.equal(out.codes, expected.codes)
@@ -91,7 +93,9 @@ def test_bf16_input_is_quantized_as_the_float32_it_stands_for():
     quantizer, z = ready()
     out, expected = quantizer(z.bfloat16()), quantizer(z.bfloat16().float())
     assert out.vectors.dtype == torch.float32
-    assert all(torch.equal(a, b) for a, b in zip(out, expected, strict=True))
+    assert torch.equal(out.vectors, expected.vectors)
+    assert torch.equal(out.codes, expected.codes)
+    assert out.losses == expected.losses
 
 
 def test_a_chunk_of_channels_decides_its_own_code_and_no_other():
@@ -121,7 +125,7 @@ def test_the_codebook_loss_moves_the_chosen_entries_alone(batch, height, width, 
     quantizer, z = ready(size, code_dim, chunks, batch, height, width, seed)
     z.requires_grad_()
     out = quantizer(z)
-    out.codebook_loss.backward()
+    out.losses["codebook"].backward()
     assert z.grad is None or z.grad.count_nonzero() == 0
     split = z.detach().double().permute(0, 2, 3, 1).reshape(-1, code_dim)
     entries = quantizer.embedding.weight.detach().double()
@@ -130,7 +134,7 @@ def test_the_codebook_loss_moves_the_chosen_entries_alone(batch, height, width, 
         expected[code] += 2 * (entries[code] - vector) / z.numel()
         loss += (entries[code] - vector).square().sum().item() / z.numel()
     torch.testing.assert_close(quantizer.embedding.weight.grad.double(), expected, atol=1e-6, rtol=1e-5)
-    assert out.codebook_loss.item() == pytest.approx(loss, rel=1e-5)
+    assert out.losses["codebook"].item() == pytest.approx(loss, rel=1e-5)
 
 
 @settings(max_examples=25, deadline=None)
@@ -139,11 +143,11 @@ def test_the_commitment_loss_moves_the_input_alone(batch, height, width, chunks,
     quantizer, z = ready(size, code_dim, chunks, batch, height, width, seed)
     z.requires_grad_()
     out = quantizer(z)
-    out.commitment_loss.backward()
+    out.losses["commitment"].backward()
     assert quantizer.embedding.weight.grad is None or quantizer.embedding.weight.grad.count_nonzero() == 0
     away = z.detach().double() - quantizer.decode(out.codes).detach().double()
     torch.testing.assert_close(z.grad.double(), 2 * away / z.numel(), atol=1e-6, rtol=1e-5)
-    assert out.commitment_loss.item() == pytest.approx(away.square().mean().item(), rel=1e-5)
+    assert out.losses["commitment"].item() == pytest.approx(away.square().mean().item(), rel=1e-5)
 
 
 @pytest.mark.parametrize("initial", [True, False])
@@ -158,25 +162,32 @@ def test_decoded_codes_encode_to_themselves(initial):
     assert torch.equal(quantizer(vectors).codes, codes)
 
 
-def test_revived_entries_are_vectors_of_the_batch_and_the_living_stay():
+def test_revived_entries_are_vectors_of_the_batch_and_used_ones_stay() -> None:
     quantizer, z = ready(size=400, code_dim=3, chunks=2, batch=1, height=2, width=2)
     before = quantizer.embedding.weight.detach().clone()
-    dead = torch.arange(400)[:, None] % 4 != 0
-    vectors = quantizer.vectors(z)
-    quantizer.revive(dead, vectors[torch.randint(len(vectors), (400,))])
+    unused = torch.arange(400) % 4 != 0
+    changed = quantizer.revive(unused, z, lambda rows, count: rows[torch.randint(len(rows), (count,))])
+    assert list(changed) == ["embedding.weight"]
+    assert torch.equal(changed["embedding.weight"], unused)
     after = quantizer.embedding.weight
-    assert torch.equal(after[~dead[:, 0]], before[~dead[:, 0]])
+    assert torch.equal(after[~unused], before[~unused])
     vectors = torch.stack([z[0, 3 * j : 3 * j + 3, i, k] for i in range(2) for k in range(2) for j in range(2)])
-    same = (after[dead[:, 0]][:, None] == vectors).all(-1)
+    same = (after[unused][:, None] == vectors).all(-1)
     assert (same.sum(1) == 1).all()
     assert stats.chisquare(same.sum(0)).pvalue > 1e-3  # each vector as likely as the others
 
 
-def test_reviving_nothing_changes_nothing():
-    quantizer, _ = ready()
+def test_with_no_unused_entry_nothing_changes() -> None:
+    quantizer, z = ready()
     before = quantizer.embedding.weight.detach().clone()
-    quantizer.revive(torch.zeros(20, 1, dtype=torch.bool), torch.ones_like(before))
+    quantizer.revive(torch.zeros(20, dtype=torch.bool), z, lambda rows, count: rows.new_ones(count, rows.shape[1]))
     assert torch.equal(quantizer.embedding.weight, before)
+
+
+def test_an_unknown_quantizer_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(BadRequestError, match="unknown quantizer 'nosuch'") as raised:
+        module.build(TokenizerSettings(quantizer="nosuch"))
+    assert "vq" in str(raised.value.hint)
 
 
 def numpy_health(codes, size):

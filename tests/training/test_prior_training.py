@@ -124,7 +124,7 @@ def test_only_matrices_decay(tiny: Preset, tmp_path: Path) -> None:
 def test_labels_are_dropped_at_the_rate_asked_for(tiny: Preset, tmp_path: Path) -> None:
     stage = stage_of(tiny, tmp_path)
     stage.generator.manual_seed(0)
-    dropped = stage._dropped(20_000)
+    dropped = stage._dropped_classes(20_000)
     assert dropped.float().mean().item() == pytest.approx(tiny.train_prior.label_dropout, abs=0.01)
 
 

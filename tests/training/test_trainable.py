@@ -14,7 +14,7 @@ from movq_cli.ranks import SINGLE_PROCESS
 from movq_cli.settings import TrainSettings, TrainVQSettings
 from movq_cli.training import trainable
 
-GOOD = torch.ones(())
+FINITE = torch.ones(())
 
 
 def rates(settings: TrainSettings, steps: int) -> list[float]:
@@ -25,7 +25,7 @@ def rates(settings: TrainSettings, steps: int) -> list[float]:
     for step in range(steps):
         before = weight.weight.item()
         backward(trained, weight.weight.sum())
-        trained.update(step, GOOD)
+        trained.update(step, FINITE)
         seen.append(before - weight.weight.item())
     return seen
 
@@ -60,7 +60,7 @@ def test_the_exported_average_is_the_closed_form() -> None:
     expected = 0.0
     for step in range(20):
         backward(trained, model.weight.sum().neg())  # one up each step
-        trained.update(step, GOOD)
+        trained.update(step, FINITE)
         expected = 1.0 if step == 0 else 0.9 * expected + 0.1 * (step + 1)
     assert model.weight.item() == 20
     assert trained.exported.weight.item() == pytest.approx(expected, rel=1e-5)
@@ -74,7 +74,7 @@ def test_the_norm_of_the_gradients_is_clipped_where_asked_and_told() -> None:
         settings = TrainVQSettings(clip_norm=clip_norm, base_learning_rate=1.0, batch_size=1)
         trained = wrapped(model, settings, 1)
         assert backward(trained, (50 * model.weight).sum()).item() == pytest.approx(50)
-        trained.update(0, GOOD)
+        trained.update(0, FINITE)
         assert model.weight.item() == pytest.approx(-moved)
 
 
@@ -83,17 +83,17 @@ def test_from_the_first_step_that_is_not_finite_nothing_moves(kind: type[torch.o
     model = nn.Linear(3, 2)
     settings = TrainVQSettings(ema_decay=0.5, base_learning_rate=0.1, batch_size=1)
     trained = trainable.Trainable(model, kind(model.parameters(), fused=True), settings, 10, SINGLE_PROCESS)
-    guard = trainable.Guard(torch.device("cpu"), SINGLE_PROCESS)
+    finite_check = trainable.FiniteCheck(torch.device("cpu"), SINGLE_PROCESS)
     before: dict[str, Any] = {}
     for step in range(6):
         if step == 3:
             before = copy.deepcopy(trained.state_dict())
         scale = math.nan if step == 3 else 1.0
         norm = backward(trained, (scale * model(torch.ones(1, 3))).sum())
-        trained.update(step, guard.good(step, {"loss": torch.tensor(float(step)), "norm": norm}))
-    verdict = guard.verdict()
-    assert verdict is not None
-    step, values = verdict
+        trained.update(step, finite_check.update(step, {"loss": torch.tensor(float(step)), "norm": norm}))
+    failure = finite_check.first_failure()
+    assert failure is not None
+    step, values = failure
     assert (step, values["loss"], math.isnan(values["norm"])) == (3, 3.0, True)
     after = trained.state_dict()
     for part in ("model", "average"):
@@ -103,11 +103,39 @@ def test_from_the_first_step_that_is_not_finite_nothing_moves(kind: type[torch.o
         assert all(torch.equal(value, after["optimizer"]["state"][name][key]) for key, value in state.items())
 
 
-def test_the_guard_remembers_the_first_fault_whatever_follows() -> None:
-    guard = trainable.Guard(torch.device("cpu"), SINGLE_PROCESS)
-    assert guard.good(4, {"a": torch.tensor(1.0)}) == 1
-    assert guard.verdict() is None
-    assert guard.good(5, {"a": torch.tensor(2.0), "b": torch.tensor(math.inf)}) == 0
-    assert guard.good(6, {"a": torch.tensor(3.0)}) == 0
-    assert guard.good(7, {"a": torch.tensor(4.0), "b": torch.tensor(math.nan)}) == 0
-    assert guard.verdict() == (5, {"a": 2.0, "b": math.inf})
+def test_the_check_reports_the_first_failure_whatever_follows() -> None:
+    finite_check = trainable.FiniteCheck(torch.device("cpu"), SINGLE_PROCESS)
+    assert finite_check.update(4, {"a": torch.tensor(1.0)}) == 1
+    assert finite_check.first_failure() is None
+    assert finite_check.update(5, {"a": torch.tensor(2.0), "b": torch.tensor(math.inf)}) == 0
+    assert finite_check.update(6, {"a": torch.tensor(3.0)}) == 0
+    assert finite_check.update(7, {"a": torch.tensor(4.0), "b": torch.tensor(math.nan)}) == 0
+    assert finite_check.first_failure() == (5, {"a": 2.0, "b": math.inf})
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
+def test_replaced_rows_restart_and_the_others_go_on(kind: type[torch.optim.Adam]) -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.Conv2d(4, 4, 3))
+    settings = TrainVQSettings(ema_decay=0.5, base_learning_rate=0.1, batch_size=1)
+    trained = trainable.Trainable(model, kind(model.parameters(), fused=True), settings, 10, SINGLE_PROCESS)
+    for step in range(3):
+        backward(trained, sum((weight**2).sum() for weight in model.parameters()))  # type: ignore[arg-type]
+        trained.update(step, FINITE)
+    before = copy.deepcopy(trained.state_dict())
+    rows = torch.tensor([True, False, False, True])
+    with torch.no_grad():
+        model[1].weight[rows] = 7.0
+    trained.reset_rows({"1.weight": rows})
+    after = trained.state_dict()
+    assert trained.average is not None
+    assert (trained.average.module[1].weight[rows] == 7).all()
+    assert torch.equal(after["average"]["module.1.weight"][~rows], before["average"]["module.1.weight"][~rows])
+    for index, (name, _) in enumerate(model.named_parameters()):
+        for key, value in after["optimizer"]["state"][index].items():
+            old = before["optimizer"]["state"][index][key]
+            assert old.any()
+            if name == "1.weight" and key != "step":
+                assert not value[rows].any()
+                assert torch.equal(value[~rows], old[~rows])
+            else:
+                assert torch.equal(value, old)

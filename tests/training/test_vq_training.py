@@ -59,7 +59,7 @@ def test_one_pass_gives_the_gradients_of_the_textbook_step(tiny: Preset, prepare
     (nll_gradient,) = torch.autograd.grad(nll, last, retain_graph=True)
     (generator_gradient,) = torch.autograd.grad(generator, last, retain_graph=True)
     weight = (nll_gradient.norm() / (generator_gradient.norm() + 1e-4)).clamp(0, 1e4) * settings.adversarial_weight
-    codes = settings.codebook_weight * out.codebook_loss + settings.commitment_weight * out.commitment_loss
+    codes = settings.codebook_weight * out.losses["codebook"] + settings.commitment_weight * out.losses["commitment"]
     (nll + weight.detach() * generator + codes).backward()
 
     gradients: dict[str, Tensor] = {}

@@ -13,7 +13,7 @@ from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.runs import Run
 from movq_cli.settings import TrainSettings
 from movq_cli.training.log import DeviceMetrics, Metrics
-from movq_cli.training.trainable import Guard, Stateful
+from movq_cli.training.trainable import FiniteCheck, Stateful
 
 
 class ToyStage:
@@ -32,7 +32,7 @@ class ToyStage:
         self.ranks = ranks
         self.not_finite = not_finite
         self.device = torch.device("cpu")
-        self.guard = Guard(self.device, ranks)
+        self.finite_check = FiniteCheck(self.device, ranks)
         self.model = nn.Linear(1, 1, bias=False)
         self.model.weight.data.zero_()
         self.calls: list[tuple[str, int]] = []
@@ -50,7 +50,7 @@ class ToyStage:
         assert int(batch) == step
         loss = torch.rand(()) if step != self.not_finite else torch.tensor(math.nan)
         metrics = {"loss": loss}
-        self.model.weight.data += loss.nan_to_num() * self.guard.good(step, metrics)
+        self.model.weight.data += loss.nan_to_num() * self.finite_check.update(step, metrics)
         self.done = step + 1
         return metrics
 

@@ -8,14 +8,14 @@ import pickle
 import torch
 from torch import nn
 
-from movq_cli.models.recorder import Recorder
+from movq_cli.models.cuda_graphs import GraphRecorder
 
 
 def test_what_is_shared_is_made_once_for_a_key_while_the_weights_stay_where_they_are() -> None:
-    recorder, layer = Recorder(), nn.Linear(3, 3)
+    recorder, layer = GraphRecorder(), nn.Linear(3, 3)
 
     def kept(key: object) -> list[int]:
-        return recorder.keep(key, layer.parameters(), list)
+        return recorder.reuse(key, layer.parameters(), list)
 
     first = kept(("a", 2))
     assert kept(("a", 2)) is first
@@ -29,7 +29,7 @@ def test_what_is_shared_is_made_once_for_a_key_while_the_weights_stay_where_they
 
 
 def test_the_old_is_gone_before_the_new_is_made() -> None:
-    recorder, layer, alive = Recorder(), nn.Linear(3, 3), []
+    recorder, layer, alive = GraphRecorder(), nn.Linear(3, 3), []
 
     class Large:
         def __init__(self) -> None:
@@ -40,21 +40,21 @@ def test_the_old_is_gone_before_the_new_is_made() -> None:
             alive.pop()
 
     for key in "aab":
-        recorder.keep(key, layer.parameters(), Large)
+        recorder.reuse(key, layer.parameters(), Large)
     assert len(alive) == 1
 
 
 def test_copies_share_nothing() -> None:
-    recorder, layer = Recorder(), nn.Linear(3, 3)
-    first = recorder.keep("a", layer.parameters(), list)
+    recorder, layer = GraphRecorder(), nn.Linear(3, 3)
+    first = recorder.reuse("a", layer.parameters(), list)
     for other in (copy.deepcopy(recorder), pickle.loads(pickle.dumps(recorder))):
-        assert other.keep("a", layer.parameters(), list) is not first
-    assert recorder.keep("a", layer.parameters(), list) is first
+        assert other.reuse("a", layer.parameters(), list) is not first
+    assert recorder.reuse("a", layer.parameters(), list) is first
 
 
 def test_without_cuda_every_step_is_run() -> None:
-    recorder, called = Recorder(), []
-    recorder.keep("a", nn.Linear(3, 3).parameters(), list)
+    recorder, called = GraphRecorder(), []
+    recorder.reuse("a", nn.Linear(3, 3).parameters(), list)
     for number in range(5):
         recorder.run("one", lambda number=number: called.append(number))
     assert called == [0, 1, 2, 3, 4]
