@@ -216,18 +216,22 @@ def setting_bounds(field: FieldInfo) -> str:
     """Return the bounds of a setting in words, such as "above 0 and at most 1"; empty if it has none."""
     words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
     found = [
-        f"{word} {getattr(bound, name):g}"
+        f"{word} {_number_text(getattr(bound, name))}"
         for bound in (*field.metadata, *_bounds_within(field.annotation))
         for name, word in words.items()
         if hasattr(bound, name)
     ]
-    return " and ".join(found)
+    return " and ".join(dict.fromkeys(found))
 
 
 def setting_description(field: FieldInfo) -> tuple[str, str]:
     """Return a setting's description without its last part, and that part: the meaning of null, or an empty text."""
     description, _, meaning = (field.description or "").partition("; null = ")
     return description, meaning
+
+
+def _number_text(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _parameter(model: type[Settings], name: str) -> inspect.Parameter:
@@ -245,6 +249,7 @@ def _help_of(field: FieldInfo) -> str:
     description, null = setting_description(field)
     bounds = setting_bounds(field)
     default = (null or "null") if field.default is None else field.default
+    default = _number_text(default) if isinstance(default, float) else default
     return (
         f"{description[:1].upper()}{description[1:]}{f' ({bounds})' if bounds else ''}. "
         f"[default: the preset's value, or {default}]"
@@ -275,9 +280,9 @@ def _unwrapped(annotation: object) -> list[Any]:
 
 
 def _bounds_within(annotation: object) -> list[Any]:
-    """Return the bounds that stand inside of a union, as those of `Positive | None`."""
+    """Return the bounds of the members of a union or of the elements of a tuple, as those of `Positive | None`."""
     if get_origin(annotation) is Annotated:
         return [bound for extra in get_args(annotation)[1:] for bound in getattr(extra, "metadata", (extra,))]
-    if get_origin(annotation) in (Union, types.UnionType):
+    if get_origin(annotation) in (Union, types.UnionType, tuple):
         return [bound for member in get_args(annotation) for bound in _bounds_within(member)]
     return []
