@@ -26,7 +26,7 @@ from movq_cli.version import __version__
 app = typer.Typer(
     name="movq",
     help="Train and run MoVQ: a modulated VQ image tokenizer, and a masked prior that samples an image in 8 steps.",
-    epilog="Usual order: prepare, train-vq, train-prior, sample, evaluate. Run an interrupted command again to resume it.",
+    epilog="Usual order: prepare, train-vq, train-prior, sample, evaluate. Run an interrupted command again to resume.",
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,

@@ -93,7 +93,7 @@ def explain(error: ValidationError, owner: str) -> str:
         siblings = [name for name, _ in settings_fields()]
         return f"{owner}: unknown setting {dotted!r}. {did_you_mean(dotted, siblings)}"
     message = violation["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(violation["input"], dict | BaseModel) else f", not {fault['input']!r}"
+    given = "" if isinstance(violation["input"], dict | BaseModel) else f", not {violation['input']!r}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{owner}: {f'{dotted}: ' if dotted else ''}{message}{given}{more}"
 
