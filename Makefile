@@ -4,7 +4,8 @@
 #   make modes      after it: the demo's other two priors, and a table of all three
 #   make test       the tests
 #   make test-fast  the tests that take neither long nor processes of their own: for after each change
-#   make lint       formatting, lint, types
+#   make lint       formatting, lint, types, and whether the reference in docs/ is up to date
+#   make docs       the reference in docs/, generated from the commands and the settings
 #   make install    .venv with movq and what development needs
 #   make bench      every benchmark on the CPU beside its peers, which it installs, and a table; results to OUT
 #   make gpu-check  the CUDA tests, every benchmark on CUDA and the table, from the source tree, with the Python that is
@@ -20,7 +21,7 @@ INSTALLED := $(VENV)/installed
 PEERS := $(VENV)/peers
 
 .DELETE_ON_ERROR:
-.PHONY: demo modes test test-fast lint format install bench gpu-check clean-demo
+.PHONY: demo modes test test-fast lint docs format install bench gpu-check clean-demo
 
 # --- the environment ------------------------------------------------------------------------------------------------
 
@@ -45,6 +46,10 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/python docs/generate.py --check
+
+docs: $(INSTALLED)
+	$(BIN)/python docs/generate.py
 
 format: $(INSTALLED)
 	$(BIN)/ruff check --fix .

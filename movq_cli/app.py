@@ -1,7 +1,7 @@
-"""The command line: registers the commands, and turns errors into one line and an exit code.
+"""The command line: registers the commands, and maps each error to one line and an exit code.
 
-Nothing here imports torch: each command imports its own when it is called.
-Exit codes: 0 done, 1 failed, 2 a bad request, 130 interrupted (finished work is on disk).
+This module does not import torch, so that `movq --help` answers at once: each command imports what it needs when it is
+called. Exit codes: 0 success, 1 failure, 2 bad request, 130 interrupted (finished work is on disk).
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from movq_cli.version import __version__
 
 app = typer.Typer(
     name="movq",
-    help="Train and run MoVQ: a modulated VQ image tokenizer and a prior that draws an image in 8 steps.",
-    epilog="In order: prepare, train-vq, train-prior, sample, evaluate. Each goes on where it was stopped.",
+    help="Train and run MoVQ: a modulated VQ image tokenizer, and a masked prior that samples an image in 8 steps.",
+    epilog="Usual order: prepare, train-vq, train-prior, sample, evaluate. Run an interrupted command again to resume.",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -40,7 +40,7 @@ app.command("reconstruct")(reconstruct)
 app.command("sample")(sample)
 app.command("evaluate")(evaluate)
 app.command("weights")(weights)
-presets_app = typer.Typer(help="List the presets, or show one.", rich_markup_mode=None)
+presets_app = typer.Typer(help="List the presets, or show one of them.", rich_markup_mode=None)
 presets_app.callback()(presets)
 presets_app.command("show")(presets_show)
 app.add_typer(presets_app, name="presets", invoke_without_command=True)
@@ -48,7 +48,7 @@ app.add_typer(presets_app, name="presets", invoke_without_command=True)
 
 @app.callback(invoke_without_command=True)
 def _root(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.", is_eager=True)] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
 ) -> None:
     if version:
         typer.echo(f"movq {__version__}")
@@ -60,33 +60,33 @@ def main() -> NoReturn:
     try:
         app(prog_name="movq")
     except MovqError as error:
-        code = _complain(str(error), error.exit_code)
+        code = _report(str(error), error.exit_code)
     except KeyboardInterrupt:
-        code = _complain("interrupted", 130)
+        code = _report("interrupted", 130)
     except BrokenPipeError:
-        # Whoever read our output has enough of it. Nothing is left to flush into the closed pipe.
+        # The reader has closed the pipe of our output, so that the final flush must go somewhere else.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 1
     except OSError as error:
-        code = _complain(f"{error.filename or 'input or output'}: {error.strerror or error}", FailureError.exit_code)
+        code = _report(f"{error.filename or 'input or output'}: {error.strerror or error}", FailureError.exit_code)
     except Exception as error:
-        code = _unforeseen(error)
+        code = _report_unexpected(error)
     sys.exit(code)
 
 
-def _complain(message: str, code: int) -> int:
+def _report(message: str, code: int) -> int:
     sys.stderr.write(f"error: {message}\n")
     return code
 
 
-def _unforeseen(error: Exception) -> int:
-    """A fault of ours, or memory: one line all the same, and the traceback for who asks for it."""
+def _report_unexpected(error: Exception) -> int:
+    """Print one line about an error that no command foresees; with MOVQ_TRACEBACK=1, after its traceback."""
     if os.environ.get("MOVQ_TRACEBACK"):
         traceback.print_exc()
     text = " ".join(str(error).split())[:300]
     if "out of memory" in text.lower() or isinstance(error, MemoryError):
-        return _complain(f"out of memory. Try a smaller batch size. ({text})", FailureError.exit_code)
-    return _complain(
-        f"unexpected {type(error).__name__}: {text}. Set MOVQ_TRACEBACK=1 to see where.",
+        return _report(f"out of memory. Try a smaller batch size. ({text})", FailureError.exit_code)
+    return _report(
+        f"unexpected {type(error).__name__}: {text}. Set MOVQ_TRACEBACK=1 to see the traceback.",
         FailureError.exit_code,
     )

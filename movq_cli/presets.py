@@ -1,6 +1,6 @@
-"""Presets: YAML with one `base:` parent, dotted overrides, and errors that name the near setting.
+"""Presets: YAML files that may inherit from a `base:` preset, and overrides of single settings.
 
-Only the edge (the command line and the Python face) imports this: everything below gets typed values.
+Only the command line and `api` import this module; the modules below them receive typed settings.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def folders() -> list[Path]:
-    """Where a preset's name is looked up, first hit wins: ./presets, the package's, the source tree's.
+    """Return the folders in which a preset is searched by name; the first one that has it wins.
 
-    An editable install does not see the files that the wheel carries inside the package, hence the last.
+    They are ./presets, the folder inside the package, and the folder of the source tree. The last one serves editable
+    installs, where the package does not contain the presets.
     """
     return [Path("presets"), _PACKAGE / "presets", _PACKAGE.parent / "presets"]
 
 
 def available() -> dict[str, Path]:
-    """Every preset that a name finds, by name."""
+    """Return the path of each preset that can be found by name."""
     found: dict[str, Path] = {}
     for folder in folders():
         for path in sorted(folder.glob("*.yaml")):
@@ -37,27 +38,32 @@ def available() -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
-def load(name: str, overrides: Sequence[str] = ()) -> Preset:
-    """Resolve a preset.
+def load(preset_name: str, overrides: Sequence[str] = ()) -> Preset:
+    """Return the settings of a preset, with those that it inherits.
 
     Args:
-        name: A preset's name, or the path of a file ending in `.yaml`.
-        overrides: Dotted settings such as `vq.codebook_size=2048`; values are read as YAML.
+        preset_name: Name of the preset, or path of a file that ends in `.yaml`.
+        overrides: Dotted settings such as `vq.codebook_size=2048`; the values are parsed as YAML.
 
     Raises:
-        BadRequestError: An unknown preset or setting, or a value that does not fit.
+        BadRequestError: The preset or a setting is unknown, or a value is not allowed.
     """
-    values = _read(name, seen=())
+    values = _read(preset_name, children=())
     for override in overrides:
         _apply(values, override)
     try:
         return Preset.model_validate(values)
     except ValidationError as error:
-        raise BadRequestError(explain(error, f"preset {name!r}")) from None
+        raise BadRequestError(explain(error, f"preset {preset_name!r}")) from None
 
 
 def settings_fields(model: type[BaseModel] = Preset, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
-    """Every setting with its dotted name, sections before what they hold."""
+    """Yield the dotted name and the field of each setting; a section comes before its settings.
+
+    Args:
+        model: Class of the settings.
+        prefix: Prefix of the names.
+    """
     for name, field in model.model_fields.items():
         yield prefix + name, field
         section = _section(field.annotation)
@@ -65,31 +71,31 @@ def settings_fields(model: type[BaseModel] = Preset, prefix: str = "") -> Iterat
             yield from settings_fields(section, f"{prefix}{name}.")
 
 
-def to_yaml(preset: Preset) -> str:
-    """A resolved preset as YAML that loads again, each setting with its description as a comment."""
+def to_yaml(settings: Preset) -> str:
+    """Return settings as YAML that can be loaded again, with the description of each setting as a comment."""
     descriptions = {name: field.description or "" for name, field in settings_fields()}
     lines: list[str] = []
-    _write(preset.model_dump(mode="json"), "", descriptions, lines)
+    _write(settings.model_dump(mode="json"), "", descriptions, lines)
     return "\n".join(lines) + "\n"
 
 
-def explain(error: ValidationError, where: str) -> str:
-    """The first fault as one line: which setting, what is wrong with it, which name is near.
+def explain(error: ValidationError, owner: str) -> str:
+    """Return the first violation as one line: the setting, what is wrong with its value, and similar names.
 
     Args:
-        error: What pydantic found.
-        where: What holds the settings, to begin the line with.
+        error: Error that pydantic raised.
+        owner: Name of the thing that has the settings, with which the line begins.
     """
-    fault = error.errors(include_url=False)[0]
-    path = [part for part in fault["loc"] if isinstance(part, str)]
+    violation = error.errors(include_url=False)[0]
+    path = [part for part in violation["loc"] if isinstance(part, str)]
     dotted = ".".join(path)
-    if fault["type"] == "extra_forbidden":
+    if violation["type"] == "extra_forbidden":
         siblings = [name for name, _ in settings_fields()]
-        return f"{where}: unknown setting {dotted!r}. {did_you_mean(dotted, siblings)}"
-    message = fault["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(fault["input"], dict | BaseModel) else f", not {fault['input']!r}"
+        return f"{owner}: unknown setting {dotted!r}. {did_you_mean(dotted, siblings)}"
+    message = violation["msg"].removeprefix("Value error, ")
+    given = "" if isinstance(violation["input"], dict | BaseModel) else f", not {violation['input']!r}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{where}: {f'{dotted}: ' if dotted else ''}{message}{given}{more}"
+    return f"{owner}: {f'{dotted}: ' if dotted else ''}{message}{given}{more}"
 
 
 def _write(values: dict[str, Any], prefix: str, descriptions: dict[str, str], lines: list[str]) -> None:
@@ -105,7 +111,7 @@ def _write(values: dict[str, Any], prefix: str, descriptions: dict[str, str], li
 
 
 def _section(annotation: object) -> type[BaseModel] | None:
-    """The settings class inside a field's annotation, if it holds one (`X` or `X | None`)."""
+    """Return the class of settings in a field's annotation (`X` or `X | None`), or None if there is no such class."""
     choices = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
     for choice in choices:
         if isinstance(choice, type) and issubclass(choice, BaseModel):
@@ -125,9 +131,10 @@ def _find(name: str) -> Path:
     return known[name]
 
 
-def _read(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
-    if name in seen:
-        raise BadRequestError(f"presets inherit in a circle: {' -> '.join((*seen, name))}")
+def _read(name: str, children: tuple[str, ...]) -> dict[str, Any]:
+    """Return the values of a preset and its bases; `children` are the presets that inherit from it."""
+    if name in children:
+        raise BadRequestError(f"presets inherit in a circle: {' -> '.join((*children, name))}")
     path = _find(name)
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -140,7 +147,7 @@ def _read(name: str, seen: tuple[str, ...]) -> dict[str, Any]:
         return values
     if not isinstance(base, str):
         raise BadRequestError(f"preset {path}: base must be one preset's name, not {base!r}")
-    return _merge(_read(base, (*seen, name)), values)
+    return _merge(_read(base, (*children, name)), values)
 
 
 def _merge(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
@@ -165,9 +172,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
     except yaml.YAMLError:
         raise BadRequestError(f"setting {name}: the value {text!r} is not valid YAML") from None
     *sections, leaf = name.split(".")
-    place = values
+    target = values
     for section in sections:
-        if not isinstance(place.get(section), dict):
-            place[section] = {}
-        place = place[section]
-    place[leaf] = value
+        if not isinstance(target.get(section), dict):
+            target[section] = {}
+        target = target[section]
+    target[leaf] = value

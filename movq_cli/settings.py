@@ -1,4 +1,9 @@
-"""The typed settings of both stages: a leaf without torch; each field's description is its help."""
+"""The typed settings of both stages; this module does not import torch.
+
+The default, the bounds and the description of a setting stand here once. The help texts of the options
+(`cli/options.py`), the comments of `movq presets show` and `docs/settings.md` are generated from them. A description is
+a phrase that starts in lower case and has no full stop; where None is allowed, it ends in "; null = MEANING".
+"""
 
 from __future__ import annotations
 
@@ -12,95 +17,98 @@ Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
 
 Start = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^\d+(\.\d+)?( epochs?|%)$")]
-"""A moment of a run: a step, or a number of epochs or percents, which do not depend on how many images there are."""
+"""A point of a run: a step (30001), a number of epochs ('3 epochs'), or a share of the run ('50%')."""
 
 NORM_GROUPS = 32
-"""Groups of every GroupNorm, as in VQGAN: each width must be a multiple of it."""
+"""Number of groups of every GroupNorm, as in VQGAN. Each number of channels must be a multiple of it."""
 
 
 class Settings(BaseModel):
-    """Immutable, and closed: an unknown name is an error, not a silent no-op."""
+    """Base class of all settings: immutable, and an unknown name is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
 
 class DataSettings(Settings):
-    """Which images are trained on, and how they are cut."""
+    """The training images and how they are cropped."""
 
-    path: Path = Field(Path("data/images"), description="prepared set, as `movq prepare` writes it")
-    crop: Literal["center", "random"] = Field("center", description="where training crops are taken")
-    flip: bool = Field(False, description="mirror half of the training images, drawn anew each epoch")
-    workers: int = Field(-1, ge=-1, description="decoding threads; -1 = cores - 1 on CUDA, 0 on the CPU")
+    path: Path = Field(Path("data/images"), description="folder of the prepared data set, as written by `movq prepare`")
+    crop: Literal["center", "random"] = Field("center", description="position of the training crops")
+    flip: bool = Field(False, description="mirror each training image with probability 1/2, drawn anew in each epoch")
+    workers: int = Field(-1, ge=-1, description="number of decoding threads; -1 = cores - 1 on CUDA, 0 on the CPU")
 
 
 class ViewSettings(Settings):
-    """Which views of each training image a prior learns from; a validation image is its centre crop alone."""
+    """The views of each training image from which a prior learns; a validation image has its centre crop only."""
 
-    mirror: bool = Field(False, description="each view and its mirror image; not where left and right mean something")
+    mirror: bool = Field(False, description="add the mirror image of each view; unsuitable where left and right differ")
     scales: tuple[Annotated[float, Field(gt=1, le=2)], ...] = Field(
-        (), description="crop corners and centre with the short side at these times the crop's; empty = centre crop"
+        (),
+        description="sizes, relative to the crop, at which corners and centre are cropped; empty = the centre crop",
     )
 
     @property
     def count(self) -> int:
-        """Views of one image."""
+        """Number of views of one image."""
         return (5 * len(self.scales) or 1) * (2 if self.mirror else 1)
 
 
 class ModulationSettings(Settings):
-    """Where and how equation 4 replaces the decoder's plain GroupNorms."""
+    """The spatially conditional normalization (equation 4) that replaces GroupNorms of the decoder."""
 
-    levels: int = Field(3, ge=0, description="decoder levels modulated, coarsest first, after the middle")
-    kernel_size: Literal[1, 3] = Field(1, description="of the scale and bias convolutions, pixels")
+    levels: int = Field(3, ge=0, description="number of modulated levels, coarsest first, beside the middle block")
+    kernel_size: Literal[1, 3] = Field(1, description="kernel size of the scale and bias convolutions, in pixels")
     source: Literal["conv_in", "quantized"] = Field(
-        "conv_in", description="the map they read: conv_in(z_q), or z_q itself"
+        "conv_in", description="input of these convolutions: conv_in(z_q), or z_q itself"
     )
     affine: bool = Field(False, description="keep GroupNorm's own scale and bias beside the modulation")
 
 
 class TokenizerSettings(Settings):
-    """Stage 1's architecture: VQGAN's encoder and decoder, MoVQ's quantizer and modulation (section 3.1)."""
+    """The architecture of stage 1: encoder and decoder of VQGAN, quantizer and modulation of MoVQ (section 3.1)."""
 
-    resolution: Positive = Field(256, description="training image side, pixels")
-    channels: Positive = Field(128, description="base width")
-    multipliers: tuple[Positive, ...] = Field((1, 1, 2, 2, 4), description="width of each level over base width")
-    blocks: Positive = Field(2, description="residual blocks a level (the decoder has one more)")
-    attention_resolutions: tuple[Positive, ...] = Field((16,), description="feature map sides with attention")
-    z_channels: Positive = Field(256, description="encoder's output channels")
-    embed_dim: Positive = Field(256, description="channels that are quantized, all chunks together")
-    chunks: Positive = Field(4, description="channel chunks quantized against the one codebook, each a code")
-    codebook_size: int = Field(1024, ge=2, le=65536, description="entries of the codebook, K")
-    quantizer: str = Field("vq", description="quantizer between encoder and decoder; vq = nearest codebook entry")
+    resolution: Positive = Field(256, description="side of the training images, in pixels")
+    channels: Positive = Field(128, description="number of channels at the finest level, before the multipliers")
+    multipliers: tuple[Positive, ...] = Field(
+        (1, 1, 2, 2, 4), description="channels of each level over `channels`, finest first"
+    )
+    blocks: Positive = Field(2, description="residual blocks in each level of the encoder; the decoder has one more")
+    attention_resolutions: tuple[Positive, ...] = Field((16,), description="feature map sides with self-attention")
+    z_channels: Positive = Field(256, description="output channels of the encoder")
+    embed_dim: Positive = Field(256, description="channels of the quantized map, all chunks together")
+    chunks: Positive = Field(4, description="number of chunks of the channels, each coded by the shared codebook")
+    codebook_size: int = Field(1024, ge=2, le=65536, description="number of entries of the codebook, K")
+    quantizer: str = Field("vq", description="quantizer between encoder and decoder: vq = nearest codebook entry")
     initial_feature: Literal["quantized", "sinusoid", "constant", "fourier", "projected"] = Field(
-        "fourier", description="the decoder's first activation, F0 of equation 4"
+        "fourier", description="first activation of the decoder, F0 in equation 4; quantized = as in VQGAN"
     )
     modulation: ModulationSettings | None = Field(
-        ModulationSettings(), description="equation 4's norms; null = plain GroupNorm everywhere, as in VQGAN"
+        ModulationSettings(), description="modulated norms (equation 4); null = plain GroupNorm everywhere, as in VQGAN"
     )
 
     @property
     def factor(self) -> int:
-        """Image pixels a side for one code position."""
+        """Downsampling factor: side in pixels of the image area of one code position."""
         return int(2 ** (len(self.multipliers) - 1))
 
     @property
     def grid(self) -> int:
-        """Code positions a side at the training resolution."""
+        """Side of the code map at the training resolution, in positions."""
         return self.resolution // self.factor
 
     @property
     def code_dim(self) -> int:
-        """Width of one codebook entry."""
+        """Number of channels of one codebook entry."""
         return self.embed_dim // self.chunks
 
     @property
     def code_shape(self) -> CodeShape:
-        """The codes of one training image."""
+        """Shape of the codes of one training image."""
         return CodeShape(height=self.grid, width=self.grid, chunks=self.chunks, codebook_size=self.codebook_size)
 
     @property
     def widths(self) -> tuple[int, ...]:
-        """Channels of each level, finest first."""
+        """Number of channels of each level, finest first."""
         return tuple(self.channels * multiplier for multiplier in self.multipliers)
 
     @model_validator(mode="after")
@@ -132,7 +140,7 @@ class TokenizerSettings(Settings):
 
 
 class CodeShape(Settings):
-    """The codes of one image as a prior sees them: a grid of positions, c codes at each, K choices a code."""
+    """The shape of the codes of one image: h x w positions, c codes at each position, K possible values of a code."""
 
     height: Positive
     width: Positive
@@ -141,33 +149,32 @@ class CodeShape(Settings):
 
     @property
     def size(self) -> tuple[int, int, int]:
-        """(h, w, c)."""
+        """The tuple (h, w, c)."""
         return self.height, self.width, self.chunks
 
     @property
     def positions(self) -> int:
-        """Positions h w, the transformer's sequence length."""
+        """Number of positions, h w; the sequence length of the transformer."""
         return self.height * self.width
 
     @property
     def codes(self) -> int:
-        """Codes of one image, h w c."""
+        """Number of codes of one image, h w c."""
         return self.positions * self.chunks
 
 
 class PriorSettings(Settings):
-    """Stage 2's transformer (section 4.3); its grid, chunks and codebook come from the tokenizer."""
+    """The transformer of stage 2 (section 4.3); the shape of the codes comes from the tokenizer."""
 
     mode: str = Field(
         "mask",
-        description="how codes are predicted: mask (in parallel steps), auto (autoregressively), or depth "
-        "(autoregressively, with a small transformer over the chunks)",
+        description="decoding: mask = in parallel, auto = autoregressive, depth = by a depth transformer",
     )
-    layers: Positive = Field(24, description="transformer blocks; with mode=depth 2 of them over the chunks")
-    heads: Positive = Field(16, description="attention heads")
-    width: Positive = Field(1024, description="embedding width")
-    hidden: Positive = Field(4096, description="hidden width of a block's MLP")
-    classes: int = Field(0, ge=0, description="classes the prior is conditioned on; 0 = unconditional")
+    layers: Positive = Field(24, description="transformer blocks; with mode=depth, 2 of them run over the chunks")
+    heads: Positive = Field(16, description="number of attention heads")
+    width: Positive = Field(1024, description="width of the embeddings")
+    hidden: Positive = Field(4096, description="hidden width of the MLP in each block")
+    classes: int = Field(0, ge=0, description="number of classes on which the prior is conditioned; 0 = unconditional")
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -177,36 +184,34 @@ class PriorSettings(Settings):
 
 
 class TrainSettings(Settings):
-    """What the training of both stages shares."""
+    """The training settings that both stages share."""
 
-    batch_size: Positive = Field(48, description="images a step, over all ranks")
-    epochs: float | None = Field(None, gt=0, description="passes over the training images; or give steps")
-    steps: Positive | None = Field(None, description="optimizer steps; or give epochs")
-    base_learning_rate: float = Field(4.5e-6, gt=0, description="Adam's rate = this x batch_size")
-    betas: tuple[Share, Share] = Field((0.5, 0.9), description="Adam's moment decays")
-    warmup_steps: int = Field(0, ge=0, description="steps over which the rate rises from 0")
-    decay: Literal["none", "cosine"] = Field("none", description="of the rate to 0 over the run, after warm-up")
-    clip_norm: float | None = Field(None, gt=0, description="gradient norm above which it is scaled; null = never")
-    ema_decay: Share = Field(0.0, description="of the running average of the weights that is exported; 0 = off")
+    batch_size: Positive = Field(48, description="images in a training step, over all processes")
+    epochs: float | None = Field(None, gt=0, description="length of the run in epochs; null = given by steps")
+    steps: Positive | None = Field(None, description="length of the run in optimizer steps; null = given by epochs")
+    base_learning_rate: float = Field(4.5e-6, gt=0, description="Adam's learning rate is this x batch_size")
+    betas: tuple[Share, Share] = Field((0.5, 0.9), description="decay rates of Adam's two moment estimates")
+    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rate rises from 0")
+    decay: Literal["none", "cosine"] = Field("none", description="decay of the learning rate to 0 after the warm-up")
+    clip_norm: float | None = Field(
+        None, gt=0, description="limit to which the gradient norm is clipped; null = no limit"
+    )
+    ema_decay: Share = Field(0.0, description="decay of the exported average of the weights; 0 = no average")
     precision: Literal["auto", "float32", "bf16"] = Field(
-        "auto", description="matrix arithmetic; auto = bf16 where the device is built for it"
+        "auto", description="number format of matrix products; auto = bf16 if the hardware supports it"
     )
-    accumulate: Positive = Field(1, description="parts a rank's share of a batch is worked through in, to save memory")
-    compile: bool | None = Field(None, description="torch.compile; null = on CUDA")
+    accumulate: Positive = Field(1, description="number of parts in which a batch is processed, to save memory")
+    compile: bool | None = Field(None, description="use torch.compile; null = on CUDA only")
     activation_checkpointing: bool = Field(
-        False, description="compute blocks again in the backward pass: much less memory, a third more time"
+        False, description="compute activations again in the backward pass: much less memory, a third more time"
     )
-    seed: int = Field(0, ge=0, lt=2**31, description="of initialisation, data order and every draw")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of initialisation, data order and random numbers")
     log_every: Positive = Field(50, description="steps between log lines")
     validate_every: Positive = Field(1000, description="steps between validations")
-    evaluate_every: int = Field(
-        0,
-        ge=0,
-        description="steps between FIDs, of reconstructions or of samples (needs Inception's weights); 0 = never",
-    )
-    evaluate_images: int = Field(10_000, ge=2, description="images that an FID is of")
-    checkpoint_every: Positive = Field(1000, description="steps between checkpoints to resume from")
-    tensorboard: bool | None = Field(None, description="TensorBoard events in the run folder; null = where installed")
+    evaluate_every: int = Field(0, ge=0, description="steps between FIDs, which need Inception's weights; 0 = never")
+    evaluate_images: int = Field(10_000, ge=2, description="number of reconstructions or samples for such an FID")
+    checkpoint_every: Positive = Field(1000, description="steps between checkpoints from which a run can be resumed")
+    tensorboard: bool | None = Field(None, description="write TensorBoard events; null = if it is installed")
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -218,14 +223,14 @@ class TrainSettings(Settings):
 
     @property
     def learning_rate(self) -> float:
-        """The optimizer's rate: VQGAN's rule, base rate times global batch."""
+        """Learning rate of the optimizer: the base learning rate times the global batch size, which is VQGAN's rule."""
         return self.base_learning_rate * self.batch_size
 
     def total_steps(self, images: int) -> int:
-        """Optimizer steps of the whole run.
+        """Return the number of optimizer steps of the complete run.
 
         Args:
-            images: Training images, or views of them, in an epoch.
+            images: Number of training images, or of views of them, in an epoch.
         """
         if self.steps is not None:
             return self.steps
@@ -234,39 +239,40 @@ class TrainSettings(Settings):
 
 
 class TrainVQSettings(TrainSettings):
-    """Stage 1's training: equation 3 with VQGAN's perceptual and adversarial terms."""
+    """The training of stage 1: equation 3, with the perceptual and adversarial terms of VQGAN."""
 
-    epochs: float | None = Field(40, gt=0, description="passes over the training images; or give steps")
-    l1_weight: Weight = Field(1.0, description="mean absolute error, images in [-1, 1]")
-    l2_weight: Weight = Field(0.0, description="mean squared error, images in [-1, 1]")
-    perceptual_weight: Weight = Field(1.0, description="LPIPS with VGG-16; 0 = off, no weights needed")
+    epochs: float | None = Field(40, gt=0, description="length of the run in epochs; null = given by steps")
+    l1_weight: Weight = Field(1.0, description="weight of the mean absolute error of images in [-1, 1]")
+    l2_weight: Weight = Field(0.0, description="weight of the mean squared error of images in [-1, 1]")
+    perceptual_weight: Weight = Field(
+        1.0, description="weight of LPIPS with VGG-16; 0 = off, without pretrained weights"
+    )
     codebook_weight: Weight = Field(
-        0.25, description="pulls codes to the encoder; VQGAN's code applies its beta 0.25 here ('legacy')"
+        0.25, description="weight of the codebook loss; VQGAN's code applies its beta of 0.25 here ('legacy')"
     )
     commitment_weight: Weight = Field(
-        1.0,
-        description="pulls the encoder to its codes; 0.25 with codebook_weight=1 is equation 3 as written",
+        1.0, description="weight of the commitment loss; 0.25 with codebook_weight=1 is equation 3 as written"
     )
     revive_every: int = Field(
-        0, ge=0, description="steps after which codebook entries unused since are moved to encoder outputs; 0 = never"
+        0, ge=0, description="steps between replacements of unused codebook entries by encoder outputs; 0 = never"
     )
-    channels_last: bool | None = Field(None, description="memory format of the convolutions; null = on CUDA")
-    adversarial_weight: Weight = Field(0.8, description="times the adaptive weight; 0 = no discriminator")
+    channels_last: bool | None = Field(None, description="channels-last memory format; null = on CUDA only")
+    adversarial_weight: Weight = Field(
+        0.8, description="weight of the adversarial loss, times the adaptive weight; 0 = no discriminator"
+    )
     discriminator_start: Start = Field(
-        0, description="when the adversarial term sets in: a step (30001), '3 epochs', or '50%' of the run"
+        0, description="start of the adversarial loss: a step (30001), '3 epochs', or '50%' of the run"
     )
-    discriminator_ramp: int = Field(
-        0, ge=0, description="steps over which the adversarial term then rises to its weight"
-    )
-    discriminator_channels: Positive = Field(64, description="PatchGAN's base width")
-    discriminator_layers: Positive = Field(3, description="PatchGAN's strided layers")
+    discriminator_ramp: int = Field(0, ge=0, description="steps over which that loss then rises to its weight")
+    discriminator_channels: Positive = Field(64, description="channels of the discriminator's first layer (PatchGAN)")
+    discriminator_layers: Positive = Field(3, description="number of strided layers of the discriminator")
 
     def discriminator_step(self, steps: int, steps_per_epoch: int) -> int:
-        """The first step with the adversarial term.
+        """Return the first step with the adversarial loss.
 
         Args:
-            steps: Of the whole run.
-            steps_per_epoch: Of one pass over the training images.
+            steps: Number of steps of the complete run.
+            steps_per_epoch: Number of steps of one pass over the training images.
         """
         start = self.discriminator_start
         if isinstance(start, int):
@@ -277,63 +283,76 @@ class TrainVQSettings(TrainSettings):
 
 
 class TrainPriorSettings(TrainSettings):
-    """Stage 2's training: cross-entropy on the masked codes."""
+    """The training of stage 2: cross-entropy on the masked codes, or on all codes of an autoregressive prior."""
 
-    batch_size: Positive = Field(64, description="image views a step, over all ranks")
-    epochs: float | None = Field(200, gt=0, description="passes over all views of the training images; or give steps")
-    betas: tuple[Share, Share] = Field((0.9, 0.95), description="AdamW's moment decays")
-    weight_decay: Weight = Field(0.01, description="AdamW's, on matrices only")
+    batch_size: Positive = Field(64, description="image views in a training step, over all processes")
+    epochs: float | None = Field(
+        200, gt=0, description="length of the run in epochs of all views; null = given by steps"
+    )
+    betas: tuple[Share, Share] = Field((0.9, 0.95), description="decay rates of AdamW's two moment estimates")
+    weight_decay: Weight = Field(0.01, description="weight decay of AdamW, applied to weight matrices only")
     label_smoothing: Share | None = Field(
-        None, description="share of the target spread over all codes; null = 0.1 for mode=mask, none for the others"
+        None, description="share of the target spread evenly over all codes; null = 0.1 with mode=mask, else 0"
     )
     label_dropout: Share = Field(0.1, description="share of images trained without their class, for guidance")
 
 
 class SampleSettings(Settings):
-    """The decoding loop's settings; a command's options win over them."""
+    """The settings of sampling from a prior. Each field is also an option of `movq sample`, which takes precedence."""
 
-    steps: Positive = Field(8, description="decoding steps")
-    temperature: float = Field(1.0, gt=0, description="of the codes' distribution; 1 = as learned")
-    choice_temperature: Weight = Field(4.5, description="Gumbel noise on the confidences, falling to 0 over the steps")
-    order: str = Field("confidence", description="which codes a decoding step keeps; confidence = the likeliest")
-    top_k: Positive | None = Field(None, description="draw only among as many likeliest codes; null = all")
-    top_p: float = Field(1.0, gt=0, le=1, description="draw only among the likeliest codes that make up this share")
-    guidance: Weight = Field(0.0, description="classifier-free guidance; 0 = off, plain class-conditional samples")
+    steps: Positive = Field(8, description="number of decoding steps of a masked prior")
+    temperature: float = Field(1.0, gt=0, description="temperature of the codes' distributions; 1 = as learned")
+    top_k: Positive | None = Field(None, description="draw only among this many most likely codes; null = all codes")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="draw only among the most likely codes that together have this probability"
+    )
+    choice_temperature: Weight = Field(
+        4.5, description="scale of the Gumbel noise on a masked prior's confidences; it falls to 0 over the steps"
+    )
+    order: str = Field(
+        "confidence", description="order in which a masked prior decides codes: confidence = most likely first"
+    )
+    guidance: Weight = Field(0.0, description="strength of classifier-free guidance; 0 = off, the paper's setting")
     guidance_schedule: Literal["constant", "linear"] = Field(
-        "constant", description="guidance over the steps; linear = rising from none to the whole at the last step"
+        "constant", description="strength over the decoding steps; linear = rising to the full strength at the last one"
     )
 
     def guidance_at(self, step: int, steps: int) -> float:
-        """The strength of guidance at a step of so many, from 0."""
+        """Return the strength of guidance at a decoding step.
+
+        Args:
+            step: Index of the step, from 0.
+            steps: Number of decoding steps.
+        """
         return self.guidance * (1.0 if self.guidance_schedule == "constant" else (step + 1) / steps)
 
 
 class Targets(Settings):
-    """Published figures that a preset is held against; null where the source gives none."""
+    """Published values that a preset should reproduce; null where the source gives none."""
 
-    source: str = Field("", description="where the figures stand")
-    psnr: float | None = Field(None, description="reconstruction PSNR, dB")
-    ssim: float | None = Field(None, description="reconstruction SSIM")
-    lpips: float | None = Field(None, description="reconstruction LPIPS")
-    rfid: float | None = Field(None, description="reconstruction FID")
-    fid: float | None = Field(None, description="sample FID")
-    isc: float | None = Field(None, description="sample Inception Score")
-    precision: float | None = Field(None, description="sample precision")
-    recall: float | None = Field(None, description="sample recall")
+    source: str = Field("", description="publication that gives the values")
+    psnr: float | None = Field(None, description="PSNR of reconstructions in dB; null = not published")
+    ssim: float | None = Field(None, description="SSIM of reconstructions; null = not published")
+    lpips: float | None = Field(None, description="LPIPS of reconstructions; null = not published")
+    rfid: float | None = Field(None, description="FID of reconstructions; null = not published")
+    fid: float | None = Field(None, description="FID of samples; null = not published")
+    isc: float | None = Field(None, description="Inception Score of samples; null = not published")
+    precision: float | None = Field(None, description="precision of samples; null = not published")
+    recall: float | None = Field(None, description="recall of samples; null = not published")
 
 
 class Preset(Settings):
-    """Everything that one model, its training and its sampling need: what a YAML preset resolves to."""
+    """All settings of one model: its data, both architectures, both trainings and its sampling."""
 
-    description: str = Field("", description="one line for `movq presets`")
-    data: DataSettings = Field(DataSettings(), description="the images")
-    vq: TokenizerSettings = Field(TokenizerSettings(), description="stage 1's architecture")
-    train_vq: TrainVQSettings = Field(TrainVQSettings(), description="stage 1's training")
-    views: ViewSettings = Field(ViewSettings(), description="stage 2's views of each training image")
-    prior: PriorSettings = Field(PriorSettings(), description="stage 2's architecture")
-    train_prior: TrainPriorSettings = Field(TrainPriorSettings(), description="stage 2's training")
-    sample: SampleSettings = Field(SampleSettings(), description="stage 2's decoding")
-    target: Targets = Field(Targets(), description="published figures to reach")
+    description: str = Field("", description="line that `movq presets` shows")
+    data: DataSettings = Field(DataSettings(), description="training images")
+    vq: TokenizerSettings = Field(TokenizerSettings(), description="architecture of stage 1")
+    train_vq: TrainVQSettings = Field(TrainVQSettings(), description="training of stage 1")
+    views: ViewSettings = Field(ViewSettings(), description="views of each training image for stage 2")
+    prior: PriorSettings = Field(PriorSettings(), description="architecture of stage 2")
+    train_prior: TrainPriorSettings = Field(TrainPriorSettings(), description="training of stage 2")
+    sample: SampleSettings = Field(SampleSettings(), description="sampling from the prior of stage 2")
+    target: Targets = Field(Targets(), description="published values that the preset should reproduce")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -1,4 +1,4 @@
-"""The command line: its frozen options, its speed to help, and one clear line for every kind of bad request."""
+"""The command line: its frozen options, its help and completion without torch, and one line for each bad request."""
 
 from __future__ import annotations
 
@@ -15,17 +15,18 @@ import pytest
 import typer.main
 from PIL import Image
 
-from movq_cli import app
+from movq_cli import app, presets
 
 if TYPE_CHECKING:
     from tests.conftest import Movq
 
 FROZEN = Path(__file__).parent / "command_line.txt"
+DOCS = Path(__file__).parents[1] / "docs"
 COMMANDS = ("prepare", "train-vq", "train-prior", "reconstruct", "sample", "evaluate", "weights", "presets")
 
 
 def declared(command: Any, name: str) -> Iterator[str]:
-    """Every command and parameter, a line each."""
+    """Yield one line for each command and for each of its parameters, below a command."""
     for parameter in command.params:
         if parameter.name != "help":
             default = parameter.default() if inspect.isfunction(parameter.default) else parameter.default
@@ -36,9 +37,9 @@ def declared(command: Any, name: str) -> Iterator[str]:
 
 
 def test_the_command_line_is_the_frozen_one() -> None:
-    """Scripts hold on to these names. Where the change is meant, write the new list into the file."""
-    now = list(declared(typer.main.get_command(app.app), "movq"))
-    assert now == FROZEN.read_text().splitlines(), "\n".join(now)
+    """Scripts depend on these names. If a change is intended, write the new list to the file."""
+    current = list(declared(typer.main.get_command(app.app), "movq"))
+    assert current == FROZEN.read_text().splitlines(), "\n".join(current)
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -52,6 +53,86 @@ def test_help_loads_neither_torch_nor_numpy(command: str) -> None:
         "assert not heavy, heavy"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def complete(words: str, folder: Path) -> list[str]:
+    """Return what bash would offer to complete the last word, from a process that must not load torch."""
+    code = (
+        "import sys\nfrom movq_cli import app\n"
+        "sys.argv = ['movq']\n"
+        "try:\n    app.main()\n"
+        "finally:\n    assert not {'torch', 'numpy', 'PIL', 'torchvision', 'lpips'} & set(sys.modules), 'heavy'"
+    )
+    request = {"_MOVQ_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": str(words.count(" "))}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, **request},
+        cwd=folder,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("movq presets show ffhq-", ["ffhq-1ch", "ffhq-2ch", "ffhq-8ch", "ffhq-own"]),
+        ("movq train-vq --preset kand", ["kandinsky-102m", "kandinsky-270m", "kandinsky-67m"]),
+        ("movq train-prior -p dig", ["digits"]),
+        ("movq train-prior --mode ", ["mask", "auto", "depth"]),
+        ("movq sample --guidance-schedule l", ["linear"]),
+        ("movq sample --top", ["--top-k", "--top-p"]),
+        ("movq train", ["train-vq", "train-prior"]),
+        ("movq presets show none-such", []),
+    ],
+)
+def test_the_shell_completes_commands_options_and_names_without_torch(
+    tmp_path: Path, words: str, expected: list[str]
+) -> None:
+    (tmp_path / "presets").mkdir()
+    (tmp_path / "presets" / "ffhq-own.yaml").write_text("base: ffhq\n")
+    assert complete(words, tmp_path) == expected
+
+
+@pytest.mark.parametrize("columns", ["40", "200"])
+def test_the_reference_in_docs_is_up_to_date_for_any_terminal(columns: str) -> None:
+    done = subprocess.run(
+        [sys.executable, DOCS / "generate.py", "--check"],
+        env={**os.environ, "COLUMNS": columns, "NO_COLOR": "1", "LANG": "C", "HOME": "/nowhere"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_stale_reference_is_one_line_that_says_what_to_run(tmp_path: Path) -> None:
+    for name in ("generate.py", "cli.md", "settings.md"):
+        shutil.copy(DOCS / name, tmp_path / name)
+    command = [sys.executable, tmp_path / "generate.py"]
+    with (tmp_path / "cli.md").open("a") as file:
+        file.write("an edit by hand\n")
+    done = subprocess.run([*command, "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "error: docs/cli.md not up to date: run make docs\n"
+    subprocess.run(command, check=True)
+    assert (tmp_path / "cli.md").read_text() == (DOCS / "cli.md").read_text()
+
+
+def test_the_reference_has_every_command_option_and_setting() -> None:
+    commands, settings = (DOCS / "cli.md").read_text(), (DOCS / "settings.md").read_text()
+    for name in FROZEN.read_text().splitlines():
+        command, _, parameter = name.partition(": ")
+        assert command == "movq" or f"\n## {command}\n" in commands
+        section = commands.partition(f"\n## {command}\n")[2].partition("\n## ")[0] or commands
+        for flag in parameter.partition(" = ")[0].split():
+            assert not flag.startswith("-") or f"`{flag}`" in section, name
+    for name, field in presets.settings_fields():
+        assert f"| `{name}` |" in settings or f"\n## {name}\n" in settings
+        assert (field.description or "").partition(";")[0] in settings or f"\n## {name}\n" in settings
 
 
 @pytest.mark.parametrize("command", COMMANDS[:-1])
@@ -78,7 +159,7 @@ def test_every_option_says_what_it_is_and_its_default(command: str) -> None:
 
 
 def line(text: str) -> str:
-    """The one error line of a command, which must be all that it says besides log lines."""
+    """Return the error line of a command, which must be the only one."""
     errors = [found for found in text.splitlines() if found.startswith("error: ")]
     assert len(errors) == 1, text
     return errors[0]
@@ -124,12 +205,16 @@ def test_the_three_command_lines_of_the_readme_say_what_is_missing(movq: Movq, t
         (["reconstruct", "good", "out", "--run", "text.png"], ["text.png"]),
         (["reconstruct", "good", "out", "--split", "middle"], ["middle"]),
         (["sample", "out", "--run", "nowhere"], ["nowhere"]),
+        (["sample", "out", "--steps", "0"], ["--steps", "1", "0"]),
+        (["sample", "out", "--temperature", "nan"], ["--temperature"]),
+        (["reconstruct", "good", "out", "--mask-ratio", "0.5", "--steps", "-1"], ["--steps", "-1"]),
+        (["train-prior", "--preset", "digits", "--mode", "beam"], ["--mode", "'beam'", "'depth'"]),
         (["evaluate", "good", "nowhere"], ["nowhere"]),
         (["evaluate", "good", "empty", "--psnr"], ["empty"]),
         (["presets", "show", "nothing"], ["nothing"]),
     ],
 )
-def test_a_bad_request_is_one_line_that_names_the_thing(
+def test_a_bad_request_is_one_line_that_names_the_problem(
     movq: Movq, tmp_path: Path, arguments: list[str], words: list[str]
 ) -> None:
     (tmp_path / "empty").mkdir()
@@ -151,7 +236,7 @@ def test_usage_errors_are_bad_requests_too(movq: Movq) -> None:
     assert "valid integer" in movq("sample", "out", "--n", "x", code=2).stderr
 
 
-def test_a_run_folder_without_a_checkpoint_says_how_to_go_on(movq: Movq, trained: Path) -> None:
+def test_a_run_folder_without_a_checkpoint_says_how_to_resume(movq: Movq, trained: Path) -> None:
     shapes = trained / "pictures"
     run = trained / "runs" / "tiny-vq"
     for name in ("checkpoint.pt", "tokenizer.safetensors"):
@@ -172,7 +257,7 @@ def test_damaged_files_are_named(movq: Movq, tiny_yaml: Path, trained: Path) -> 
 
 
 @pytest.mark.skipif(os.geteuid() == 0 and shutil.which("chattr") is None, reason="root may write anywhere")
-def test_an_unwritable_place_fails_without_a_traceback(movq: Movq, shapes: Path, tmp_path: Path) -> None:
+def test_an_unwritable_folder_fails_without_a_traceback(movq: Movq, shapes: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     assert "file" in line(movq("prepare", shapes, "file/data", code=1).stderr)
     assert "/proc" in line(movq("prepare", shapes, "/proc/data", code=1).stderr)

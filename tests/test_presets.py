@@ -1,4 +1,4 @@
-"""Every preset builds and has the parameters it claims; names, inheritance and overrides do what they say."""
+"""Each preset builds with its documented number of parameters; inheritance and overrides work, errors are one line."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ PARAMETERS = {  # tokenizer, prior
 }
 
 
-def count(module: nn.Module) -> int:
+def parameter_count(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
@@ -46,39 +46,45 @@ def test_every_preset_is_counted() -> None:
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_a_preset_builds_with_the_parameters_it_claims(name: str) -> None:
-    preset = presets.load(name)
+def test_a_preset_builds_with_its_documented_number_of_parameters(name: str) -> None:
+    settings = presets.load(name)
     with torch.device("meta"):
-        found = count(Tokenizer(preset.vq)), count(MaskedPrior(preset.prior, preset.vq.code_shape))
+        found = (
+            parameter_count(Tokenizer(settings.vq)),
+            parameter_count(MaskedPrior(settings.prior, settings.vq.code_shape)),
+        )
     assert found == PARAMETERS[name]
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_what_is_shown_loads_again_as_the_same_preset(name: str, tmp_path: Path) -> None:
-    preset = presets.load(name)
+def test_what_is_shown_loads_again_as_the_same_settings(name: str, tmp_path: Path) -> None:
+    settings = presets.load(name)
     path = tmp_path / "again.yaml"
-    path.write_text(presets.to_yaml(preset))
-    assert presets.load(str(path)) == preset
+    path.write_text(presets.to_yaml(settings))
+    assert presets.load(str(path)) == settings
 
 
-@pytest.mark.parametrize(("name", "count", "passes"), [("ffhq", 2, 400), ("vqgan-ffhq", 2, 400), ("imagenet", 20, 200)])
-def test_epochs_count_views(name: str, count: int, passes: int) -> None:
-    preset = presets.load(name)
-    assert preset.views.count == count
-    steps = preset.train_prior.total_steps(60_000 * count)
-    assert steps == pytest.approx(passes * 60_000 / preset.train_prior.batch_size, rel=1e-3)
+@pytest.mark.parametrize(("name", "views", "passes"), [("ffhq", 2, 400), ("vqgan-ffhq", 2, 400), ("imagenet", 20, 200)])
+def test_an_epoch_is_a_pass_over_all_views(name: str, views: int, passes: int) -> None:
+    settings = presets.load(name)
+    assert settings.views.count == views
+    steps = settings.train_prior.total_steps(60_000 * views)
+    assert steps == pytest.approx(passes * 60_000 / settings.train_prior.batch_size, rel=1e-3)
 
 
-def test_every_setting_is_described() -> None:
-    missing = [name for name, field in presets.settings_fields() if not field.description]
-    assert not missing
+def test_every_setting_is_described_by_a_phrase_that_says_what_null_means() -> None:
+    for name, field in presets.settings_fields():
+        description = field.description or ""
+        assert description, name
+        assert not description.endswith("."), name
+        assert (field.default is None) <= ("; null = " in description), name
 
 
-def test_the_nearer_folder_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_preset_in_the_current_folder_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "presets").mkdir()
-    (tmp_path / "presets" / "digits.yaml").write_text("description: mine\n")
+    (tmp_path / "presets" / "digits.yaml").write_text("description: own\n")
     monkeypatch.chdir(tmp_path)
-    assert presets.load("digits").description == "mine"
+    assert presets.load("digits").description == "own"
     assert "ffhq" in presets.available()
 
 
@@ -116,7 +122,7 @@ def test_a_child_states_only_what_differs(tmp_path: Path) -> None:
         ("views: {scales: [0.9]}\n", "scales"),
     ],
 )
-def test_a_preset_that_cannot_be_is_one_line(tmp_path: Path, text: str, words: str) -> None:
+def test_an_invalid_preset_is_one_line(tmp_path: Path, text: str, words: str) -> None:
     write(tmp_path, a=text.replace("{here}", str(tmp_path)))
     with pytest.raises(BadRequestError) as error:
         presets.load(f"{tmp_path}/a.yaml")
@@ -133,7 +139,7 @@ def test_a_preset_that_cannot_be_is_one_line(tmp_path: Path, text: str, words: s
         ("train_vq.base_learning_rate=1e-4", lambda p: p.train_vq.base_learning_rate == 1e-4),
         ("views.scales=[1.1]", lambda p: p.views.scales == (1.1,)),
         ("train_vq.clip_norm=null", lambda p: p.train_vq.clip_norm is None),
-        ("data.path=some where/else", lambda p: p.data.path == Path("some where/else")),
+        ("data.path=a folder/inside", lambda p: p.data.path == Path("a folder/inside")),
         ("description=a=b", lambda p: p.description == "a=b"),
     ],
 )
@@ -152,10 +158,10 @@ def test_no_override_ends_in_anything_but_a_preset_or_one_line(text: str) -> Non
 
 @given(st.sampled_from([name for name, _ in presets.settings_fields()]), st.data())
 def test_a_misspelt_setting_suggests_the_one_that_was_meant(name: str, data: st.DataObject) -> None:
-    place = data.draw(st.integers(0, len(name) - 1))
-    if name[place] == ".":
+    index = data.draw(st.integers(0, len(name) - 1))
+    if name[index] == ".":
         return
-    misspelt = name[:place] + name[place + 1 :]
+    misspelt = name[:index] + name[index + 1 :]
     known = [known for known, _ in presets.settings_fields()]
     if misspelt in known or len(misspelt) < 6:
         return

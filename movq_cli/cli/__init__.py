@@ -1,1 +1,1 @@
-"""The options of each command, one file a command; nothing here imports torch."""
+"""The options of the commands, one file for each command. These modules do not import torch."""

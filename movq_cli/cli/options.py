@@ -1,19 +1,43 @@
-"""The options that several commands share."""
+"""The options that several commands share, and the options that are made from the fields of settings."""
 
 from __future__ import annotations
 
+import functools
+import inspect
 import os
+import types
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
 
 from movq_cli.console import Console
 from movq_cli.errors import BadRequestError
 
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+    from movq_cli.settings import Settings
+
+Command = Callable[..., None]
+
+
+def complete_preset_name(incomplete: str) -> list[str]:
+    """Return the names of presets that begin with a text, for the completion of the shell."""
+    from movq_cli import presets
+
+    return [name for name in presets.available() if name.startswith(incomplete)]
+
+
 PresetName = Annotated[
     str,
-    typer.Option("--preset", "-p", help="Preset's name, or path of a .yaml file. `movq presets` lists them."),
+    typer.Option(
+        "--preset",
+        "-p",
+        help="Name of a preset, or path of a .yaml file. `movq presets` lists the names.",
+        autocompletion=complete_preset_name,
+    ),
 ]
 
 Overrides = Annotated[
@@ -22,70 +46,243 @@ Overrides = Annotated[
         "--set",
         "-o",
         metavar="NAME=VALUE",
-        help="Another value for a setting, e.g. vq.codebook_size=2048. Repeatable.",
+        help="Override one setting of the preset, for example vq.codebook_size=2048. Repeatable.",
     ),
 ]
 
 DataPath = Annotated[
     Path | None,
-    typer.Option("--data", help="Prepared set. [default: the preset's data.path]", show_default=False),
+    typer.Option("--data", help="Folder of the prepared set. [default: the preset's data.path]", show_default=False),
 ]
 
 DeviceName = Annotated[
     str | None,
-    typer.Option("--device", help="cpu, cuda, cuda:1 ... [default: cuda where there is one]", show_default=False),
+    typer.Option(
+        "--device", help="Device: cpu, cuda, cuda:1 ... [default: cuda if available, else cpu]", show_default=False
+    ),
 ]
 
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON object.")]
 
-Quiet = Annotated[
-    bool, typer.Option("--quiet", "-q", help="No progress and no log lines, only warnings and the result.")
-]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print only warnings and the result.")]
 
 Gpus = Annotated[
     int | None,
     typer.Option(
         "--gpus",
         min=1,
-        help="Start that many processes, one a GPU, as torchrun would. [default: one, or torchrun's]",
+        help="Number of processes to start, one for each GPU. [default: one, or those of torchrun]",
         show_default=False,
     ),
 ]
 
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Only print parameters, steps, rates and memory; needs no data.")
+    bool,
+    typer.Option(
+        "--dry-run", help="Only print the parameters, steps, learning rate and memory of the run; needs no data."
+    ),
 ]
 
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Images at once.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="Number of images in a batch.")]
 
 TokenizerRun = Annotated[
     Path | None,
     typer.Option(
         "--run",
-        help="Run folder or .safetensors file. [default: the newest finished one]",
+        help="Run folder of the tokenizer, or its .safetensors file. [default: the newest finished run]",
         show_default=False,
     ),
 ]
 
 WeightsFolder = Annotated[
     Path | None,
-    typer.Option("--weights", help="Folder with the pretrained weights. [default: torch hub's]", show_default=False),
+    typer.Option(
+        "--weights", help="Folder of the pretrained weights. [default: the folder of torch.hub]", show_default=False
+    ),
 ]
 
 
 def console_for(as_json: bool, quiet: bool) -> Console:
-    # Of the processes that torchrun starts, the first one speaks.
+    """Return the console of a command. Of the processes that torchrun starts, only the first one prints."""
     return Console(as_json=as_json, quiet=quiet, mute=os.environ.get("RANK", "0") != "0")
 
 
-def with_data_path(overrides: list[str] | None, data: Path | None) -> list[str]:
-    # As a JSON string, which is YAML too: a path may hold anything.
+def with_data_path(overrides: Sequence[str] | None, data: Path | None) -> list[str]:
+    """Return the overrides, with the path of --data as an override of data.path."""
     import json
 
+    # JSON is YAML too, and it quotes whatever characters a path contains.
     return [*(overrides or ()), *([] if data is None else [f"data.path={json.dumps(str(data))}"])]
 
 
 def split_name(name: str | None) -> Any:  # noqa: ANN401 - a literal of the data layer, which is imported late
+    """Return the name of a split.
+
+    Raises:
+        BadRequestError: The name is not that of a split.
+    """
     if name not in {None, "train", "val"}:
         raise BadRequestError(f"--split {name!r} is neither train nor val")
     return name
+
+
+# --- options that are settings ----------------------------------------------------------------------------------------
+
+
+def setting_option(model: type[Settings], name: str) -> Any:  # noqa: ANN401 - Typer's own type of an option
+    """Return the Typer option of a setting, with the description, default, bounds and choices of its field.
+
+    The option's own default must be None, which stands for the preset's value.
+
+    Args:
+        model: Class of the settings.
+        name: Name of the field.
+    """
+    field = model.model_fields[name]
+    flag = f"--{name.replace('_', '-')}"
+    choices = setting_choices(field)
+
+    def check(value: Any) -> Any:  # noqa: ANN401 - the value of any option
+        return value if value is None else _check_value(model, field, flag, value)
+
+    def complete(incomplete: str) -> list[str]:
+        return [choice for choice in choices if choice.startswith(incomplete)]
+
+    return typer.Option(
+        f"{flag}/--no-{flag[2:]}" if setting_type(field) is bool else flag,
+        help=_help_of(field),
+        metavar="|".join(choices) or None,
+        show_default=False,
+        callback=check,
+        autocompletion=complete if choices else None,
+    )
+
+
+def add_setting_options(
+    model: type[Settings], *, before: str, elsewhere: dict[str, str] | None = None
+) -> Callable[[Command], Command]:
+    """Return a decorator that gives a command one option for each field of a class of settings.
+
+    The command receives the values that the user gave, by name of the field, in its parameter `settings`.
+
+    Args:
+        model: Class of the settings.
+        before: Name of the parameter before which the options are listed.
+        elsewhere: Names of other parameters before which single options are listed, by name of the field.
+    """
+
+    def decorate(command: Command) -> Command:
+        signature = inspect.signature(command, eval_str=True)
+        parameters: list[inspect.Parameter] = []
+        for name, parameter in signature.parameters.items():
+            if name != "settings":
+                fields = [field for field in model.model_fields if (elsewhere or {}).get(field, before) == name]
+                parameters += [*(_parameter(model, field) for field in fields), parameter]
+
+        @functools.wraps(command)
+        def run(**options: Any) -> None:  # noqa: ANN401 - the command's own types
+            values = {name: options.pop(name) for name in model.model_fields}
+            command(**options, settings={name: value for name, value in values.items() if value is not None})
+
+        run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return run
+
+    return decorate
+
+
+def setting_type(field: FieldInfo) -> type:
+    """Return the type of an option's value: that of the field without None; of choices it is str.
+
+    Raises:
+        TypeError: The field holds a section or several values, which an option cannot give.
+    """
+    kinds = {get_origin(part) or part for part in _unwrapped(field.annotation) if part is not types.NoneType}
+    if kinds == {Literal} and all(isinstance(choice, str) for choice in setting_choices(field)):
+        return str
+    (kind,) = kinds if len(kinds) == 1 else (None,)
+    if kind not in {bool, int, float, str, Path}:
+        raise TypeError(f"a setting of type {field.annotation} cannot be an option")
+    return kind
+
+
+def setting_choices(field: FieldInfo) -> tuple[str, ...]:
+    """Return the values among which a setting is chosen; empty if it takes any value of its type."""
+    parts = [part for part in _unwrapped(field.annotation) if get_origin(part) is Literal]
+    return tuple(choice for part in parts for choice in get_args(part))
+
+
+def setting_bounds(field: FieldInfo) -> str:
+    """Return the bounds of a setting in words, such as "above 0 and at most 1"; empty if it has none."""
+    words = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+    found = [
+        f"{word} {_number_text(getattr(bound, name))}"
+        for bound in (*field.metadata, *_bounds_within(field.annotation))
+        for name, word in words.items()
+        if hasattr(bound, name)
+    ]
+    return " and ".join(dict.fromkeys(found))
+
+
+def setting_description(field: FieldInfo) -> tuple[str, str]:
+    """Return a setting's description without its last part, and that part: the meaning of null, or an empty text."""
+    description, _, meaning = (field.description or "").partition("; null = ")
+    return description, meaning
+
+
+def _number_text(value: float) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _parameter(model: type[Settings], name: str) -> inspect.Parameter:
+    annotation: Any = Annotated
+    kind: Any = setting_type(model.model_fields[name])
+    return inspect.Parameter(
+        name,
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        default=None,
+        annotation=annotation[kind | None, setting_option(model, name)],
+    )
+
+
+def _help_of(field: FieldInfo) -> str:
+    description, null = setting_description(field)
+    bounds = setting_bounds(field)
+    default = (null or "null") if field.default is None else field.default
+    default = _number_text(default) if isinstance(default, float) else default
+    return (
+        f"{description[:1].upper()}{description[1:]}{f' ({bounds})' if bounds else ''}. "
+        f"[default: the preset's value, or {default}]"
+    )
+
+
+def _check_value(model: type[Settings], field: FieldInfo, flag: str, value: object) -> object:
+    from pydantic import TypeAdapter, ValidationError
+
+    from movq_cli.presets import explain
+
+    annotation: Any = Annotated
+    try:
+        return TypeAdapter[object](annotation[field.annotation, field], config=model.model_config).validate_python(
+            value
+        )
+    except ValidationError as error:
+        raise BadRequestError(explain(error, flag)) from None
+
+
+def _unwrapped(annotation: object) -> list[Any]:
+    """Return the members of an annotation's union, each without the metadata of `Annotated`."""
+    if get_origin(annotation) is Annotated:
+        return _unwrapped(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [part for member in get_args(annotation) for part in _unwrapped(member)]
+    return [annotation]
+
+
+def _bounds_within(annotation: object) -> list[Any]:
+    """Return the bounds of the members of a union or of the elements of a tuple, as those of `Positive | None`."""
+    if get_origin(annotation) is Annotated:
+        return [bound for extra in get_args(annotation)[1:] for bound in getattr(extra, "metadata", (extra,))]
+    if get_origin(annotation) in (Union, types.UnionType, tuple):
+        return [bound for member in get_args(annotation) for bound in _bounds_within(member)]
+    return []

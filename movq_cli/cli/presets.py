@@ -1,4 +1,4 @@
-"""`movq presets`: its options."""
+"""The options of `movq presets`."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from movq_cli.cli.options import Json, Overrides
+from movq_cli.cli.options import Json, Overrides, complete_preset_name
 from movq_cli.console import Console
 
 
 def presets(context: typer.Context, as_json: Json = False) -> None:
-    """List the presets with the published figures that they are held against."""
+    """List the presets with the published values that they should reproduce."""
     from movq_cli.commands import presets as command
 
     if context.invoked_subcommand is None:
@@ -19,11 +19,18 @@ def presets(context: typer.Context, as_json: Json = False) -> None:
 
 
 def presets_show(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Preset's name, or path of a .yaml file.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME",
+            help="Name of a preset, or path of a .yaml file.",
+            autocompletion=complete_preset_name,
+        ),
+    ],
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> None:
-    """Print one preset with everything that it inherits, as YAML that loads again."""
+    """Print all settings of one preset, with those that it inherits, as YAML that can be loaded again."""
     from movq_cli.commands import presets as command
 
     command.show_preset(name, overrides or (), Console(as_json=as_json))

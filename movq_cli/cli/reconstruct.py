@@ -1,4 +1,4 @@
-"""`movq reconstruct`: its options."""
+"""The options of `movq reconstruct`."""
 
 from __future__ import annotations
 
@@ -15,91 +15,111 @@ from movq_cli.cli.options import (
     TokenizerRun,
     WeightsFolder,
     console_for,
+    setting_option,
     split_name,
 )
 from movq_cli.errors import BadRequestError
+from movq_cli.settings import SampleSettings
 
 
 def reconstruct(
     source: Annotated[
         str,
         typer.Argument(
-            metavar="SRC", help="Folder, zip, tar, image, prepared set, a set's name, or a folder of code maps."
+            metavar="SRC",
+            help="Images: a folder, zip, tar, image, prepared set or name of a data set; or a folder of code maps.",
         ),
     ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder of the PNGs.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the PNG files.")],
     run: TokenizerRun = None,
     split: Annotated[
         str | None,
-        typer.Option(help="train or val, of a source with splits. [default: all]", show_default=False),
+        typer.Option(help="Split of a source that has splits: train or val. [default: all images]", show_default=False),
     ] = None,
     batch_size: BatchSize = 16,
     grid: Annotated[
         Path | None,
-        typer.Option(help="Also make this picture: originals, evenly spaced, over their reconstructions."),
+        typer.Option(help="Also write this picture: evenly spaced originals, above their reconstructions."),
     ] = None,
     mask_ratio: Annotated[
         float | None,
-        typer.Option("--mask-ratio", min=0, max=1, help="Hide this share of the codes, and fill it in."),
+        typer.Option(
+            "--mask-ratio", min=0, max=1, help="Hide this share of the codes and let a masked prior fill them in."
+        ),
     ] = None,
     mask: Annotated[
-        Path | None, typer.Option("--mask", help="Picture: a masked prior fills in what is white in it.")
+        Path | None,
+        typer.Option("--mask", help="Picture whose white pixels mark what a masked prior fills in."),
     ] = None,
-    top1: Annotated[bool, typer.Option("--top1", help="Fill with the likeliest codes, in one step.")] = False,
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Fillings drawn of each image.")] = 1,
-    steps: Annotated[
-        int | None,
-        typer.Option(min=1, help="Decoding steps of a filling. [default: the prior's]", show_default=False),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of the first filling.")] = 0,
+    top1: Annotated[
+        bool, typer.Option("--top1", help="Fill in the most likely codes in one step, instead of drawing them.")
+    ] = False,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Number of fillings to draw for each image.")] = 1,
+    steps: Annotated[int | None, setting_option(SampleSettings, "steps")] = None,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**31 - 1, help="Random seed of the first filling of the first image.")
+    ] = 0,
     prior: Annotated[
         Path | None,
         typer.Option(
             "--prior",
-            help="That fills in: run folder or .safetensors file. [default: the newest finished one]",
+            help="Run folder of the masked prior that fills in, or its .safetensors file. "
+            "[default: the newest finished run]",
             show_default=False,
         ),
     ] = None,
     figure: Annotated[
         Path | None,
-        typer.Option("--figure", help="Also make this picture after figure A.1: fillings at ratios from 100% to 20%."),
+        typer.Option(
+            "--figure", help="Also write this picture, after figure A.1: fillings at mask ratios from 100% to 20%."
+        ),
     ] = None,
     metrics: Annotated[
-        bool, typer.Option("--metrics", help="Also give mean PSNR (dB) and SSIM, and LPIPS where its weights are.")
+        bool,
+        typer.Option(
+            "--metrics", help="Also compute the mean PSNR (dB) and SSIM, and LPIPS if its weights are available."
+        ),
     ] = False,
     codes: Annotated[
-        Path | None, typer.Option("--codes", help="Also write the code maps here: .npy, uint16 [h, w, c].")
+        Path | None,
+        typer.Option("--codes", help="Also write the code maps to this folder: .npy files, uint16 [h, w, c]."),
     ] = None,
     weights: WeightsFolder = None,
     device: DeviceName = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Pass images through a tokenizer and back, to PNGs of the same names and sizes."""
+    """Encode and decode images with a tokenizer, to PNG files of the same names and sizes."""
+    console = console_for(as_json, quiet)
     if mask_ratio is not None or mask is not None:
         from movq_cli.commands import fill
 
-        _refuse_beside_masks(mask_ratio, mask, {"--run": run, "--grid": grid, "--metrics": metrics, "--codes": codes})
-        filling = fill.Filling(mask_ratio, mask, top1, 1 if top1 else samples, steps, seed, figure)
-        fill.fill(
-            source,
-            out,
-            filling,
+        _check_fill_options(mask_ratio, mask, {"--run": run, "--grid": grid, "--metrics": metrics, "--codes": codes})
+        filling = fill.FillRequest(
+            source=source,
+            out=out,
             prior=prior,
             split=split_name(split),
-            device=device,
-            console=console_for(as_json, quiet),
+            ratio=mask_ratio,
+            picture=mask,
+            top1=top1,
+            samples=1 if top1 else samples,
+            steps=steps,
+            seed=seed,
+            figure=figure,
+            device_name=device,
         )
+        fill.fill(filling, console)
         return
     if figure is not None or prior is not None or top1 or samples > 1 or steps is not None:
         raise BadRequestError(
-            "--figure, --prior, --top1, --samples and --steps go with --mask-ratio or --mask", "Give one of these."
+            "--figure, --prior, --top1, --samples and --steps need --mask-ratio or --mask", "Add one of these."
         )
     from movq_cli.commands import reconstruct as command
 
-    command.reconstruct(
-        source,
-        out,
+    request = command.ReconstructRequest(
+        source=source,
+        out=out,
         run=run,
         split=split_name(split),
         batch_size=batch_size,
@@ -107,14 +127,15 @@ def reconstruct(
         metrics=metrics,
         codes=codes,
         weights=weights,
-        device=device,
-        console=console_for(as_json, quiet),
+        device_name=device,
     )
+    command.reconstruct(request, console)
 
 
-def _refuse_beside_masks(ratio: float | None, mask: Path | None, others: dict[str, object]) -> None:
+def _check_fill_options(ratio: float | None, mask: Path | None, others: dict[str, object]) -> None:
+    """Raise a BadRequestError if an option excludes filling in; `others` has the values of such options by name."""
     if ratio is not None and mask is not None:
         raise BadRequestError("--mask-ratio and --mask both say what is hidden", "Give one of them.")
     given = [name for name, value in others.items() if value]
     if given:
-        raise BadRequestError(f"{given[0]} does not go with --mask-ratio or --mask", "Leave it out.")
+        raise BadRequestError(f"{given[0]} cannot be combined with --mask-ratio or --mask", "Leave it out.")

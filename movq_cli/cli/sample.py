@@ -1,32 +1,34 @@
-"""`movq sample`: its options."""
+"""The options of `movq sample`."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from movq_cli.cli.options import BatchSize, DeviceName, Gpus, Json, Quiet, console_for
+from movq_cli.cli.options import BatchSize, DeviceName, Gpus, Json, Quiet, add_setting_options, console_for
+from movq_cli.settings import SampleSettings
 
 
+@add_setting_options(SampleSettings, before="batch_size", elsewhere={"steps": "seed"})
 def sample(
     out: Annotated[
         Path,
-        typer.Argument(metavar="OUT", help="Folder of the PNGs and their manifest.json, or a .zip or .npz file."),
+        typer.Argument(metavar="OUT", help="Folder for the PNG files and their manifest.json, or a .zip or .npz file."),
     ],
-    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Images.")] = 16,
-    steps: Annotated[
-        int | None,
-        typer.Option(min=1, help="Decoding steps. [default: the preset's, 8 or 12]", show_default=False),
-    ] = None,
-    seed: Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Of image 0; image i has seed + i.")] = 0,
+    settings: dict[str, Any],
+    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Number of images.")] = 16,
+    seed: Annotated[
+        int, typer.Option(min=0, max=2**31 - 1, help="Random seed of image 0; the seed of image i is this plus i.")
+    ] = 0,
     classes: Annotated[
         list[str] | None,
         typer.Option(
             "--class",
             metavar="CLASS",
-            help="Class name or number, repeatable, taken in turn. [default: all in turn]",
+            help="Name or index of a class. Repeatable: the images take the classes in turn. [default: all classes]",
             show_default=False,
         ),
     ] = None,
@@ -34,80 +36,40 @@ def sample(
         Path | None,
         typer.Option(
             "--run",
-            help="Prior's run folder or .safetensors file. [default: the newest finished one]",
+            help="Run folder of the prior, or its .safetensors file. [default: the newest finished run]",
             show_default=False,
         ),
     ] = None,
     tokenizer: Annotated[
         Path | None,
-        typer.Option(help="Run folder or .safetensors file. [default: beside the prior]", show_default=False),
-    ] = None,
-    temperature: Annotated[
-        float | None,
-        typer.Option(help="Of the codes' distribution, above 0. [default: the preset's, 1]", show_default=False),
-    ] = None,
-    top_k: Annotated[
-        int | None,
         typer.Option(
-            min=1, help="Draw only among so many likeliest codes. [default: the preset's, all]", show_default=False
-        ),
-    ] = None,
-    top_p: Annotated[
-        float | None,
-        typer.Option(
-            help="Draw only among the likeliest codes of this share, above 0, at most 1. [default: the preset's, 1]",
-            show_default=False,
-        ),
-    ] = None,
-    choice_temperature: Annotated[
-        float | None,
-        typer.Option(min=0, help="Of which codes are kept. [default: the preset's, 4.5]", show_default=False),
-    ] = None,
-    guidance: Annotated[
-        float | None,
-        typer.Option(
-            min=0,
-            help="Classifier-free guidance; 0 = off, the paper's setting. [default: 0]",
-            show_default=False,
-        ),
-    ] = None,
-    guidance_schedule: Annotated[
-        str | None,
-        typer.Option(
-            metavar="constant|linear",
-            help="Guidance over the steps; linear = rising to the whole. [default: the preset's, constant]",
+            help="Run folder of the tokenizer, or its .safetensors file. [default: the one in the prior's folder]",
             show_default=False,
         ),
     ] = None,
     batch_size: BatchSize = 64,
-    grid: Annotated[Path | None, typer.Option(help="Also make this picture of the first hundred.")] = None,
+    grid: Annotated[
+        Path | None, typer.Option(help="Also write this picture, a grid of the first hundred images.")
+    ] = None,
     device: DeviceName = None,
     gpus: Gpus = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw images from a prior. Run again, it makes only what is missing."""
+    """Sample images from a prior. Run the same command again to make the missing images."""
     from movq_cli.commands import sample as command
 
-    command.sample(
-        out,
+    request = command.SampleRequest(
+        out=out,
         n=n,
+        seed=seed,
+        classes=tuple(classes or ()),
         run=run,
         tokenizer=tokenizer,
-        seed=seed,
-        classes=classes or (),
-        asked={
-            "steps": steps,
-            "temperature": temperature,
-            "choice_temperature": choice_temperature,
-            "top_k": top_k,
-            "top_p": top_p,
-            "guidance": guidance,
-            "guidance_schedule": guidance_schedule,
-        },
+        settings=settings,
         batch_size=batch_size,
         grid=grid,
-        device=device,
+        device_name=device,
         gpus=gpus,
-        console=console_for(as_json, quiet),
     )
+    command.sample(request, arguments=sys.argv[1:], console=console_for(as_json, quiet))

@@ -1,4 +1,4 @@
-"""`movq train`: its options."""
+"""The options of `movq train-vq` and `movq train-prior`."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ from movq_cli.cli.options import (
     Quiet,
     WeightsFolder,
     console_for,
+    setting_option,
     with_data_path,
 )
+from movq_cli.settings import PriorSettings
 
 
 def train_vq(
     preset: PresetName,
     data: DataPath = None,
     run: Annotated[
-        Path | None, typer.Option("--run", help="Run folder. [default: runs/PRESET-vq]", show_default=False)
+        Path | None,
+        typer.Option("--run", help="Folder of the run. [default: runs/PRESET-vq]", show_default=False),
     ] = None,
     overrides: Overrides = None,
     weights: WeightsFolder = None,
@@ -37,7 +40,7 @@ def train_vq(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a tokenizer (stage 1). Run again, it goes on from its last checkpoint."""
+    """Train a tokenizer (stage 1). Run the same command again to resume from the last checkpoint."""
     from movq_cli.commands import train_vq as command
     from movq_cli.commands.training import TrainRequest
 
@@ -60,22 +63,19 @@ def train_prior(
         Path | None,
         typer.Option(
             "--tokenizer",
-            help="Run folder of train-vq. [default: the newest finished one of these vq settings]",
+            help="Run folder of the tokenizer. [default: the newest finished run with these vq settings]",
             show_default=False,
         ),
     ] = None,
-    mode: Annotated[
-        str | None,
-        typer.Option(
-            "--mode",
-            help="mask (in parallel steps), auto (code by code) or depth. [default: the preset's, mask]",
-            show_default=False,
-        ),
-    ] = None,
+    mode: Annotated[str | None, setting_option(PriorSettings, "mode")] = None,
     data: DataPath = None,
     run: Annotated[
         Path | None,
-        typer.Option("--run", help="Run folder. [default: runs/PRESET-prior, or -auto, -depth]", show_default=False),
+        typer.Option(
+            "--run",
+            help="Folder of the run. [default: runs/PRESET-prior, or -auto, -depth by mode]",
+            show_default=False,
+        ),
     ] = None,
     overrides: Overrides = None,
     weights: WeightsFolder = None,
@@ -85,7 +85,7 @@ def train_prior(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a prior (stage 2) on a tokenizer's codes. Run again, it goes on from its last checkpoint."""
+    """Train a prior (stage 2) on the codes of a tokenizer. Run the same command again to resume."""
     from movq_cli.commands import train_prior as command
     from movq_cli.commands.training import TrainRequest
 

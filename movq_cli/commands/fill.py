@@ -1,4 +1,4 @@
-"""`movq reconstruct` with part of the codes hidden: the masked prior fills them in (appendix A, and in-painting)."""
+"""`movq reconstruct` with a mask: a masked prior fills in hidden codes (appendix A of the paper, and in-painting)."""
 
 from __future__ import annotations
 
@@ -26,167 +26,184 @@ from movq_cli.sources.open import open_source
 from movq_cli.sources.source import Source
 
 FIGURE_RATIOS = (1.0, 0.95, 0.9, 0.8, 0.6, 0.4, 0.2)
-"""Columns of the grid after figure A.1."""
+"""Mask ratios of the columns of the picture after figure A.1."""
 
 _FIGURE_IMAGES = 4
 _WHITE = 128
-"""From this grey value on a mask's pixel is to be filled."""
+"""Grey value, of 255, from which a pixel of the mask counts as white."""
 
 _TOP1 = SampleSettings(steps=1, top_k=1)
-"""Every hidden code at once, the likeliest of each."""
+"""Settings that fill in the most likely code at each hidden position, all in one step."""
 
 
 @dataclass(frozen=True)
-class Filling:
-    """What is hidden and how it is filled."""
+class FillRequest:
+    """The options of `movq reconstruct` with a mask."""
 
+    source: str
+    """Images: a folder, archive, image, prepared set or name of a data set."""
+    out: Path
+    """Folder for the PNG files; with several samples of an image, NAME-0.png, NAME-1.png ..."""
+    prior: Path | None
+    """Run folder or weight file of a masked prior; None = the newest finished run."""
+    split: SplitName | None
+    """Split of a source that has splits; None = all images."""
     ratio: float | None
-    """Share of the codes that is hidden, in [0, 1]; None = what `picture` paints."""
+    """Share of the codes to hide, in [0, 1]; None = the codes under the white pixels of `picture`."""
     picture: Path | None
-    """White is filled; None = by ratio."""
+    """Mask whose white pixels are filled in; None = hide codes by `ratio`."""
     top1: bool
-    """The likeliest codes in one step, instead of drawn ones."""
+    """Whether to fill in the most likely codes in one step, instead of drawing them."""
     samples: int
-    """Fillings drawn of each image."""
+    """Number of fillings to draw for each image."""
     steps: int | None
-    """Decoding steps of those; None = the prior's."""
+    """Number of decoding steps of drawn fillings; None = as the prior's settings say."""
     seed: int
-    """Of the first filling of the first image."""
+    """Random seed of the first filling of the first image."""
     figure: Path | None
-    """Also make this grid: some images, ratios as columns, the likeliest filling over drawn ones as rows."""
+    """Picture to write: examples at several mask ratios (columns), most likely and drawn fillings (rows)."""
+    device_name: str | None
+    """Name of the device; None = CUDA if it is available, else the CPU."""
 
 
-def fill(
-    source: str,
-    out: Path,
-    filling: Filling,
-    *,
-    prior: Path | None,
-    split: SplitName | None,
-    device: str | None,
-    console: Console,
-) -> None:
-    """Hide part of every image's codes, fill it in, and write what comes out.
+def fill(request: FillRequest, console: Console) -> None:
+    """Hide a part of the codes of each image, fill it in with a masked prior, and write the decoded images.
 
-    Images are cut to the prior's size. Filled by ratio, an image is decoded whole; filled by a painted mask, it stays
-    as it is outside of what is white.
+    Images are cropped to the prior's size. With a mask ratio, all pixels are decoded; with a painted mask, the pixels
+    that are not white in it remain those of the image.
 
     Args:
-        source: Folder, archive, image, prepared set or a set's name.
-        out: Folder of the PNGs; with several samples an image, NAME-0.png, NAME-1.png ...
-        filling: What is hidden and how it is filled.
-        prior: Run folder or weight file of a masked prior; None = the newest finished run.
-        split: Of a source with splits; None = everything.
-        device: Name; None = CUDA where there is one.
-        console: Where to speak.
+        request: Options of the command.
+        console: Console for the progress and the result.
 
     Raises:
         BadRequestError: The prior is not a masked one, or an image or the mask cannot be read.
     """
-    weights = runs.find_weights(prior, "prior")
+    weights = runs.find_weights(request.prior, "prior")
     console.log(f"prior: {weights}")
-    model = Prior.load(weights).to(devices.select(device))
+    model = Prior.load(weights).to(devices.select(request.device_name))
     if not model.transformer.fills_hidden_codes:
         raise BadRequestError(
             f"{weights} cannot fill in hidden codes: this prior {model.transformer.decoding}",
             "Name a masked prior (movq train-prior --mode mask) with --prior.",
         )
-    images = open_source(source, split)
-    painted = None if filling.picture is None else _painted(filling.picture, model)
+    images = open_source(request.source, request.split)
+    painted = None if request.picture is None else _read_mask(request.picture, model)
     names = output_names(images.names)
     with console.progress(len(images), "filling", "images") as progress:
-        for place, original in _cut(images, model):
-            for number, image in enumerate(_fillings(model, original, painted, filling, place)):
-                name = Path(names[place])
-                one = name if filling.samples == 1 else name.with_stem(f"{name.stem}-{number}")
-                atomic_write(out / one, encode_png(pixels.to_image(image)))
+        for index, original in _crop_images(images, model):
+            for number, image in enumerate(_fill_image(model, original, painted, request, index)):
+                name = Path(names[index])
+                file_name = name if request.samples == 1 else name.with_stem(f"{name.stem}-{number}")
+                atomic_write(request.out / file_name, encode_png(pixels.to_image(image)))
             progress.advance()
-    result: dict[str, object] = {"path": str(out), "images": len(images), "fillings": filling.samples}
-    if filling.figure is not None:
-        _draw_figure(filling, model, images)
-        result["figure"] = str(filling.figure)
-    console.result(result, str(out))
+    result: dict[str, object] = {"path": str(request.out), "images": len(images), "fillings": request.samples}
+    if request.figure is not None:
+        _save_figure(request.figure, request, model, images)
+        result["figure"] = str(request.figure)
+    console.result(result, str(request.out))
 
 
-def _fillings(model: Prior, original: Tensor, painted: Tensor | None, filling: Filling, place: int) -> Sequence[Tensor]:
-    """The fillings [3, H, W] uint8 of one image [3, H, W] uint8."""
-    seeds = [filling.seed + place * filling.samples + number for number in range(filling.samples)]
+def _fill_image(
+    model: Prior, original: Tensor, painted: Tensor | None, request: FillRequest, index: int
+) -> Sequence[Tensor]:
+    """Return the fillings [3, H, W] uint8 of one image.
+
+    Args:
+        model: Masked prior with its tokenizer.
+        original: Image [3, H, W] uint8.
+        painted: Pixels [1, H, W] bool to fill in; None = hide codes by the ratio.
+        request: Options of the command.
+        index: Index of the image.
+    """
+    seeds = [request.seed + index * request.samples + number for number in range(request.samples)]
     if painted is None:
-        assert filling.ratio is not None
-        hidden = ratio_mask(filling.ratio, [filling.seed + place], model.transformer.shape)
+        assert request.ratio is not None
+        hidden = ratio_mask(request.ratio, [request.seed + index], model.transformer.shape)
     else:
-        hidden = _touched(painted, model)
-    made = _filled(model, original, hidden, seeds, _settings(model, filling))
-    return list(made) if painted is None else [torch.where(painted, image, original) for image in made]
+        hidden = _codes_under(painted, model)
+    filled = _fill_codes(model, original, hidden, seeds, _sample_settings(model, request))
+    return list(filled) if painted is None else [torch.where(painted, image, original) for image in filled]
 
 
 @torch.inference_mode()
-def _filled(model: Prior, original: Tensor, hidden: Tensor, seeds: Sequence[int], settings: SampleSettings) -> Tensor:
-    """Images [len(seeds), 3, H, W] uint8 whose codes are the original's where nothing is hidden."""
+def _fill_codes(
+    model: Prior, original: Tensor, hidden: Tensor, seeds: Sequence[int], settings: SampleSettings
+) -> Tensor:
+    """Return one decoded filling [3, H, W] uint8 of an image for each seed, as one tensor [len(seeds), 3, H, W].
+
+    Args:
+        model: Masked prior with its tokenizer.
+        original: Image [3, H, W] uint8, whose codes remain where nothing is hidden.
+        hidden: Codes [1, h, w, c] bool to fill in.
+        seeds: Random seeds of the fillings.
+        settings: Settings of sampling.
+    """
     prior, tokenizer, device = model.transformer, model.tokenizer, model.transformer.position.device
     codes = tokenizer.encode(pixels.to_signed(original[None].to(device)))
     known = codes.masked_fill(hidden.to(device), prior.unknown).repeat(len(seeds), 1, 1, 1)
-    # Without a class: what the image shows is for its visible codes to say.
+    # The class is unknown: the visible codes alone say what the image shows.
     classes = torch.full((len(seeds),), prior.unknown, device=device) if model.classes else None
     with devices.autocast(device, "auto"):
-        drawn = prior.decode(seeds, classes, settings, known)
-    return pixels.to_bytes(tokenizer.decode(drawn)).cpu()
+        filled = prior.decode(seeds, classes, settings, known)
+    return pixels.to_bytes(tokenizer.decode(filled)).cpu()
 
 
-def _settings(model: Prior, filling: Filling) -> SampleSettings:
-    if filling.top1:
+def _sample_settings(model: Prior, request: FillRequest) -> SampleSettings:
+    if request.top1:
         return _TOP1
-    usual = model.header.sample.model_copy(update={"guidance": 0.0})
-    return usual if filling.steps is None else usual.model_copy(update={"steps": filling.steps})
+    settings = model.header.sample.model_copy(update={"guidance": 0.0})
+    return settings if request.steps is None else settings.model_copy(update={"steps": request.steps})
 
 
-def _cut(images: Source, model: Prior) -> Iterator[tuple[int, Tensor]]:
-    """Every image, cut to the prior's size, with its place."""
-    for place, name in enumerate(images.names):
+def _crop_images(images: Source, model: Prior) -> Iterator[tuple[int, Tensor]]:
+    """Yield the index of each image, and its pixels [3, side, side] uint8, cropped to the prior's size."""
+    for index, name in enumerate(images.names):
         try:
-            yield place, _square(images.read(place), model)
+            yield index, _read_square(images.read(index), model)
         except BadImageError as error:
             raise BadRequestError(f"{name} in {images.location} cannot be read: {error}") from None
 
 
-def _square(data: bytes, model: Prior) -> Tensor:
-    """[3, side, side] uint8 of an image file."""
+def _read_square(data: bytes, model: Prior) -> Tensor:
+    """Return the pixels [3, side, side] uint8 of an image file, resized and cropped to the prior's size."""
     side = model.transformer.shape.height * model.tokenizer.settings.factor
     image = center_crop(resize_short_side(decode(data), side, upscale=True), side)
     return pixels.from_array(np.asarray(image))
 
 
-def _painted(path: Path, model: Prior) -> Tensor:
-    """Which pixels [1, H, W] bool a mask paints."""
+def _read_mask(path: Path, model: Prior) -> Tensor:
+    """Return which pixels [1, H, W] bool are white in a mask."""
     try:
-        return _square(path.read_bytes(), model).float().mean(0, keepdim=True) >= _WHITE
+        return _read_square(path.read_bytes(), model).float().mean(0, keepdim=True) >= _WHITE
     except OSError as error:
         raise BadRequestError(f"--mask {path} cannot be read: {error.strerror}") from None
     except BadImageError as error:
-        raise BadRequestError(f"--mask {path} is no picture: {error}") from None
+        raise BadRequestError(f"--mask {path} is not a picture: {error}") from None
 
 
-def _touched(painted: Tensor, model: Prior) -> Tensor:
-    """The codes [1, h, w, c] bool whose square has a painted pixel."""
-    squares = F.max_pool2d(painted[None].float(), model.tokenizer.settings.factor)[0] > 0
-    return squares[..., None].expand(-1, -1, -1, model.transformer.shape.chunks)
+def _codes_under(painted: Tensor, model: Prior) -> Tensor:
+    """Return the codes [1, h, w, c] bool whose image area has a painted pixel; `painted` is [1, H, W] bool."""
+    positions = F.max_pool2d(painted[None].float(), model.tokenizer.settings.factor)[0] > 0
+    return positions[..., None].expand(-1, -1, -1, model.transformer.shape.chunks)
 
 
-def _draw_figure(filling: Filling, model: Prior, images: Source) -> None:
-    """Figure A.1: for each image a row of likeliest fillings over rows of drawn ones, a column a ratio."""
-    assert filling.figure is not None
-    chosen = images.take(pixels.evenly_spaced(len(images), _FIGURE_IMAGES))
-    shape, drawn = model.transformer.shape, _settings(model, filling)
-    rows: list[Tensor] = []
-    for place, original in _cut(chosen, model):
-        ways = [(_TOP1, 1), (drawn, 1 if filling.top1 else filling.samples)]
+def _save_figure(path: Path, request: FillRequest, model: Prior, images: Source) -> None:
+    """Write figure A.1: the columns are mask ratios; each image has a row of most likely fillings above drawn ones."""
+    examples = images.take(pixels.evenly_spaced(len(images), _FIGURE_IMAGES))
+    shape = model.transformer.shape
+    methods = [(_TOP1, 1), (_sample_settings(model, request), 1 if request.top1 else request.samples)]
+    grid: list[Tensor] = []
+    for index, original in _crop_images(examples, model):
         columns = []
         for ratio in FIGURE_RATIOS:
-            hidden = ratio_mask(ratio, [filling.seed + place], shape)
-            seeds = [filling.seed + place + number for number in range(filling.samples)]
-            columns.append(torch.cat([_filled(model, original, hidden, seeds[:count], way) for way, count in ways]))
-        made = torch.stack(columns, 1)  # [rows, ratios, 3, H, W]
-        first = original.expand(len(made), 1, -1, -1, -1).clone()
-        first[1:] = 255  # the original stands once, beside its first row
-        rows.append(torch.cat([first, made], 1).flatten(0, 1))
-    pixels.save_grid(filling.figure, torch.cat(rows), 1 + len(FIGURE_RATIOS), pixels.grid_scale(original.shape[-1]))
+            hidden = ratio_mask(ratio, [request.seed + index], shape)
+            seeds = [request.seed + index + number for number in range(request.samples)]
+            columns.append(
+                torch.cat([_fill_codes(model, original, hidden, seeds[:rows], settings) for settings, rows in methods])
+            )
+        filled = torch.stack(columns, 1)  # [rows, ratios, 3, H, W]
+        first = original.expand(len(filled), 1, -1, -1, -1).clone()
+        first[1:] = 255  # the original is shown once, beside its first row
+        grid.append(torch.cat([first, filled], 1).flatten(0, 1))
+    pixels.save_grid(path, torch.cat(grid), 1 + len(FIGURE_RATIOS), pixels.grid_scale(original.shape[-1]))

@@ -1,4 +1,4 @@
-"""`movq presets`: which presets there are, and what one resolves to."""
+"""`movq presets`: lists the presets, and shows the settings of one."""
 
 from __future__ import annotations
 
@@ -10,27 +10,34 @@ from movq_cli.settings import Targets
 
 
 def list_presets(console: Console) -> None:
-    """Every preset with its description and the published figures that it is held against."""
+    """Print each preset with its description and the published values that it should reproduce."""
     found = {name: presets.load(name) for name in presets.available()}
     data = {
-        name: {"description": preset.description, "target": _figures(preset.target)} for name, preset in found.items()
+        name: {"description": settings.description, "target": _published(settings.target)}
+        for name, settings in found.items()
     }
     rows = [
         (
             name,
-            preset.description,
-            ", ".join(f"{key} {value:g}" for key, value in _figures(preset.target).items()),
+            settings.description,
+            ", ".join(f"{metric} {value:g}" for metric, value in _published(settings.target).items()),
         )
-        for name, preset in found.items()
+        for name, settings in found.items()
     ]
-    console.table(data, ["preset", "what it is", "published figures"], rows)
+    console.table(data, ["preset", "description", "published values"], rows)
 
 
-def show_preset(name: str, overrides: Sequence[str], console: Console) -> None:
-    """One preset with everything inherited and overridden, as YAML that loads again."""
-    preset = presets.load(name, overrides)
-    console.result(preset.model_dump(mode="json"), presets.to_yaml(preset).rstrip("\n"))
+def show_preset(preset_name: str, overrides: Sequence[str], console: Console) -> None:
+    """Print all settings of one preset, with those that it inherits, as YAML that can be loaded again.
+
+    Args:
+        preset_name: Name of the preset, or path of a .yaml file.
+        overrides: Dotted settings such as `vq.codebook_size=2048`.
+        console: Console for the result.
+    """
+    settings = presets.load(preset_name, overrides)
+    console.result(settings.model_dump(mode="json"), presets.to_yaml(settings).rstrip("\n"))
 
 
-def _figures(target: Targets) -> dict[str, float]:
+def _published(target: Targets) -> dict[str, float]:
     return target.model_dump(exclude={"source"}, exclude_none=True)

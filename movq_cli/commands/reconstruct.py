@@ -1,10 +1,11 @@
-"""`movq reconstruct`: images through the tokenizer and back."""
+"""`movq reconstruct`: encodes and decodes images with a tokenizer, or decodes code maps."""
 
 from __future__ import annotations
 
 import io
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -30,100 +31,129 @@ from movq_cli.sources.open import open_source
 from movq_cli.sources.source import Source
 
 _GRID_COLUMNS = 16
-_BAD_NAMED = 5
+_NAMED_UNREADABLE = 5
+"""Number of unreadable images that the warning names."""
 
 
-def reconstruct(
-    source: str,
-    out: Path,
-    *,
-    run: Path | None,
-    split: SplitName | None,
-    batch_size: int,
-    grid: Path | None,
-    metrics: bool,
-    codes: Path | None,
-    weights: Path | None,
-    device: str | None,
-    console: Console,
-) -> None:
-    """Write every image's reconstruction as a PNG of the same size and name, or decode a folder of code maps.
+@dataclass(frozen=True)
+class ReconstructRequest:
+    """The options of `movq reconstruct` without a mask."""
+
+    source: str
+    """Images: a folder, archive, image, prepared set or name of a data set; or a folder of code maps."""
+    out: Path
+    """Folder for the PNG files."""
+    run: Path | None
+    """Run folder or weight file of the tokenizer; None = the newest finished run."""
+    split: SplitName | None
+    """Split of a source that has splits; None = all images."""
+    batch_size: int
+    """Number of images in a batch."""
+    grid: Path | None
+    """Picture to write: evenly spaced originals, above their reconstructions; None = no picture."""
+    metrics: bool
+    """Whether to compute mean PSNR and SSIM, and LPIPS if its weights are available."""
+    codes: Path | None
+    """Folder for the code map of each image, `.npy` files, uint16 [h, w, c]; None = no code maps."""
+    weights: Path | None
+    """Folder of LPIPS's weights; None = the folder of torch.hub."""
+    device_name: str | None
+    """Name of the device; None = CUDA if it is available, else the CPU."""
+
+
+def reconstruct(request: ReconstructRequest, console: Console) -> None:
+    """Write the reconstruction of each image as a PNG file of the same size and name, or decode a folder of code maps.
 
     Args:
-        source: Folder, archive, image, prepared set, a set's name, or a folder of code maps as `codes` writes them.
-        out: Folder of the PNGs.
-        run: Tokenizer's run folder or weight file; None = the newest finished run.
-        split: Of a source with splits; None = everything.
-        batch_size: Images at once.
-        grid: Picture of some originals, evenly spaced, over their reconstructions.
-        metrics: Also give mean PSNR and SSIM, and LPIPS where its weights are.
-        codes: Folder for each image's code map, `.npy`, uint16 [h, w, c].
-        weights: Folder with LPIPS's weights; None = torch hub's.
-        device: Name; None = CUDA where there is one.
-        console: Where to speak.
+        request: Options of the command.
+        console: Console for the progress and the result.
+
+    Raises:
+        BadRequestError: There is no usable image, or a file is not a code map of this tokenizer.
     """
-    maps = sorted(Path(source).rglob("*.npy")) if Path(source).is_dir() else []
-    images = None if maps else open_source(source, split)
-    tokenizer = runs.find_weights(run, "vq")
+    folder = Path(request.source)
+    maps = sorted(folder.rglob("*.npy")) if folder.is_dir() else []
+    images = None if maps else open_source(request.source, request.split)
+    tokenizer = runs.find_weights(request.run, "vq")
     console.log(f"tokenizer: {tokenizer}")
-    where = devices.select(device)
-    model = checkpoints.load_tokenizer(tokenizer).to(where)
+    device = devices.select(request.device_name)
+    model = checkpoints.load_tokenizer(tokenizer).to(device)
     if images is None:
-        decode_maps(model, Path(source), maps, out, console)
-        return
+        decode_maps(model, folder, maps, request.out, console)
+    else:
+        _reconstruct_images(model, images, request, device, console)
+
+
+def _reconstruct_images(
+    model: Tokenizer, images: Source, request: ReconstructRequest, device: torch.device, console: Console
+) -> None:
     names = output_names(images.names)
-    judges = _judges(weights, where, console) if metrics else []
-    scores: dict[str, list[float]] = {judge.key: [] for judge in judges}
-    shown: dict[int, Tensor] = dict.fromkeys(pixels.evenly_spaced(len(images), _GRID_COLUMNS), torch.empty(0))
-    bad: list[str] = []
+    metrics = _load_metrics(request.weights, device, console) if request.metrics else []
+    values: dict[str, list[float]] = {metric.key: [] for metric in metrics}
+    pairs: dict[int, Tensor] = dict.fromkeys(pixels.evenly_spaced(len(images), _GRID_COLUMNS), torch.empty(0))
+    unreadable: list[str] = []
     with console.progress(len(images), "reconstructing", "images") as progress:
-        for places, originals in stream.same_size_batches(_readable(images, bad, progress), batch_size):
-            there = originals.to(where)
-            found = encode_batch(model, there)
-            made = decode_batch(model, found, originals.shape[-2:])
-            for key, values in paired.score_pairs(judges, [(places, torch.stack([there, made], 1))], where).items():
-                scores[key] += values
-            reconstructed = made.cpu()
-            for place, image, code_map in zip(places.tolist(), reconstructed, found.cpu(), strict=True):
-                atomic_write(out / names[place], encode_png(pixels.to_image(image)))
-                if codes is not None:
-                    atomic_write((codes / names[place]).with_suffix(".npy"), _npy(code_map))
-            for place, *pair in zip(places.tolist(), originals, reconstructed, strict=True):
-                if place in shown:
-                    shown[place] = torch.stack(pair)
-    if bad:
-        more = " ..." if len(bad) > _BAD_NAMED else ""
-        console.warn(f"{len(bad)} images were skipped: {'; '.join(bad[:_BAD_NAMED])}{more}")
-    done = len(images) - len(bad)
-    if not done:
-        raise BadRequestError(f"no usable image in {source}: {bad[0]}")
-    result: dict[str, object] = {"path": str(out), "images": done, "skipped": len(bad)}
-    if codes is not None:
-        result["codes"] = str(codes)
-    if grid is not None:
-        _save_pairs(grid, [pair for pair in shown.values() if len(pair)])
-        result["grid"] = str(grid)
-    for judge in judges:
-        result[judge.key] = paired.finite_mean(torch.tensor(scores[judge.key], dtype=torch.float64))
-        console.log(f"{judge.key}: {result[judge.key]} ({judge.variant}; {len(scores[judge.key])} images)")
-    console.result(result, str(out))
+        for indices, originals in stream.same_size_batches(
+            _decode_readable(images, unreadable, progress), request.batch_size
+        ):
+            inputs = originals.to(device)
+            codes = encode_batch(model, inputs)
+            outputs = decode_batch(model, codes, originals.shape[-2:])
+            batch = [(indices, torch.stack([inputs, outputs], 1))]
+            for key, new in paired.score_pairs(metrics, batch, device).items():
+                values[key] += new
+            reconstructed = outputs.cpu()
+            _write_batch([names[index] for index in indices.tolist()], reconstructed, codes.cpu(), request)
+            for index, *pair in zip(indices.tolist(), originals, reconstructed, strict=True):
+                if index in pairs:
+                    pairs[index] = torch.stack(pair)
+    if unreadable:
+        more = " ..." if len(unreadable) > _NAMED_UNREADABLE else ""
+        console.warn(f"{len(unreadable)} images were skipped: {'; '.join(unreadable[:_NAMED_UNREADABLE])}{more}")
+    if len(unreadable) == len(images):
+        raise BadRequestError(f"no usable image in {request.source}: {unreadable[0]}")
+    result: dict[str, object] = {"path": str(request.out), "images": len(images) - len(unreadable)}
+    result["skipped"] = len(unreadable)
+    if request.codes is not None:
+        result["codes"] = str(request.codes)
+    if request.grid is not None:
+        _save_pairs(request.grid, [pair for pair in pairs.values() if len(pair)])
+        result["grid"] = str(request.grid)
+    for metric in metrics:
+        result[metric.key] = paired.finite_mean(torch.tensor(values[metric.key], dtype=torch.float64))
+        console.log(f"{metric.key}: {result[metric.key]} ({metric.variant}; {len(values[metric.key])} images)")
+    console.result(result, str(request.out))
 
 
-def _judges(weights: Path | None, device: torch.device, console: Console) -> list[paired.PairScorer]:
-    """PSNR, SSIM, and LPIPS where its weights are on this machine: nothing is downloaded for a figure on the side."""
+def _write_batch(names: Sequence[str], images: Tensor, codes: Tensor, request: ReconstructRequest) -> None:
+    for name, image, code_map in zip(names, images, codes, strict=True):
+        atomic_write(request.out / name, encode_png(pixels.to_image(image)))
+        if request.codes is not None:
+            atomic_write((request.codes / name).with_suffix(".npy"), _encode_npy(code_map))
+
+
+def _load_metrics(weights: Path | None, device: torch.device, console: Console) -> list[paired.PairScorer]:
+    """Return PSNR, SSIM, and LPIPS if its weights are on this machine; this command downloads nothing."""
     keys = {"psnr", "ssim"}
     if extractors.available_trunks(weights):
         keys.add("lpips")
     else:
-        console.log("lpips: left out, its weights are not here (movq evaluate --lpips fetches them)")
+        console.log("lpips: left out, because its weights are not available (`movq weights --fetch` downloads them)")
     return load_scorers(keys, weights, device)
 
 
 def decode_maps(model: Tokenizer, folder: Path, maps: Sequence[Path], out: Path, console: Console) -> None:
-    """Write the image of every code map below a folder, under its name; one map at a time, for they differ in size.
+    """Decode each code map below a folder to a PNG file of the same name, one at a time because sizes differ.
+
+    Args:
+        model: Tokenizer that decodes the maps.
+        folder: Folder of the code maps.
+        maps: Paths of the code maps, `.npy` files.
+        out: Folder for the PNG files.
+        console: Console for the progress and the result.
 
     Raises:
-        BadRequestError: A file is no code map of this tokenizer.
+        BadRequestError: A file is not a code map of this tokenizer.
     """
     device = model.device
     with console.progress(len(maps), "decoding", "code maps") as progress:
@@ -139,10 +169,14 @@ def decode_maps(model: Tokenizer, folder: Path, maps: Sequence[Path], out: Path,
 
 
 def read_map(path: Path, settings: TokenizerSettings) -> NDArray[np.integer[Any]]:
-    """A code map [h, w, c] from an `.npy` file.
+    """Return the code map [h, w, c] of an `.npy` file.
+
+    Args:
+        path: File to read.
+        settings: Settings of the tokenizer that made the codes.
 
     Raises:
-        BadRequestError: It is no array of this tokenizer's codes.
+        BadRequestError: The file does not contain codes of this tokenizer.
     """
     try:
         codes = np.load(path, allow_pickle=False)
@@ -150,38 +184,38 @@ def read_map(path: Path, settings: TokenizerSettings) -> NDArray[np.integer[Any]
         raise BadRequestError(f"{path} is not an .npy file: {error}") from None
     integers = np.issubdtype(codes.dtype, np.integer)
     if not integers or codes.ndim != 3 or codes.shape[2] != settings.chunks or not codes.size:
-        wanted = f"integers [h, w, {settings.chunks}]"
-        raise BadRequestError(f"{path} holds {codes.dtype} {list(codes.shape)}, not a code map: {wanted}")
+        found = f"{codes.dtype} {list(codes.shape)}"
+        raise BadRequestError(f"{path} holds {found}, not a code map of integers [h, w, {settings.chunks}]")
     if codes.min() < 0 or codes.max() >= settings.codebook_size:
-        raise BadRequestError(f"{path} holds codes beyond the codebook of {settings.codebook_size}")
+        raise BadRequestError(f"{path} holds codes outside of the codebook, which has {settings.codebook_size} entries")
     return codes
 
 
-def _npy(codes: Tensor) -> bytes:
+def _encode_npy(codes: Tensor) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, codes.numpy().astype(np.uint16))
     return buffer.getvalue()
 
 
-def _readable(images: Source, bad: list[str], progress: Progress) -> Iterator[tuple[int, Tensor]]:
-    """The images that can be decoded; the others go to `bad`, each with its reason."""
+def _decode_readable(images: Source, unreadable: list[str], progress: Progress) -> Iterator[tuple[int, Tensor]]:
+    """Yield the index and pixels of each readable image; append the name and error of each other to `unreadable`."""
     for index, image in stream.decoded(images, range(len(images))):
         progress.advance()
         if isinstance(image, BadImageError):
-            bad.append(f"{images.names[index]} ({image})")
+            unreadable.append(f"{images.names[index]} ({image})")
         else:
             yield index, image
 
 
 def output_names(names: tuple[str, ...]) -> list[str]:
-    """A PNG's name for each image: its own with another suffix, or with one more where two would meet."""
+    """Return a PNG file name for each image: `.png` replaces the suffix, or is appended if two names would be equal."""
     plain = [str(PurePosixPath(name).with_suffix(".png")) for name in names]
-    times = Counter(plain)
-    return [f"{name}.png" if times[short] > 1 else short for name, short in zip(names, plain, strict=True)]
+    counts = Counter(plain)
+    return [f"{name}.png" if counts[short] > 1 else short for name, short in zip(names, plain, strict=True)]
 
 
 def _save_pairs(path: Path, pairs: list[Tensor]) -> None:
-    """Originals over reconstructions, of the pairs that share the first one's size."""
+    """Write a grid of originals above reconstructions, with the pairs that have the size of the first pair."""
     same = [pair for pair in pairs if pair.shape == pairs[0].shape]
     both = torch.cat([torch.stack([pair[row] for pair in same]) for row in (0, 1)])
     pixels.save_grid(path, both, len(same), pixels.grid_scale(both.shape[-1]))

@@ -1,11 +1,11 @@
-"""`movq sample`: draw images from a prior, with a manifest that says how to draw each again."""
+"""`movq sample`: draws images from a prior, with a manifest from which each image can be drawn again."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from movq_cli import devices, ranks, runs, signals
+from movq_cli import devices, runs, signals
 from movq_cli.api import Prior
 from movq_cli.console import Console
 from movq_cli.data import pixels
@@ -24,7 +24,7 @@ from movq_cli.data.sample_files import SampleFiles, SampleManifest, image_name
 from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_write, sha256
 from movq_cli.presets import explain
-from movq_cli.ranks import Ranks
+from movq_cli.ranks import Ranks, is_launched, joined_ranks, launch
 from movq_cli.settings import SampleSettings
 from movq_cli.sources.open import open_source
 from movq_cli.version import __version__
@@ -32,94 +32,104 @@ from movq_cli.version import __version__
 _GRID_IMAGES = 100
 _GRID_COLUMNS = 10
 _COMPILED_FROM = 10_000
-"""Images from which compiled blocks are worth the seconds that compiling takes; CUDA."""
+"""Number of images from which compiled blocks are worth the seconds of compilation; CUDA only."""
 _OMITTED_AT_DEFAULT = ("order",)
 """Settings that a manifest omits at their default, so that sample folders from before these settings can be resumed."""
 
 
-def sample(
-    out: Path,
-    *,
-    n: int,
-    run: Path | None,
-    tokenizer: Path | None,
-    seed: int,
-    classes: Sequence[str],
-    asked: Mapping[str, Any],
-    batch_size: int,
-    grid: Path | None,
-    device: str | None,
-    gpus: int | None,
-    console: Console,
-) -> None:
-    """Draw images 0 to n - 1; what an interrupted run has made already is kept.
+@dataclass(frozen=True)
+class SampleRequest:
+    """The options of `movq sample`."""
+
+    out: Path
+    """Folder for the PNG files, or a .zip file of them, or an .npz file of their pixels."""
+    n: int
+    """Number of images."""
+    seed: int
+    """Random seed of image 0; the seed of image i is this plus i."""
+    classes: Sequence[str]
+    """Names or indices of classes, which the images take in turn; empty = all classes."""
+    run: Path | None
+    """Run folder or weight file of the prior; None = the newest finished run."""
+    tokenizer: Path | None
+    """Run folder or weight file of the tokenizer; None = the one in the prior's folder."""
+    settings: Mapping[str, Any]
+    """Values of `SampleSettings` that replace those of the preset, by name."""
+    batch_size: int
+    """Number of images in a batch, on each GPU."""
+    grid: Path | None
+    """Picture to write, a grid of the first hundred images; None = no picture."""
+    device_name: str | None
+    """Name of the device; None = CUDA if it is available, else the CPU."""
+    gpus: int | None
+    """Number of processes to start, one for each GPU; None = this process, or those that torchrun has started."""
+
+
+def sample(request: SampleRequest, *, arguments: Sequence[str], console: Console) -> None:
+    """Draw the images 0 to n - 1 and write them; images that an interrupted run has written are kept.
 
     Args:
-        out: Folder of the PNGs, or a .zip of them, or an .npz of their pixels.
-        n: Images.
-        run: Prior's run folder or weight file; None = the newest finished run.
-        tokenizer: Run folder or weight file; None = the one beside the prior.
-        seed: Of image 0; image i has seed + i.
-        classes: Names or numbers, taken in turn; empty = all.
-        asked: Settings of the sampler by name; None = the preset's.
-        batch_size: Images at once, on each GPU.
-        grid: Picture of the first hundred.
-        device: Name; None = CUDA where there is one.
-        gpus: Processes to start, one a GPU; None = this one alone, or those that torchrun has started.
-        console: Where to speak.
+        request: Options of the command.
+        arguments: Arguments of the command line, with which further processes are started.
+        console: Console for the progress and the result.
 
     Raises:
-        BadRequestError: Settings or classes that this prior has not, or `out` holds something else.
+        BadRequestError: The prior does not have these settings or classes, or `out` holds something else.
         FailureError: A file cannot be written.
-        InterruptedRunError: Ctrl-C or SIGTERM; the images made so far are kept.
+        InterruptedRunError: The process received Ctrl-C or SIGTERM; the images made so far are kept.
     """
-    weights = runs.find_weights(run, "prior")
-    if gpus is not None and not ranks.is_launched():
-        ranks.launch(sys.argv[1:], gpus, device)
+    weights = runs.find_weights(request.run, "prior")
+    if request.gpus is not None and not is_launched():
+        launch(arguments, request.gpus, request.device_name)
         return
     with (
-        ranks.joined_ranks(device) as (mine, where),
-        signals.interruptible("the images made", launched=mine.world_size > 1),
-        mine.long_barrier() as barrier,  # to pack many images may take longer than the others would wait
+        joined_ranks(request.device_name) as (ranks, device),
+        signals.interruptible("the images made", launched=ranks.world_size > 1),
+        ranks.long_barrier() as barrier,  # packing many images may take longer than the usual timeout of a barrier
     ):
         console.log(f"prior: {weights}")
-        prior = Prior.load(weights, tokenizer).to(where)
-        devices.cast_linear_layers(prior.transformer, where, "auto")
-        if where.type == "cuda":
-            prior.tokenizer.to(memory_format=torch.channels_last)
-            if n >= _COMPILED_FROM:
-                prior.transformer.compile_blocks()
-        settings = _settings(prior, asked)
-        ids = prior.class_ids(classes)
-        target = SampleFiles(out, _manifest(prior, settings, sha256(weights), n, seed, ids))
+        prior = _load_prior(weights, request, device)
+        settings = _merge_settings(prior, request.settings)
+        class_ids = prior.class_ids(request.classes)
+        target = SampleFiles(request.out, _manifest(prior, settings, sha256(weights), request, class_ids))
         made = 0
-        if mine.from_first(target.is_finished):
-            console.log(f"{out} is finished already ({n} images); nothing to do")
+        if ranks.from_first(target.is_finished):
+            console.log(f"{request.out} is already finished ({request.n} images)")
         else:
-            with target.locked() if mine.is_first else nullcontext():
-                missing = mine.from_first(target.begin)
+            with target.locked() if ranks.is_first else nullcontext():
+                missing = ranks.from_first(target.begin)
                 made = len(missing)
-                draw = partial(prior.sample, seed=seed, classes=ids, settings=settings)
-                # A batch of another size is rounded otherwise there: the last one is filled up.
-                whole = min(batch_size, n) if where.type == "cuda" else 1
-                _make(draw, missing, target, batch_size, whole, mine, barrier, console)
-                if mine.is_first:
-                    target.finish([ids[index % len(ids)] for index in range(n)] if ids else [], console)
+                draw = partial(prior.sample, seed=request.seed, classes=class_ids, settings=settings)
+                # On CUDA, results are rounded differently in batches of another size: the last batch is padded.
+                padded_size = min(request.batch_size, request.n) if device.type == "cuda" else 1
+                _draw_missing(draw, missing, target, request.batch_size, padded_size, ranks, barrier, console)
+                if ranks.is_first:
+                    labels = [class_ids[index % len(class_ids)] for index in range(request.n)] if class_ids else []
+                    target.finish(labels, console)
                 barrier()
-        if mine.is_first:
-            _report(out, n, made, grid, ids, console)
+        if ranks.is_first:
+            _report(request, made, class_ids, console)
 
 
-def _settings(prior: Prior, asked: Mapping[str, Any]) -> SampleSettings:
-    """The preset's settings with those asked for, which must mean something to the prior."""
-    given = {name: value for name, value in asked.items() if value is not None}
-    for name in given:
+def _load_prior(weights: Path, request: SampleRequest, device: torch.device) -> Prior:
+    prior = Prior.load(weights, request.tokenizer).to(device)
+    devices.cast_linear_layers(prior.transformer, device, "auto")
+    if device.type == "cuda":
+        prior.tokenizer.to(memory_format=torch.channels_last)
+        if request.n >= _COMPILED_FROM:
+            prior.transformer.compile_blocks()
+    return prior
+
+
+def _merge_settings(prior: Prior, values: Mapping[str, Any]) -> SampleSettings:
+    """Return the preset's settings with the values of the command line, after a check that the prior has them."""
+    for name in values:
         if name in prior.transformer.unused_sample_settings:
-            option = f"--{name.replace('_', '-')}"
             this_prior = f"this prior (mode {prior.header.prior.mode})"
+            option = f"--{name.replace('_', '-')}"
             raise BadRequestError(f"{this_prior} {prior.transformer.decoding}", f"Leave {option} out.")
     try:
-        settings = SampleSettings.model_validate({**prior.header.sample.model_dump(), **given})
+        settings = SampleSettings.model_validate({**prior.header.sample.model_dump(), **values})
     except ValidationError as error:
         raise BadRequestError(explain(error, "sample")) from None
     prior.transformer.check_sample_settings(settings)
@@ -129,91 +139,115 @@ def _settings(prior: Prior, asked: Mapping[str, Any]) -> SampleSettings:
 
 
 def _manifest(
-    prior: Prior, settings: SampleSettings, weights: str, n: int, seed: int, ids: Sequence[int]
+    prior: Prior, settings: SampleSettings, weights: str, request: SampleRequest, class_ids: Sequence[int]
 ) -> SampleManifest:
-    header, device = prior.header, prior.transformer.position.device
-    default = SampleSettings()
+    """Return the manifest of the samples.
+
+    Args:
+        prior: Prior from which the samples are drawn.
+        settings: Settings of sampling.
+        weights: SHA-256 of the prior's weight file.
+        request: Options of the command.
+        class_ids: Indices of the classes that the images take in turn; empty for an unconditional prior.
+    """
+    header, default = prior.header, SampleSettings()
     used = {
         name: value
         for name, value in settings.model_dump().items()
         if name not in prior.transformer.unused_sample_settings
         and not (name in _OMITTED_AT_DEFAULT and value == getattr(default, name))
     }
-    entries = {"seed": seed, "mode": header.prior.mode} | prior.transformer.manifest_entries(settings)
+    entries = {"seed": request.seed, "mode": header.prior.mode} | prior.transformer.manifest_entries(settings)
     return SampleManifest(
         settings={**used, **entries, "prior": weights, "tokenizer": header.tokenizer},
-        made_with={"movq": __version__, "torch": torch.__version__, "device": device.type},
+        made_with={
+            "movq": __version__,
+            "torch": torch.__version__,
+            "device": prior.transformer.position.device.type,
+        },
         images=[
             {
                 "file": image_name(index),
-                "seed": seed + index,
-                "class": prior.classes[ids[index % len(ids)]] if ids else None,
+                "seed": request.seed + index,
+                "class": prior.classes[class_ids[index % len(class_ids)]] if class_ids else None,
             }
-            for index in range(n)
+            for index in range(request.n)
         ],
     )
 
 
-def _make(
+def _draw_missing(
     draw: Callable[..., Tensor],
     missing: Sequence[int],
     target: SampleFiles,
     batch_size: int,
-    whole: int,
-    mine: Ranks,
+    padded_size: int,
+    ranks: Ranks,
     barrier: Callable[[], None],
     console: Console,
 ) -> None:
-    """Write this rank's share of the images that are missing, in batches of `whole` at least; wait for the others'."""
-    images = target.manifest.images
-    there = len(images) - len(missing)
-    if there:
-        console.log(f"{there} of {len(images)} images are in {target.folder} already")
-    share = missing[mine.share(len(missing))]
-    batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
-    counter = mine.shared_counter()
+    """Draw and write this rank's share of the missing images, and wait for the other ranks.
 
-    def drawn(indices: Sequence[int]) -> Tensor:
-        fill = range(len(images), len(images) + whole - len(indices))
-        return pixels.to_bytes(draw(indices=[*indices, *fill]))
+    Args:
+        draw: Function that returns the images of the given `indices`.
+        missing: Indices of the missing images, of all ranks.
+        target: Set of samples on disk.
+        batch_size: Number of images in a batch.
+        padded_size: Number of images to which a smaller batch is padded; the padding is not written.
+        ranks: Ranks that share the work.
+        barrier: Function that waits for all ranks.
+        console: Console for the progress.
+    """
+    images = target.manifest.images
+    done = len(images) - len(missing)
+    if done:
+        console.log(f"{done} of {len(images)} images are already in {target.folder}")
+    share = missing[ranks.share(len(missing))]
+    batches = [share[start : start + batch_size] for start in range(0, len(share), batch_size)]
+    counter = ranks.shared_counter()
+
+    def draw_batch(indices: Sequence[int]) -> Tensor:
+        padding = range(len(images), len(images) + padded_size - len(indices))
+        return pixels.to_bytes(draw(indices=[*indices, *padding]))
 
     with (
-        console.progress(len(images), "sampling", "images", done=there) as progress,
+        console.progress(len(images), "sampling", "images", done=done) as progress,
         ThreadPoolExecutor() as encoders,
     ):
-        writing: list[Future[None]] = []
-        for indices, batch in zip(batches, devices.copied_to_cpu(map(drawn, batches)), strict=True):
-            _settle(writing)  # one batch is encoded while the next is drawn: memory stays bounded
-            writing = [
+        writes: list[Future[None]] = []
+        for indices, batch in zip(batches, devices.copied_to_cpu(map(draw_batch, batches)), strict=True):
+            _wait_for(writes)  # one batch is encoded while the next one is drawn, so that memory is bounded
+            writes = [
                 encoders.submit(_write, target.folder / images[index]["file"], image)
-                for index, image in zip(indices, batch, strict=False)  # without those that fill it
+                for index, image in zip(indices, batch, strict=False)  # without the padding
             ]
             progress.advance(counter.add(len(indices)))
-        _settle(writing)
+        _wait_for(writes)
         barrier()
         progress.advance(counter.add(0))
 
 
-def _settle(writing: Sequence[Future[None]]) -> None:
-    for written in writing:
-        written.result()
+def _wait_for(writes: Sequence[Future[None]]) -> None:
+    for write in writes:
+        write.result()
 
 
 def _write(path: Path, image: Tensor) -> None:
     atomic_write(path, encode_png(pixels.to_image(image)))
 
 
-def _report(out: Path, n: int, made: int, grid: Path | None, ids: Sequence[int], console: Console) -> None:
-    result = {"path": str(out), "images": n, "made": made}
-    if grid is not None:
-        _save_grid(grid, out, n, len(ids) if 1 < len(ids) <= _GRID_COLUMNS else _GRID_COLUMNS)
-        result["grid"] = str(grid)
-    console.result(result, str(out))
+def _report(request: SampleRequest, made: int, class_ids: Sequence[int], console: Console) -> None:
+    result: dict[str, object] = {"path": str(request.out), "images": request.n, "made": made}
+    if request.grid is not None:
+        columns = len(class_ids) if 1 < len(class_ids) <= _GRID_COLUMNS else _GRID_COLUMNS
+        _save_grid(request.grid, request.out, request.n, columns)
+        result["grid"] = str(request.grid)
+    console.result(result, str(request.out))
 
 
 def _save_grid(path: Path, out: Path, n: int, columns: int) -> None:
     source = open_source(str(out))
-    place = {name: index for index, name in enumerate(source.names)}
-    files = [source.read(place[image_name(index)]) for index in range(min(n, _GRID_IMAGES))]
+    positions = {name: index for index, name in enumerate(source.names)}
+    files = [source.read(positions[image_name(index)]) for index in range(min(n, _GRID_IMAGES))]
     images = [pixels.from_array(np.asarray(decode(file))) for file in files]
     pixels.save_grid(path, torch.stack(images), columns, pixels.grid_scale(images[0].shape[-1]))

@@ -47,7 +47,7 @@ def test_an_image_with_nothing_hidden_is_its_reconstruction(movq: Movq, trained:
     movq("reconstruct", "pictures/dot", "whole", "--mask-ratio", "0")
     prior = Prior.load(trained / "runs" / "tiny-prior")
     for path in sorted((trained / "whole").iterdir())[:3]:
-        original = fill._square((trained / "pictures" / "dot" / path.name).read_bytes(), prior)
+        original = fill._read_square((trained / "pictures" / "dot" / path.name).read_bytes(), prior)
         expected = pixels.to_bytes(prior.tokenizer.decode(prior.tokenizer.encode(pixels.to_signed(original[None]))))
         found = np.asarray(Image.open(path)).astype(int)
         assert np.abs(found - expected[0].permute(1, 2, 0).numpy()).max() <= 1
@@ -55,13 +55,13 @@ def test_an_image_with_nothing_hidden_is_its_reconstruction(movq: Movq, trained:
 
 def test_visible_codes_are_kept_and_hidden_ones_drawn(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prior = Prior.load(trained / "runs" / "tiny-prior")
-    original = fill._square((trained / "pictures" / "bar" / "003.png").read_bytes(), prior)
+    original = fill._read_square((trained / "pictures" / "bar" / "003.png").read_bytes(), prior)
     codes = prior.tokenizer.encode(pixels.to_signed(original[None]))
     hidden = ratio_mask(0.6, [1], prior.transformer.shape)
     seen = []
     decode = prior.tokenizer.decode
     monkeypatch.setattr(prior.tokenizer, "decode", lambda drawn: (seen.append(drawn), decode(drawn))[1])
-    images = fill._filled(prior, original, hidden, [0, 1, 2], prior.header.sample)
+    images = fill._fill_codes(prior, original, hidden, [0, 1, 2], prior.header.sample)
     assert images.shape == (3, *original.shape)
     (drawn,) = seen
     kept = ~hidden.expand(3, -1, -1, -1)
@@ -103,11 +103,11 @@ def test_what_cannot_be_filled_is_refused(movq: Movq, trained: Path) -> None:
     (trained / "no.png").write_bytes(b"none")
     for arguments, words in (
         (["--mask-ratio", "0.5", "--mask", "no.png"], "both say what is hidden"),
-        (["--mask", "no.png"], "no picture"),
+        (["--mask", "no.png"], "is not a picture"),
         (["--mask", "missing.png"], "cannot be read"),
-        (["--mask-ratio", "0.5", "--codes", "codes"], "--codes does not go with"),
-        (["--figure", "figure.png"], "go with --mask-ratio"),
-        (["--top1"], "go with --mask-ratio"),
+        (["--mask-ratio", "0.5", "--codes", "codes"], "--codes cannot be combined with"),
+        (["--figure", "figure.png"], "need --mask-ratio"),
+        (["--top1"], "need --mask-ratio"),
     ):
         assert words in movq("reconstruct", "pictures", "out", *arguments, code=2).stderr
     assert not (trained / "out").exists()
