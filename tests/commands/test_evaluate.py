@@ -1,8 +1,14 @@
+"""`movq evaluate` gives the values of reference implementations, once, with all that a reader must know of them."""
+
+from __future__ import annotations
+
 import dataclasses
 import io
 import json
 import zipfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 import lpips as lpips_library
 import numpy as np
@@ -10,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-from torch import nn
+from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
 from movq_cli import Tokenizer
@@ -21,14 +27,17 @@ from movq_cli.data.shards import PreparedSet
 from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.evaluation import distributions, extractors
 from movq_cli.evaluation.comparison import Comparison
+from movq_cli.evaluation.metric import MetricValues
 from movq_cli.evaluation.metrics import KID
 from movq_cli.evaluation.pretrained import WEIGHTS
 from movq_cli.evaluation.request import EvaluationRequest
 from movq_cli.evaluation.selection import select_metrics
 from movq_cli.evaluation.sides import Sides
-from tests.conftest import on_ranks
+from movq_cli.ranks import Ranks
+from tests.conftest import Movq, on_ranks
 
 SIDE = 32
+Pixels = dict[str, np.ndarray]
 WIDTH = 64  # of the stand-in for Inception: eigenvalues of 2,048 take seconds
 
 
@@ -38,22 +47,22 @@ pytestmark = pytest.mark.usefixtures("offline")
 class Projection(nn.Module):
     """A stand-in for Inception: random projections of small pictures, and what it has seen."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(0)
         self.weight = nn.Parameter(torch.randn(3 * 8 * 8, WIDTH, generator=generator) / 14)
         self.fc = nn.Linear(WIDTH, 20, bias=False)
         nn.init.normal_(self.fc.weight, generator=generator)
-        self.seen = []
+        self.seen: list[int] = []
 
-    def forward(self, images):
+    def forward(self, images: Tensor) -> tuple[Tensor]:
         self.seen.extend(images.shape[0] * [images.shape[2]])
         assert images.dtype == torch.uint8
         return (nn.functional.adaptive_avg_pool2d(images.float() / 255, 8).flatten(1) @ self.weight,)
 
 
 @pytest.fixture
-def inception(monkeypatch, tmp_path):
+def inception(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Path, list[int]]:
     """A folder that seems to hold Inception's weights, and in its place a small network whose sights are listed."""
     folder = tmp_path / "weights"
     folder.mkdir(exist_ok=True)
@@ -67,7 +76,9 @@ def inception(monkeypatch, tmp_path):
     return folder, network.seen
 
 
-def write_images(folder, names, seed=0, side=SIDE, base=None, noise=0):
+def write_images(
+    folder: Path, names: Sequence[str], seed: int = 0, side: int = SIDE, base: Pixels | None = None, noise: int = 0
+) -> Pixels:
     folder.mkdir(parents=True, exist_ok=True)
     random = np.random.default_rng(seed)
     pixels = {}
@@ -81,7 +92,7 @@ def write_images(folder, names, seed=0, side=SIDE, base=None, noise=0):
     return pixels
 
 
-def numbered(count):
+def numbered(count: int) -> list[str]:
     return [f"{i:03d}.png" for i in range(count)]
 
 
@@ -104,7 +115,14 @@ PLAIN = EvaluationRequest(
 )
 
 
-def run(first, second, *metrics, capsys, as_json=True, **options):
+def run(
+    first: Path | str,
+    second: Path,
+    *metrics: str,
+    capsys: pytest.CaptureFixture[str],
+    as_json: bool = True,
+    **options: Any,
+) -> tuple[Any, str]:
     """The printed result and the lines on stderr."""
     cache = Path(second).parent / "cache"
     request = dataclasses.replace(
@@ -116,13 +134,13 @@ def run(first, second, *metrics, capsys, as_json=True, **options):
     return (json.loads(printed) if as_json else printed), said
 
 
-def reconstructions(tmp_path, count=5):
+def reconstructions(tmp_path: Path, count: int = 5) -> tuple[Pixels, Pixels]:
     originals = write_images(tmp_path / "real", numbered(count))
     fakes = write_images(tmp_path / "fake", numbered(count), seed=1, base=originals, noise=30)
     return originals, fakes
 
 
-def scikit_means(originals, fakes, names):
+def scikit_means(originals: Pixels, fakes: Pixels, names: Iterable[str]) -> tuple[Any, Any]:
     psnr, ssim = [], []
     for name in names:
         a, b = originals[name] / 255, fakes[name] / 255
@@ -131,7 +149,7 @@ def scikit_means(originals, fakes, names):
     return pytest.approx(np.mean(psnr)), pytest.approx(np.mean(ssim))
 
 
-def test_psnr_and_ssim_of_folders_are_scikit_images(tmp_path, capsys):
+def test_psnr_and_ssim_of_folders_are_scikit_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     originals, fakes = reconstructions(tmp_path)
     out = tmp_path / "deep" / "result.json"
     result, said = run(tmp_path / "real", tmp_path / "fake", "psnr", "ssim", capsys=capsys, out=out)
@@ -146,7 +164,9 @@ def test_psnr_and_ssim_of_folders_are_scikit_images(tmp_path, capsys):
     assert said == ""
 
 
-def test_without_json_the_figures_are_a_table_with_their_variants(tmp_path, capsys):
+def test_without_json_the_figures_are_a_table_with_their_variants(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     reconstructions(tmp_path)
     printed, _ = run(tmp_path / "real", tmp_path / "fake", "psnr", capsys=capsys, as_json=False)
     header, row = printed.splitlines()
@@ -155,7 +175,9 @@ def test_without_json_the_figures_are_a_table_with_their_variants(tmp_path, caps
     assert "RGB in [0,1]" in row
 
 
-def test_pairs_match_by_name_through_folders_archives_and_suffixes(tmp_path, capsys):
+def test_pairs_match_by_name_through_folders_archives_and_suffixes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     originals = write_images(tmp_path / "real", ["a/1.png", "a/2.png", "b/1.png"])
     fakes = write_images(
         tmp_path / "fake", ["a/1.bmp", "b/1.bmp", "c.bmp"], base=originals | {"c": originals["a/1"]}, noise=9
@@ -171,7 +193,7 @@ def test_pairs_match_by_name_through_folders_archives_and_suffixes(tmp_path, cap
     assert "1 of the fake images have no partner: c.bmp" in said
 
 
-def test_no_pair_at_all_is_refused_before_anything_is_read(tmp_path, capsys):
+def test_no_pair_at_all_is_refused_before_anything_is_read(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_images(tmp_path / "real", ["a.png"])
     (tmp_path / "fake").mkdir()
     (tmp_path / "fake" / "b.png").write_bytes(b"never decoded")
@@ -179,7 +201,9 @@ def test_no_pair_at_all_is_refused_before_anything_is_read(tmp_path, capsys):
         run(tmp_path / "real", tmp_path / "fake", "psnr", capsys=capsys)
 
 
-def test_a_corrupt_image_is_named_once_and_left_out(tmp_path, capsys, inception):
+def test_a_corrupt_image_is_named_once_and_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], inception: tuple[Path, list[int]]
+) -> None:
     originals, fakes = reconstructions(tmp_path)
     whole = (tmp_path / "fake" / "002.png").read_bytes()
     (tmp_path / "fake" / "002.png").write_bytes(whole[: len(whole) // 2])
@@ -189,7 +213,7 @@ def test_a_corrupt_image_is_named_once_and_left_out(tmp_path, capsys, inception)
     assert said.count("002.png") == 1
 
 
-def test_pairs_of_unequal_sizes_are_left_out_and_counted(tmp_path, capsys):
+def test_pairs_of_unequal_sizes_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     originals, fakes = reconstructions(tmp_path)
     write_images(tmp_path / "fake", ["001.png"], side=40)
     result, said = run(tmp_path / "real", tmp_path / "fake", "psnr", capsys=capsys)
@@ -199,7 +223,7 @@ def test_pairs_of_unequal_sizes_are_left_out_and_counted(tmp_path, capsys):
     assert "several sizes" in said
 
 
-def test_identical_images_do_not_make_the_mean_infinite(tmp_path, capsys):
+def test_identical_images_do_not_make_the_mean_infinite(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     originals, fakes = reconstructions(tmp_path)
     Image.fromarray(originals["003"]).save(tmp_path / "fake" / "003.png")
     result, said = run(tmp_path / "real", tmp_path / "fake", "psnr", "ssim", capsys=capsys)
@@ -212,7 +236,9 @@ def test_identical_images_do_not_make_the_mean_infinite(tmp_path, capsys):
     assert "both sides are the same images" in said
 
 
-def test_images_too_small_for_a_figure_are_an_error_only_when_it_was_asked_for(tmp_path, capsys):
+def test_images_too_small_for_a_figure_are_an_error_only_when_it_was_asked_for(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_images(tmp_path / "real", numbered(2), side=8)
     write_images(tmp_path / "fake", numbered(2), side=8, seed=1)
     with pytest.raises(BadRequestError, match=r"ssim needs.*11 pixels"):
@@ -222,7 +248,9 @@ def test_images_too_small_for_a_figure_are_an_error_only_when_it_was_asked_for(t
     assert "left out ssim" in said
 
 
-def test_with_nothing_asked_for_whatever_is_possible_is_computed_and_the_rest_explained(tmp_path, capsys, monkeypatch):
+def test_with_nothing_asked_for_whatever_is_possible_is_computed_and_the_rest_explained(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("downloaded"))
     reconstructions(tmp_path)
     result, said = run(tmp_path / "real", tmp_path / "fake", capsys=capsys)
@@ -235,13 +263,17 @@ def test_with_nothing_asked_for_whatever_is_possible_is_computed_and_the_rest_ex
 
 
 @pytest.mark.parametrize(("metric", "file"), [("fid", "weights-inception"), ("lpips", "alexnet-owt")])
-def test_weights_that_were_asked_for_and_cannot_be_had_end_the_run_at_once(tmp_path, capsys, metric, file):
+def test_weights_that_were_asked_for_and_cannot_be_had_end_the_run_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], metric: str, file: str
+) -> None:
     reconstructions(tmp_path)
     with pytest.raises(BadRequestError, match=rf"no weights {file}.*downloading.*--weights"):
         run(tmp_path / "real", tmp_path / "fake", metric, capsys=capsys)
 
 
-def test_the_first_set_is_real_and_the_second_fake(tmp_path, capsys, inception):
+def test_the_first_set_is_real_and_the_second_fake(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], inception: tuple[Path, list[int]]
+) -> None:
     folder, _ = inception
     originals = write_images(tmp_path / "real", numbered(40))
     # A collapsed generator: near one real image.
@@ -257,14 +289,18 @@ def test_the_first_set_is_real_and_the_second_fake(tmp_path, capsys, inception):
     assert swapped["isc"] > result["isc"]
 
 
-def test_inception_score_looks_at_the_second_set_only(tmp_path, capsys, inception):
+def test_inception_score_looks_at_the_second_set_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], inception: tuple[Path, list[int]]
+) -> None:
     folder, seen = inception
     reconstructions(tmp_path)
     run(tmp_path / "real", tmp_path / "fake", "isc", capsys=capsys, weights=folder)
     assert len(seen) == 5
 
 
-def test_all_figures_go_into_one_flat_result(tmp_path, capsys, inception):
+def test_all_figures_go_into_one_flat_result(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], inception: tuple[Path, list[int]]
+) -> None:
     folder, seen = inception
     reconstructions(tmp_path)
     result, said = run(
@@ -286,14 +322,18 @@ def test_all_figures_go_into_one_flat_result(tmp_path, capsys, inception):
     assert [again[key] for key in figures] == pytest.approx([result[key] for key in figures], rel=1e-4)
 
 
-def test_a_set_is_at_no_distance_from_itself(tmp_path, capsys, inception):
+def test_a_set_is_at_no_distance_from_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], inception: tuple[Path, list[int]]
+) -> None:
     write_images(tmp_path / "real", numbered(30))
     result, _ = run(tmp_path / "real", tmp_path / "real", "fid", "prc", capsys=capsys, weights=inception[0])
     assert result["fid"] < 1e-3
     assert (result["precision"], result["recall"]) == (1, 1)
 
 
-def test_images_of_several_sizes_are_grouped_and_warned_of(tmp_path, capsys, inception):
+def test_images_of_several_sizes_are_grouped_and_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], inception: tuple[Path, list[int]]
+) -> None:
     folder, seen = inception
     write_images(tmp_path / "real", numbered(6))
     write_images(tmp_path / "fake", numbered(6), side=24)
@@ -304,14 +344,16 @@ def test_images_of_several_sizes_are_grouped_and_warned_of(tmp_path, capsys, inc
     assert sorted(seen) == [24] * 5 + [32] * 6 + [48]
 
 
-def test_jpeg_on_one_side_is_warned_of(tmp_path, capsys):
+def test_jpeg_on_one_side_is_warned_of(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     originals = write_images(tmp_path / "real", ["1.png", "2.png"])
     write_images(tmp_path / "fake", ["1.jpg", "2.jpg"], base=originals)
     _, said = run(tmp_path / "real", tmp_path / "fake", "psnr", capsys=capsys)
     assert "only the fake images are JPEG" in said
 
 
-def test_published_statistics_stand_in_for_the_real_images(tmp_path, capsys, inception):
+def test_published_statistics_stand_in_for_the_real_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], inception: tuple[Path, list[int]]
+) -> None:
     folder, _ = inception
     write_images(tmp_path / "real", numbered(6))
     write_images(tmp_path / "fake", numbered(6), seed=1)
@@ -332,7 +374,9 @@ def test_published_statistics_stand_in_for_the_real_images(tmp_path, capsys, inc
     assert "left out psnr" in said
 
 
-def test_npz_files_of_pixels_stand_for_their_images(tmp_path, capsys, inception):
+def test_npz_files_of_pixels_stand_for_their_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], inception: tuple[Path, list[int]]
+) -> None:
     folder, _ = inception
     arrays = {}
     for seed, name in enumerate(("real", "fake")):
@@ -345,7 +389,7 @@ def test_npz_files_of_pixels_stand_for_their_images(tmp_path, capsys, inception)
 
 
 @pytest.mark.parametrize("content", [{"mu": np.zeros(3), "sigma": np.zeros((3, 3))}, {"mu": np.zeros(2048)}, None])
-def test_unusable_statistics_are_refused(tmp_path, capsys, content):
+def test_unusable_statistics_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: Any) -> None:
     write_images(tmp_path / "fake", numbered(2))
     reference = tmp_path / "stats.npz"
     if content is None:
@@ -356,7 +400,7 @@ def test_unusable_statistics_are_refused(tmp_path, capsys, content):
         run(reference, tmp_path / "fake", "fid", capsys=capsys)
 
 
-def test_unusable_inputs_are_refused(tmp_path, capsys):
+def test_unusable_inputs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_images(tmp_path / "real", numbered(1))
     with pytest.raises(BadRequestError, match="nowhere"):
         run(tmp_path / "real", tmp_path / "nowhere", "psnr", capsys=capsys)
@@ -366,7 +410,9 @@ def test_unusable_inputs_are_refused(tmp_path, capsys):
         run(tmp_path / "real", tmp_path / "real", "kid", capsys=capsys)
 
 
-def test_figures_that_need_no_weights_are_given_before_the_error_tells_of_those_that_do(tmp_path, capsys):
+def test_figures_that_need_no_weights_are_given_before_the_error_tells_of_those_that_do(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     originals, fakes = reconstructions(tmp_path)
     out = tmp_path / "result.json"
     with pytest.raises(BadRequestError, match=r"no weights weights-inception.*downloading"):
@@ -375,7 +421,9 @@ def test_figures_that_need_no_weights_are_given_before_the_error_tells_of_those_
     assert json.loads(out.read_text())["psnr"] == scikit_means(originals, fakes, originals)[0]
 
 
-def test_features_are_computed_once_for_all_commands(tmp_path, capsys, inception):
+def test_features_are_computed_once_for_all_commands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], inception: tuple[Path, list[int]]
+) -> None:
     folder, seen = inception
     reconstructions(tmp_path)
     first, _ = run(tmp_path / "real", tmp_path / "fake", "fid", "isc", capsys=capsys, weights=folder)
@@ -384,7 +432,9 @@ def test_features_are_computed_once_for_all_commands(tmp_path, capsys, inception
     assert (again["fid"], again["isc"]) == (first["fid"], first["isc"])
 
 
-def test_a_corrupt_image_ends_a_strict_evaluation(tmp_path, capsys, inception):
+def test_a_corrupt_image_ends_a_strict_evaluation(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], inception: tuple[Path, list[int]]
+) -> None:
     reconstructions(tmp_path)
     (tmp_path / "fake" / "002.png").write_bytes(b"")
     for metric in ("psnr", "fid"):
@@ -392,7 +442,9 @@ def test_a_corrupt_image_ends_a_strict_evaluation(tmp_path, capsys, inception):
             run(tmp_path / "real", tmp_path / "fake", metric, capsys=capsys, weights=inception[0], strict=True)
 
 
-def test_a_crop_makes_images_of_any_shape_comparable(tmp_path, capsys, inception):
+def test_a_crop_makes_images_of_any_shape_comparable(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], inception: tuple[Path, list[int]]
+) -> None:
     folder, seen = inception
     write_images(tmp_path / "fake", numbered(3), side=24)
     wide = np.random.default_rng(0).integers(0, 256, (24, 40, 3), dtype=np.uint8)
@@ -410,7 +462,13 @@ def test_a_crop_makes_images_of_any_shape_comparable(tmp_path, capsys, inception
 
 
 @pytest.mark.parametrize("name", ["stats.npz", "faces"])
-def test_statistics_that_were_kept_stand_for_their_set(tmp_path, capsys, inception, name, monkeypatch):
+def test_statistics_that_were_kept_stand_for_their_set(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    inception: tuple[Path, list[int]],
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.chdir(tmp_path)
     folder, _ = inception
     write_images(tmp_path / "real", numbered(6))
@@ -429,7 +487,9 @@ def test_statistics_that_were_kept_stand_for_their_set(tmp_path, capsys, incepti
     assert "made with other weights of Inception" in said
 
 
-def test_references_with_images_and_statistics_serve_each_figure_as_published(tmp_path, capsys, inception):
+def test_references_with_images_and_statistics_serve_each_figure_as_published(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], inception: tuple[Path, list[int]]
+) -> None:
     folder, _ = inception
     images = write_images(tmp_path / "real", numbered(6))
     write_images(tmp_path / "fake", numbered(6), seed=1)
@@ -445,7 +505,9 @@ def test_references_with_images_and_statistics_serve_each_figure_as_published(tm
     ]
 
 
-def test_copies_are_found_named_and_shown(tmp_path, capsys, inception):
+def test_copies_are_found_named_and_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], inception: tuple[Path, list[int]]
+) -> None:
     originals = write_images(tmp_path / "real", numbered(20))
     write_images(tmp_path / "fake", numbered(20), seed=1)
     write_images(tmp_path / "fake", ["007.png"], base={"007": originals["013"]}, noise=3)
@@ -467,7 +529,9 @@ def test_copies_are_found_named_and_shown(tmp_path, capsys, inception):
     assert copied["copies"] == 1
 
 
-def test_published_figures_stand_beside_and_reconstructions_are_held_against_rfid(tmp_path, capsys, inception):
+def test_published_figures_stand_beside_and_reconstructions_are_held_against_rfid(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], inception: tuple[Path, list[int]]
+) -> None:
     reconstructions(tmp_path)
     result, _ = run(
         tmp_path / "real", tmp_path / "fake", "psnr", "fid", capsys=capsys, weights=inception[0], preset="ffhq"
@@ -481,7 +545,7 @@ def test_published_figures_stand_beside_and_reconstructions_are_held_against_rfi
     assert printed.splitlines()[1].split("\t")[2] == "26.72"
 
 
-def measure(ranks, given):
+def measure(ranks: Ranks, given: tuple[Path, Path]) -> tuple[MetricValues, dict[str, Any], int]:
     """All figures of two folders, on a rank."""
     folder, path = given
     with pytest.MonkeyPatch.context() as patch:
@@ -499,7 +563,7 @@ def measure(ranks, given):
         return values, comparison.protocol, len(network.seen)
 
 
-def test_two_ranks_find_the_figures_of_one(tmp_path, inception):
+def test_two_ranks_find_the_figures_of_one(tmp_path: Path, inception: tuple[Path, list[int]]) -> None:
     reconstructions(tmp_path, count=11)
     write_images(tmp_path / "fake", ["010.png"], side=40)
     (tmp_path / "fake" / "009.png").write_bytes(b"")
@@ -514,13 +578,13 @@ def test_two_ranks_find_the_figures_of_one(tmp_path, inception):
     assert shared["fake"]["unreadable"] == ["009.png"]
 
 
-def test_processes_share_the_work_of_the_command(movq, tmp_path):
+def test_processes_share_the_work_of_the_command(movq: Movq, tmp_path: Path) -> None:
     originals, fakes = reconstructions(tmp_path)
     done = movq("evaluate", "--psnr", "--gpus", "2", "--device", "cpu", "real", "fake", "--json")
     assert json.loads(done.stdout)["psnr"] == scikit_means(originals, fakes, originals)[0]
 
 
-def test_processes_that_lack_weights_give_the_other_figures_and_end_alike(movq, tmp_path):
+def test_processes_that_lack_weights_give_the_other_figures_and_end_alike(movq: Movq, tmp_path: Path) -> None:
     originals, fakes = reconstructions(tmp_path)
     closed = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
     arguments = ["--psnr", "--fid", "--kid", "--gpus", "2", "--device", "cpu", "real", "fake", "--json"]
@@ -529,7 +593,9 @@ def test_processes_that_lack_weights_give_the_other_figures_and_end_alike(movq, 
     assert done.stderr.count("error: no weights weights-inception") == 1
 
 
-def test_the_codebook_is_counted_over_the_images_and_each_chunk(trained, capsys, monkeypatch):
+def test_the_codebook_is_counted_over_the_images_and_each_chunk(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(trained)
     model = Tokenizer.load("runs/tiny-vq")
     request = dataclasses.replace(PLAIN, run=Path("runs/tiny-vq"))
@@ -565,11 +631,11 @@ def test_the_codebook_is_counted_over_the_images_and_each_chunk(trained, capsys,
         (["real", "fake", "--preset", "ffhp"], "Did you mean 'ffhq'?"),
     ],
 )
-def test_a_wrong_number_of_sets_or_an_unknown_name_is_told(movq, arguments, wanted):
+def test_a_wrong_number_of_sets_or_an_unknown_name_is_told(movq: Movq, arguments: list[str], wanted: str) -> None:
     assert wanted in movq("evaluate", *arguments, code=2).stderr
 
 
-def alexnet_weights(folder):
+def alexnet_weights(folder: Path) -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(0)
     shapes = {0: (64, 3, 11), 3: (192, 64, 5), 6: (384, 192, 3), 8: (256, 384, 3), 10: (256, 256, 3)}
     tensors = {}
@@ -583,7 +649,7 @@ def alexnet_weights(folder):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning:torchvision")
-def test_lpips_of_folders_is_the_librarys(tmp_path, capsys):
+def test_lpips_of_folders_is_the_librarys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     originals, fakes = reconstructions(tmp_path, count=3)
     tensors = alexnet_weights(tmp_path / "weights")
     result, _ = run(tmp_path / "real", tmp_path / "fake", "lpips", capsys=capsys, weights=tmp_path / "weights")
@@ -591,7 +657,7 @@ def test_lpips_of_folders_is_the_librarys(tmp_path, capsys):
     for name, parameter in theirs.net.named_parameters():
         parameter.data.copy_(tensors[f"features.{name.split('.', 1)[1]}"])
 
-    def signed(images):
+    def signed(images: Pixels) -> Tensor:
         stacked = np.stack([images[name] for name in sorted(originals)])
         return torch.from_numpy(stacked).permute(0, 3, 1, 2).float() / 127.5 - 1
 
@@ -603,9 +669,9 @@ def test_lpips_of_folders_is_the_librarys(tmp_path, capsys):
 
 
 @pytest.mark.slow
-def test_kernel_distance_by_the_real_network(tmp_path, capsys):
+def test_kernel_distance_by_the_real_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Structure(FeatureExtractorInceptionV3):
-        def load_state_dict(self, state_dict):  # type: ignore[override]
+        def load_state_dict(self, state_dict: Any) -> None:
             return None
 
     empty = io.BytesIO()

@@ -1,11 +1,17 @@
+"""Metrics of sets equal plain definitions and the reference implementations, however the data arrives."""
+
+from __future__ import annotations
+
 import math
+from random import Random
 
 import numpy as np
 import pytest
-import scipy.linalg
+import scipy.linalg  # type: ignore[import-untyped]
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch import Tensor
 
 from movq_cli.errors import BadRequestError
 from movq_cli.evaluation import distributions
@@ -18,12 +24,12 @@ from movq_cli.evaluation.distributions import (
 )
 
 
-def features(count, width=8, shift=0.0, seed=0, scale=1.0):
+def features(count: int, width: int = 8, shift: float = 0.0, seed: int = 0, scale: float = 1.0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(count, width, generator=generator) * scale + shift
 
 
-def statistics(*batches):
+def statistics(*batches: Tensor) -> FeatureStatistics:
     found = FeatureStatistics(batches[0].shape[1])
     for batch in batches:
         found.update(batch)
@@ -32,7 +38,7 @@ def statistics(*batches):
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=8), st.randoms(use_true_random=False))
-def test_statistics_do_not_depend_on_how_the_stream_is_cut_or_ordered(sizes, random):
+def test_statistics_do_not_depend_on_how_the_stream_is_cut_or_ordered(sizes: list[int], random: Random) -> None:
     whole = features(sum(sizes), shift=100.0)
     batches = list(whole.split(sizes))
     random.shuffle(batches)
@@ -41,7 +47,7 @@ def test_statistics_do_not_depend_on_how_the_stream_is_cut_or_ordered(sizes, ran
     np.testing.assert_allclose(found.covariance, np.cov(whole.double().numpy().T), rtol=1e-9, atol=1e-9)
 
 
-def test_statistics_of_two_processes_merge():
+def test_statistics_of_two_processes_merge() -> None:
     a, b = features(5), features(7, seed=1)
     merged = statistics(a)
     merged.merge(statistics(b))
@@ -51,7 +57,7 @@ def test_statistics_of_two_processes_merge():
 
 
 @pytest.mark.parametrize("count", [200, 20])  # 20 samples of 32 features: a singular covariance
-def test_frechet_distance_is_that_of_the_matrix_square_root(count):
+def test_frechet_distance_is_that_of_the_matrix_square_root(count: int) -> None:
     real = statistics(features(200, 32, seed=1) @ features(32, 32, seed=2))
     fake = statistics(features(count, 32, shift=0.3, seed=3))
     root = scipy.linalg.sqrtm(real.covariance.numpy() @ fake.covariance.numpy())
@@ -62,7 +68,7 @@ def test_frechet_distance_is_that_of_the_matrix_square_root(count):
     assert found == pytest.approx(float(expected), rel=1e-6)
 
 
-def test_frechet_distance_is_symmetric_and_zero_to_itself():
+def test_frechet_distance_is_symmetric_and_zero_to_itself() -> None:
     a, b = statistics(features(50, 64)), statistics(features(60, 64, shift=1, seed=1))
     there = frechet_distance(a.mean, a.covariance, b.mean, b.covariance)
     # Of eigenvalues that are 0 the rounding stays, 1e-16, and it is their roots that are summed.
@@ -70,13 +76,13 @@ def test_frechet_distance_is_symmetric_and_zero_to_itself():
     assert 0 <= frechet_distance(a.mean, a.covariance, a.mean, a.covariance) < 1e-3
 
 
-def test_one_image_has_no_covariance():
+def test_one_image_has_no_covariance() -> None:
     with pytest.raises(BadRequestError, match="at least 2"):
         _ = statistics(features(1)).covariance
 
 
-def plain_mmd(x, y):
-    def kernel(a, b):
+def plain_mmd(x: Tensor, y: Tensor) -> float:
+    def kernel(a: Tensor, b: Tensor) -> float:
         return (float(a @ b) / len(a) + 1) ** 3
 
     n = len(x)
@@ -85,7 +91,7 @@ def plain_mmd(x, y):
     return within / (n * (n - 1)) - 2 * between / n**2
 
 
-def test_kernel_distance_is_the_plain_double_sum():
+def test_kernel_distance_is_the_plain_double_sum() -> None:
     real, fake = features(12), features(12, shift=0.5, seed=1)
     found = kernel_distance(real, fake, subsets=3, subset_size=100)
     # Each subset is the whole set: every draw gives the same value.
@@ -93,7 +99,7 @@ def test_kernel_distance_is_the_plain_double_sum():
     assert found.std == pytest.approx(0, abs=1e-10)
 
 
-def test_kernel_distance_and_inception_score_are_torch_fidelitys():
+def test_kernel_distance_and_inception_score_are_torch_fidelitys() -> None:
     from torch_fidelity.metric_isc import isc_features_to_metric
     from torch_fidelity.metric_kid import kid_features_to_metric
 
@@ -108,28 +114,28 @@ def test_kernel_distance_and_inception_score_are_torch_fidelitys():
     assert score.std == pytest.approx(isc_features_to_metric(logits)["inception_score_std"], rel=1e-9)
 
 
-def test_inception_score_is_the_exponential_of_the_mean_divergence():
+def test_inception_score_is_the_exponential_of_the_mean_divergence() -> None:
     logits = features(40, 10, scale=2.0).double()
     p = torch.softmax(logits, dim=1)
     divergences = [sum(float(v) * math.log(v / m) for v, m in zip(row, p.mean(dim=0), strict=True)) for row in p]
     assert inception_score(logits, splits=1).mean == pytest.approx(math.exp(sum(divergences) / 40))
 
 
-def test_inception_score_spans_one_class_to_all_of_them():
+def test_inception_score_spans_one_class_to_all_of_them() -> None:
     certain = torch.eye(10).repeat(30, 1) * 2000  # exact zeros among the probabilities
     assert inception_score(certain, splits=1).mean == pytest.approx(10)
     assert inception_score(certain[:1].repeat(30, 1), splits=10).mean == pytest.approx(1)
     assert inception_score(certain[:3], splits=10).mean == pytest.approx(1)  # fewer images than splits
 
 
-def brute_share(points, manifold, k):
+def brute_share(points: list[list[float]], manifold: list[list[float]], k: int) -> float:
     radii = [sorted(math.dist(x, y) for y in manifold)[k] for x in manifold]
     inside = [any(math.dist(point, x) <= radius for x, radius in zip(manifold, radii, strict=True)) for point in points]
     return sum(inside) / len(points)
 
 
 @pytest.mark.parametrize("rows", [1024, 7])
-def test_precision_and_recall_are_those_of_all_distances(monkeypatch, rows):
+def test_precision_and_recall_are_those_of_all_distances(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
     monkeypatch.setattr(distributions, "_ROWS_AT_ONCE", rows)
     real, fake = features(40, 4), features(50, 4, shift=0.8, seed=1)
     found = precision_recall(real, fake, k=3)
@@ -138,7 +144,7 @@ def test_precision_and_recall_are_those_of_all_distances(monkeypatch, rows):
     assert 0 < found.recall < 1
 
 
-def test_a_collapsed_generator_is_precise_and_forgets():
+def test_a_collapsed_generator_is_precise_and_forgets() -> None:
     real = features(200)
     fake = real[0] + features(200, scale=0.01, seed=1)
     found = precision_recall(real, fake, k=3)
@@ -146,19 +152,19 @@ def test_a_collapsed_generator_is_precise_and_forgets():
     assert found.recall < 0.05
 
 
-def test_noise_far_away_is_neither():
+def test_noise_far_away_is_neither() -> None:
     assert precision_recall(features(50), features(50, shift=30.0, seed=1), k=3) == (0, 0)
     assert precision_recall(features(50), features(50), k=3) == (1, 1)
 
 
-def test_references_are_a_seeded_part_of_the_real_set():
+def test_references_are_a_seeded_part_of_the_real_set() -> None:
     real, fake = features(60), features(40, shift=0.5, seed=1)
     part = precision_recall(real, fake, references=20, k=3)
     assert part == precision_recall(real, fake, references=20, k=3)
     assert part != precision_recall(real, fake, references=None, k=3)
 
 
-def test_sets_too_small_for_a_figure_are_refused():
+def test_sets_too_small_for_a_figure_are_refused() -> None:
     few = features(3)
     with pytest.raises(ValueError, match="more than 3"):
         precision_recall(few, few, k=3)

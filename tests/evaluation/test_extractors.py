@@ -1,16 +1,24 @@
+"""The pretrained networks equal the libraries they come from, stay frozen, and never run code from a file."""
+
+from __future__ import annotations
+
 import io
 import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import lpips
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from torch_fidelity.feature_extractor_vgg16 import FeatureExtractorVGG16
 
 from movq_cli.errors import BadRequestError
 from movq_cli.evaluation import extractors
-from movq_cli.evaluation.pretrained import WEIGHTS
+from movq_cli.evaluation.extractors import Trunk
+from movq_cli.evaluation.pretrained import WEIGHTS, Network
 from movq_cli.files import sha256
 
 VGG = {0: (64, 3), 2: (64, 64), 5: (128, 64), 7: (128, 128), 10: (256, 128), 12: (256, 256), 14: (256, 256)}
@@ -24,7 +32,7 @@ LAYERS = {
 pytestmark = pytest.mark.usefixtures("offline")
 
 
-def trunk_weights(trunk):
+def trunk_weights(trunk: Trunk) -> dict[str, Tensor]:
     """torchvision's layout, classifier included, with weights from a seed."""
     generator = torch.Generator().manual_seed(0)
     tensors = {}
@@ -38,11 +46,11 @@ def trunk_weights(trunk):
 class _Structure(FeatureExtractorInceptionV3):
     """The library's network as it comes from its constructor, with no file read."""
 
-    def load_state_dict(self, state_dict):  # type: ignore[override]
+    def load_state_dict(self, state_dict: Any) -> None:
         return None
 
 
-def bare_inception():
+def bare_inception() -> FeatureExtractorInceptionV3:
     empty = io.BytesIO()
     torch.save({}, empty)
     empty.seek(0)
@@ -56,7 +64,7 @@ def bare_inception():
     return network
 
 
-def hidden_layers():
+def hidden_layers() -> dict[str, Tensor]:
     """VGG's classifier, each matrix a few numbers seen through a window that slides: half a gigabyte otherwise."""
     generator = torch.Generator().manual_seed(0)
     tensors = {}
@@ -67,13 +75,13 @@ def hidden_layers():
     return tensors
 
 
-def save(folder, name, tensors):
+def save(folder: Path, name: Network, tensors: object) -> Path:
     path = folder / WEIGHTS[name].file
     torch.save(tensors, path)
     return path
 
 
-def image_pair(count=2, side=64):
+def image_pair(count: int = 2, side: int = 64) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     a, b = torch.rand(2, count, 3, side, side, generator=generator) * 2 - 1
     return a, b
@@ -81,7 +89,7 @@ def image_pair(count=2, side=64):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trunk", ["alex", "vgg"])
-def test_lpips_is_the_librarys_own_with_the_same_trunk(tmp_path, trunk):
+def test_lpips_is_the_librarys_own_with_the_same_trunk(tmp_path: Path, trunk: Trunk) -> None:
     tensors = trunk_weights(trunk)
     save(tmp_path, trunk, tensors)
     ours = extractors.load_lpips(trunk, tmp_path)
@@ -97,23 +105,26 @@ def test_lpips_is_the_librarys_own_with_the_same_trunk(tmp_path, trunk):
     assert ours(a, a).tolist() == [[[[0.0]]]] * 2
 
 
-def test_lpips_stays_frozen_in_eval_and_float32_inside_a_training_model(tmp_path):
+def test_lpips_stays_frozen_in_eval_and_float32_inside_a_training_model(tmp_path: Path) -> None:
     save(tmp_path, "alex", trunk_weights("alex"))
-    judge = extractors.load_lpips("alex", tmp_path)
-    nn.ModuleDict({"judge": judge}).train()
-    assert not any(module.training for module in judge.modules())
-    assert not any(parameter.requires_grad for parameter in judge.parameters())
+    network = extractors.load_lpips("alex", tmp_path)
+    nn.ModuleDict({"part": network}).train()
+    assert not any(module.training for module in network.modules())
+    assert not any(parameter.requires_grad for parameter in network.parameters())
     a, b = image_pair()
-    expected = judge(a, b)
+    expected = network(a, b)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert torch.equal(judge(a, b), expected)
-        assert judge(a.bfloat16(), b).dtype == torch.float32
+        assert torch.equal(network(a, b), expected)
+        assert network(a.bfloat16(), b).dtype == torch.float32
     a.requires_grad_()
-    judge(a, b).sum().backward()
+    network(a, b).sum().backward()
+    assert a.grad is not None
     assert a.grad.abs().sum() > 0
 
 
-def test_loading_is_silent_and_leaves_the_random_stream_alone(tmp_path, capsys, recwarn):
+def test_loading_is_silent_and_leaves_the_random_stream_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], recwarn: pytest.WarningsRecorder
+) -> None:
     save(tmp_path, "alex", trunk_weights("alex"))
     torch.manual_seed(3)
     expected = torch.rand(1)
@@ -125,7 +136,7 @@ def test_loading_is_silent_and_leaves_the_random_stream_alone(tmp_path, capsys, 
 
 
 @pytest.mark.slow
-def test_inception_features_are_torch_fidelitys_to_a_millionth(tmp_path):
+def test_inception_features_are_torch_fidelitys_to_a_millionth(tmp_path: Path) -> None:
     theirs = bare_inception()
     path = save(tmp_path, "inception", theirs.state_dict())
     ours = extractors.load_inception(tmp_path)
@@ -142,7 +153,7 @@ def test_inception_features_are_torch_fidelitys_to_a_millionth(tmp_path):
 
 
 @pytest.mark.slow
-def test_vgg_features_are_torch_fidelitys(tmp_path):
+def test_vgg_features_are_torch_fidelitys(tmp_path: Path) -> None:
     tensors = trunk_weights("vgg") | hidden_layers()
     path = save(tmp_path, "vgg", tensors)
     torch.manual_seed(3)
@@ -157,26 +168,24 @@ def test_vgg_features_are_torch_fidelitys(tmp_path):
 
 
 class _Bomb:
-    def __init__(self, mark):
+    def __init__(self, mark: Path) -> None:
         self.mark = mark
 
-    def __reduce__(self):
-        from pathlib import Path
-
+    def __reduce__(self) -> tuple[Callable[[Path], None], tuple[Path]]:
         return Path.touch, (self.mark,)
 
 
 @pytest.mark.parametrize("name", ["inception", "alex"])
-def test_weights_that_hold_code_are_refused_and_the_code_does_not_run(tmp_path, name):
+def test_weights_that_hold_code_are_refused_and_the_code_does_not_run(tmp_path: Path, name: Network) -> None:
     mark = tmp_path / "the code ran"
     path = save(tmp_path, name, {"features.0.weight": _Bomb(mark)})
     with pytest.raises(BadRequestError, match="code") as caught:
-        extractors.load_inception(tmp_path) if name == "inception" else extractors.load_lpips(name, tmp_path)
+        extractors.load_inception(tmp_path) if name == "inception" else extractors.load_lpips("alex", tmp_path)
     assert str(path) in str(caught.value)
     assert not mark.exists()
 
 
-def test_damaged_files_and_other_objects_are_refused(tmp_path):
+def test_damaged_files_and_other_objects_are_refused(tmp_path: Path) -> None:
     path = tmp_path / WEIGHTS["alex"].file
     for content in (b"", b"<html>not found</html>", b"\x80\x02}q"):
         path.write_bytes(content)
@@ -196,7 +205,9 @@ def test_damaged_files_and_other_objects_are_refused(tmp_path):
         (lambda t: t.update({"features.0.bias": torch.zeros(65)}), "features.0.bias"),
     ],
 )
-def test_a_missing_or_odd_tensor_of_the_trunk_is_named(tmp_path, change, named):
+def test_a_missing_or_odd_tensor_of_the_trunk_is_named(
+    tmp_path: Path, change: Callable[[dict[str, Tensor]], object], named: str
+) -> None:
     tensors = trunk_weights("alex")
     change(tensors)
     path = save(tmp_path, "alex", tensors)
@@ -206,7 +217,7 @@ def test_a_missing_or_odd_tensor_of_the_trunk_is_named(tmp_path, change, named):
     assert str(path) in str(caught.value)
 
 
-def test_another_networks_weights_are_not_inceptions(tmp_path):
+def test_another_networks_weights_are_not_inceptions(tmp_path: Path) -> None:
     save(tmp_path, "inception", trunk_weights("alex"))
     with pytest.raises(BadRequestError, match="layout"):
         extractors.load_inception(tmp_path)

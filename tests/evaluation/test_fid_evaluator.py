@@ -55,16 +55,16 @@ def features(of: Tensor) -> np.ndarray:
     return Projection()(of)[0].double().numpy()
 
 
-def judged(mine: Ranks, given: tuple[Tensor, Tensor, Path]) -> float:
+def compute_fid(ranks: Ranks, given: tuple[Tensor, Tensor, Path]) -> float:
     real, fake, path = given
-    seen = torch.from_numpy(features(real))
-    judge = FIDEvaluator(
+    real_features = torch.from_numpy(features(real))
+    evaluator = FIDEvaluator(
         extractors.Inception(Projection(), "projection", WIDTH, path),
-        (seen.mean(0), seen.T.cov()),
+        (real_features.mean(0), real_features.T.cov()),
         torch.device("cpu"),
-        mine,
+        ranks,
     )
-    return judge.fid(fake[mine.share(len(fake))].split(50))
+    return evaluator.fid(fake[ranks.share(len(fake))].split(50))
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -75,7 +75,7 @@ def test_it_is_the_distance_of_all_images_on_every_rank(tmp_path: Path, world: i
     expected = distributions.frechet_distance(
         *(torch.from_numpy(part) for part in (x.mean(0), np.cov(x, rowvar=False), y.mean(0), np.cov(y, rowvar=False)))
     )
-    found = on_ranks(judged, (real, fake, tmp_path / "w"), tmp_path, world=world)
+    found = on_ranks(compute_fid, (real, fake, tmp_path / "w"), tmp_path, world=world)
     assert found == [pytest.approx(expected, rel=1e-6)] * world
 
 
@@ -92,7 +92,7 @@ def test_tokenizers_tell_their_rfid_at_intervals_and_in_the_result(
     request = TrainRequest("tiny.yaml", settings, run=Path("runs/judged"), device_name="cpu")
     train_vq(request, Console(as_json=True, quiet=True))
     told = json.loads(capsys.readouterr().out)
-    found = {step: figures["rfid"] for step, figures in log_of(Path("runs/judged")) if "rfid" in figures}
+    found = {step: figures["rfid"] for step, figures in log_of(Path("runs/evaluated")) if "rfid" in figures}
     assert sorted(found) == [2, 4, 5]
     assert told["rfid"] == found[5] > 0
     assert "psnr" in told
@@ -108,7 +108,7 @@ def test_priors_tell_the_fid_of_their_samples(
     request = TrainRequest("tiny.yaml", settings, run=Path("runs/judged"), tokenizer=tokenizer, device_name="cpu")
     train_prior(request, Console(as_json=True, quiet=True))
     told = json.loads(capsys.readouterr().out)
-    assert [figures["fid"] for _, figures in log_of(Path("runs/judged")) if "fid" in figures] == [told["fid"]]
+    assert [figures["fid"] for _, figures in log_of(Path("runs/evaluated")) if "fid" in figures] == [told["fid"]]
     assert told["fid"] > 0
 
 
