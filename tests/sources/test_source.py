@@ -133,7 +133,8 @@ def _make(kind: str, folder: Path) -> str:
 def test_every_kind_is_sorted_and_read_by_many_threads_at_once(
     kind: str, tmp_path: Path, prepared: PreparedSet
 ) -> None:
-    found = open_source(str(prepared.root) if kind == "prepared" else _make(kind, tmp_path))
+    location = str(prepared.root) if kind == "prepared" else _make(kind, tmp_path)
+    found = open_source(location)
     assert list(found.names) == sorted(set(found.names))
     assert found.location == location
     expected = [found.read(index) for index in range(len(found))]
