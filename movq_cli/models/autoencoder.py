@@ -1,7 +1,7 @@
-"""VQGAN's encoder and decoder (Esser et al. 2021), the decoder modulated where the settings say.
+"""VQGAN's encoder and decoder (Esser et al. 2021); the settings choose which norms of the decoder are modulated.
 
-Parameter names are those of the CompVis lineage, so that published weights load as they are.
-Shapes: B batch, H W image side, h w code grid (H / factor), D quantized channels.
+Parameters have the names of the CompVis implementations, so that published weights load without renaming.
+Shapes: B batch, H W image size, h w code grid (h = H / factor), D quantized channels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MakeNorm = Callable[[int], nn.Module]
 
 
 class ResidualBlock(nn.Module):
-    """Norm, SiLU and a 3x3 convolution, twice, beside a shortcut (1x1 where the width changes)."""
+    """Norm, SiLU and a 3x3 convolution, twice, with a shortcut (a 1x1 convolution if the width changes)."""
 
     def __init__(self, in_channels: int, out_channels: int, make_norm: MakeNorm) -> None:
         super().__init__()
@@ -37,14 +37,14 @@ class ResidualBlock(nn.Module):
         self.nin_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Map [B, in, H, W] to [B, out, H, W]; the condition goes to the norms."""
+        """Map [B, in, H, W] to [B, out, H, W]; the norms get the condition."""
         h = self.conv1(F.silu(self.norm1(x, condition)))
         h = self.conv2(F.silu(self.norm2(h, condition)))
         return h + self.nin_shortcut(x)
 
 
 class AttentionBlock(nn.Module):
-    """Single-head self-attention over all positions, beside a shortcut."""
+    """Single-head self-attention over all positions, with a shortcut."""
 
     def __init__(self, channels: int, make_norm: MakeNorm) -> None:
         super().__init__()
@@ -55,7 +55,7 @@ class AttentionBlock(nn.Module):
         self.proj_out = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Map [B, C, H, W] to the same shape; the condition goes to the norm."""
+        """Map [B, C, H, W] to the same shape; the norm gets the condition."""
         h = self.norm(x, condition)
         q, k, v = (layer(h).flatten(2).transpose(1, 2).unsqueeze(1) for layer in (self.q, self.k, self.v))
         h = F.scaled_dot_product_attention(q, k, v)
@@ -63,7 +63,7 @@ class AttentionBlock(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Half the side by a stride-2 convolution, padded right and below only."""
+    """Halve height and width by a stride-2 convolution with padding on the right and at the bottom only."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -75,7 +75,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Twice the side by nearest neighbour, then a 3x3 convolution."""
+    """Double height and width by nearest-neighbour upsampling, followed by a 3x3 convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -85,33 +85,33 @@ class Upsample(nn.Module):
         """Map [B, C, H, W] to [B, C, 2 H, 2 W]."""
         if x.is_cuda:
             return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-        # The two in one, with 4/9 of the arithmetic: of the nine taps those that fall on copies of one pixel are added
-        # up first, which makes a transposed convolution of stride 2. Measured on CPUs alone, so CUDA goes without.
+        # Both steps as one transposed convolution of stride 2, with 4/9 of the arithmetic: taps of the kernel that fall
+        # on the same input pixel are added first. This is measured on CPUs only, and not used on CUDA.
         weight = self.conv.weight
-        added = weight.new_tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
-        taps = F.linear(weight.flatten(2), torch.kron(added, added)).unflatten(2, (4, 4))
+        sums = weight.new_tensor([[0, 0, 1], [0, 1, 1], [1, 1, 0], [1, 0, 0]])
+        taps = F.linear(weight.flatten(2), torch.kron(sums, sums)).unflatten(2, (4, 4))
         return F.conv_transpose2d(x, taps.transpose(0, 1), self.conv.bias, stride=2, padding=1)
 
 
 class Level(nn.Module):
-    """The residual blocks that work at one resolution, each with an attention after it where asked.
+    """The residual blocks of one resolution, each followed by self-attention if `attention` is true.
 
     Args:
-        before: Channels that come in.
-        width: Channels that go out.
-        blocks: Residual blocks.
+        in_channels: Number of input channels.
+        width: Number of output channels.
+        blocks: Number of residual blocks.
         attention: Whether each block is followed by self-attention.
-        make_norm: Makes the norm of a given width.
+        make_norm: Function that makes a norm for a number of channels.
     """
 
-    def __init__(self, before: int, width: int, blocks: int, *, attention: bool, make_norm: MakeNorm) -> None:
+    def __init__(self, in_channels: int, width: int, blocks: int, *, attention: bool, make_norm: MakeNorm) -> None:
         super().__init__()
-        inputs = [before] + [width] * (blocks - 1)
+        inputs = [in_channels] + [width] * (blocks - 1)
         self.block = nn.ModuleList(ResidualBlock(channels, width, make_norm) for channels in inputs)
         self.attn = nn.ModuleList(AttentionBlock(width, make_norm) for _ in inputs if attention)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Map [B, before, H, W] to [B, width, H, W]."""
+        """Map [B, in_channels, H, W] to [B, width, H, W]."""
         for index, block in enumerate(self.block):
             x = block(x, condition)
             if self.attn:
@@ -120,33 +120,33 @@ class Level(nn.Module):
 
 
 class DownLevel(Level):
-    """A level of the encoder and its step to the next coarser one (none after the coarsest)."""
+    """A level of the encoder, followed by downsampling except at the coarsest level."""
 
-    def __init__(self, before: int, width: int, blocks: int, *, attention: bool, last: bool) -> None:
-        super().__init__(before, width, blocks, attention=attention, make_norm=Norm)
+    def __init__(self, in_channels: int, width: int, blocks: int, *, attention: bool, last: bool) -> None:
+        super().__init__(in_channels, width, blocks, attention=attention, make_norm=Norm)
         self.downsample = nn.Identity() if last else Downsample(width)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Map [B, before, H, W] to [B, width, H / 2, W / 2], or H, W at the last level."""
+        """Map [B, in_channels, H, W] to [B, width, H / 2, W / 2], or to [B, width, H, W] at the last level."""
         return self.downsample(super().forward(x, condition))
 
 
 class UpLevel(Level):
-    """A level of the decoder and its step to the next finer one (none after the finest)."""
+    """A level of the decoder, followed by upsampling except at the finest level."""
 
     def __init__(
-        self, before: int, width: int, blocks: int, *, attention: bool, make_norm: MakeNorm, last: bool
+        self, in_channels: int, width: int, blocks: int, *, attention: bool, make_norm: MakeNorm, last: bool
     ) -> None:
-        super().__init__(before, width, blocks, attention=attention, make_norm=make_norm)
+        super().__init__(in_channels, width, blocks, attention=attention, make_norm=make_norm)
         self.upsample = nn.Identity() if last else Upsample(width)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Map [B, before, H, W] to [B, width, 2 H, 2 W], or H, W at the last level."""
+        """Map [B, in_channels, H, W] to [B, width, 2 H, 2 W], or to [B, width, H, W] at the last level."""
         return self.upsample(super().forward(x, condition))
 
 
 class Middle(nn.Module):
-    """Two residual blocks around one attention, at the coarsest resolution."""
+    """Two residual blocks with self-attention between them, at the coarsest resolution."""
 
     def __init__(self, channels: int, make_norm: MakeNorm) -> None:
         super().__init__()
@@ -160,7 +160,7 @@ class Middle(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Images to continuous features at the code grid's resolution."""
+    """The encoder: images to continuous features at the resolution of the code grid."""
 
     def __init__(self, settings: TokenizerSettings) -> None:
         super().__init__()
@@ -185,7 +185,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Quantized maps to images: section 3.1's modulated decoder, or VQGAN's where nothing is modulated."""
+    """The decoder: quantized maps to images, as in section 3.1, or as in VQGAN without modulation."""
 
     def __init__(self, settings: TokenizerSettings) -> None:
         super().__init__()
@@ -193,7 +193,8 @@ class Decoder(nn.Module):
         before = widths[-1]
         self.initial_feature = _initial_feature(settings)
         self.condition_on_quantized = settings.modulation is not None and settings.modulation.source == "quantized"
-        # Absent where nothing reads it: F0 then comes from elsewhere, and the norms from the quantized map itself.
+        # conv_in does not exist if its output is not used: F0 comes from another source, and the norms are conditioned
+        # on the quantized map.
         reads_conv_in = self.initial_feature is None or not self.condition_on_quantized
         self.conv_in = nn.Conv2d(settings.z_channels, before, 3, padding=1) if reads_conv_in else None
         self.mid = Middle(before, _norm_maker(settings, level=-1))
@@ -213,17 +214,17 @@ class Decoder(nn.Module):
                 )
             )
             before = width
-        # Named up.0 for the finest, as in every published weight, though the coarsest runs first.
+        # The finest level is up.0, as in all published weights, although the coarsest level runs first.
         self.up = nn.ModuleList(reversed(levels))
         self.norm_out = _norm_maker(settings, level=len(widths) - 1)(before)
         self.conv_out = nn.Conv2d(before, 3, 3, padding=1)
 
     def features(self, z: Tensor, quantized: Tensor) -> Tensor:
-        """Everything before the last convolution, whose input the adaptive weight needs.
+        """Return the input of the last convolution, which the adaptive weight needs.
 
         Args:
-            z: [B, z_channels, h, w], the projected quantized map.
-            quantized: [B, D, h, w], the codebook vectors themselves.
+            z: Projection of the quantized map, [B, z_channels, h, w].
+            quantized: Quantized map, the vectors of the codes, [B, D, h, w].
 
         Returns:
             [B, widths[0], H, W].
@@ -237,7 +238,7 @@ class Decoder(nn.Module):
         return F.silu(self.norm_out(h, condition))
 
     def forward(self, z: Tensor, quantized: Tensor) -> Tensor:
-        """Map the two to images [B, 3, H, W], nominally in [-1, 1]."""
+        """Return the images [B, 3, H, W], nominally in [-1, 1]; see `features` for the arguments."""
         return self.conv_out(self.features(z, quantized))
 
 
@@ -245,7 +246,7 @@ def _initial_feature(settings: TokenizerSettings) -> nn.Module | None:
     width = settings.widths[-1]
     match settings.initial_feature:
         case "quantized":
-            return None  # conv_in(z_q), the way of VQGAN
+            return None  # F0 is conv_in(z_q), as in VQGAN.
         case "fourier":
             return FourierFeature()
         case "projected":
@@ -257,7 +258,7 @@ def _initial_feature(settings: TokenizerSettings) -> nn.Module | None:
 
 
 def _norm_maker(settings: TokenizerSettings, level: int) -> MakeNorm:
-    """The norm of one decoder level, counted from the coarsest; -1 is the middle."""
+    """Return the function that makes the norms of a decoder level; 0 is the coarsest, -1 the middle block."""
     modulation = settings.modulation
     if modulation is None or level >= modulation.levels:
         return Norm

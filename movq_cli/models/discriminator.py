@@ -1,4 +1,4 @@
-"""PatchGAN (Isola et al. 2017), as VQGAN uses it."""
+"""The PatchGAN discriminator (Isola et al. 2017) in VQGAN's form."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from torch.autograd.function import once_differentiable
 
 
 class BatchNorm(nn.BatchNorm2d):
-    """Batch normalization over the batches of all ranks, without running statistics: a discriminator only trains.
+    """Batch normalization over the batches of all ranks.
 
-    nn.SyncBatchNorm refuses the CPU, where the ranks' agreement with a single process is tested.
+    It has no running statistics, since the discriminator is used in training only. nn.SyncBatchNorm does not run on the
+    CPU, on which the tests compare several ranks with a single process.
 
     Args:
-        channels: C.
+        channels: Number of channels, C.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__(channels, track_running_stats=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize [B, C, H, W] of any float type; B may be this rank's part of the batch."""
+        """Normalize [B, C, H, W] of any float type; with several ranks, B is this rank's share of the batch."""
         if not (dist.is_initialized() and dist.get_world_size() > 1):
             return super().forward(x)
         full = x.float()
@@ -33,16 +34,16 @@ class BatchNorm(nn.BatchNorm2d):
         return torch.addcmul(self.bias[:, None, None], full - mean, scale).to(x.dtype)
 
     def _mean(self, x: Tensor) -> Tensor:
-        """[1, C, 1, 1], over all images and places of all ranks; each rank has equally many."""
+        """Return the mean over images and positions of all ranks, [1, C, 1, 1]; each rank has equally many images."""
         mean: Tensor = _SumOfRanks.apply(x.mean((0, 2, 3), keepdim=True))
         return mean / dist.get_world_size()
 
 
 class _SumOfRanks(torch.autograd.Function):
-    """The sum over the ranks, and backward likewise: what one rank gives, the losses of all depend on."""
+    """Sum a tensor over the ranks, and its gradient too, since the losses of all ranks depend on each rank's tensor."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - torch's own context
+    def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - the context type of torch
         x = x.clone()
         dist.all_reduce(x)
         return x
@@ -54,11 +55,11 @@ class _SumOfRanks(torch.autograd.Function):
 
 
 class PatchDiscriminator(nn.Module):
-    """Strided 4x4 convolutions that judge overlapping patches, each on its own.
+    """4x4 convolutions that classify overlapping patches of an image as real or reconstructed.
 
     Args:
-        channels: Base width; it doubles with each layer, up to eight times.
-        layers: Strided layers; 3 gives patches of 70 x 70 pixels.
+        channels: Base width; each layer doubles it, up to eight times the base width.
+        layers: Number of strided layers; 3 gives patches of 70 x 70 pixels.
     """
 
     def __init__(self, channels: int = 64, layers: int = 3) -> None:
@@ -77,12 +78,12 @@ class PatchDiscriminator(nn.Module):
         self.apply(_initialise)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images [B, 3, H, W] in [-1, 1] to a logit a patch, [B, 1, H', W']: high is real."""
+        """Map images [B, 3, H, W] in [-1, 1] to a logit for each patch, [B, 1, H', W']; a high logit means real."""
         return self.main(images)
 
 
 def _initialise(module: nn.Module) -> None:
-    """The DCGAN initialisation that PatchGAN has always had."""
+    """Initialize a layer as DCGAN and PatchGAN do."""
     if isinstance(module, nn.Conv2d):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, BatchNorm):
