@@ -160,9 +160,9 @@ def test_autoregressive_priors_sample_too(draw: Draw, ordered_once: Path, tmp_pa
     assert not (tmp_path / "c").exists()
 
 
-# --- errors ------------------------------------------------------------------------------------------------------------
-
 # --- errors -----------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_samples_of_other_settings_are_not_mixed(draw: Draw, tmp_path: Path, form: str) -> None:
     draw(f"out{form}", n=2)
@@ -224,7 +224,7 @@ def test_a_second_process_in_the_same_folder_is_refused(draw: Draw, tmp_path: Pa
 
 # --- resuming ---------------------------------------------------------------------------------------------------------
 
-# --- resuming ---------------------------------------------------------------------------------------------------------
+
 def test_a_folder_grows_and_only_what_is_missing_is_made(draw: Draw, tmp_path: Path) -> None:
     draw("complete")
     draw("out", n=3)
