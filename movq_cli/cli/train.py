@@ -25,7 +25,7 @@ from movq_cli.settings import PriorSettings
 
 
 def train_vq(
-    preset: PresetName,
+    preset_name: PresetName,
     data: DataPath = None,
     run: Annotated[
         Path | None,
@@ -33,7 +33,7 @@ def train_vq(
     ] = None,
     overrides: Overrides = None,
     weights: WeightsFolder = None,
-    device: DeviceName = None,
+    device_name: DeviceName = None,
     gpus: Gpus = None,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -43,10 +43,10 @@ def train_vq(
     from movq_cli.commands import train_vq as command
 
     command.train_vq(
-        preset=preset,
+        preset=preset_name,
         overrides=with_data_path(overrides, data),
         run=run,
-        device=device,
+        device=device_name,
         gpus=gpus,
         weights=weights,
         dry_run=dry_run,
@@ -55,7 +55,7 @@ def train_vq(
 
 
 def train_prior(
-    preset: PresetName,
+    preset_name: PresetName,
     tokenizer: Annotated[
         Path | None,
         typer.Option(
@@ -76,7 +76,7 @@ def train_prior(
     ] = None,
     overrides: Overrides = None,
     weights: WeightsFolder = None,
-    device: DeviceName = None,
+    device_name: DeviceName = None,
     gpus: Gpus = None,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -86,11 +86,11 @@ def train_prior(
     from movq_cli.commands import train_prior as command
 
     command.train_prior(
-        preset=preset,
+        preset=preset_name,
         overrides=[*with_data_path(overrides, data), *([] if mode is None else [f"prior.mode={mode}"])],
         tokenizer=tokenizer,
         run=run,
-        device=device,
+        device=device_name,
         gpus=gpus,
         weights=weights,
         dry_run=dry_run,
