@@ -24,7 +24,7 @@ def folders() -> list[Path]:
     """Return the folders in which a preset is searched by name; the first one that has it wins.
 
     They are ./presets, the folder inside the package, and the folder of the source tree. The last one serves editable
-    installs, where the package does not contain the presets.
+    installs, in which the package does not contain the presets.
     """
     return [Path("presets"), _PACKAGE / "presets", _PACKAGE.parent / "presets"]
 

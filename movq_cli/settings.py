@@ -41,7 +41,7 @@ class DataSettings(Settings):
 class ViewSettings(Settings):
     """The views of each training image from which a prior learns; a validation image has its centre crop only."""
 
-    mirror: bool = Field(False, description="add the mirror image of each view; unsuitable where left and right differ")
+    mirror: bool = Field(False, description="add the mirror image of each view; unsuitable if left and right differ")
     scales: tuple[Annotated[float, Field(gt=1, le=2)], ...] = Field(
         (),
         description="sizes, relative to the crop, at which corners and centre are cropped; empty = the centre crop",

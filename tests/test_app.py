@@ -117,7 +117,7 @@ def test_a_stale_reference_is_one_line_that_says_what_to_run(tmp_path: Path) -> 
         file.write("an edit by hand\n")
     done = subprocess.run([*command, "--check"], capture_output=True, text=True, check=False)
     assert done.returncode == 1
-    assert done.stderr == "error: docs/cli.md not up to date: run make docs\n"
+    assert done.stderr == "error: not up to date: docs/cli.md; run `make docs`\n"
     subprocess.run(command, check=True)
     assert (tmp_path / "cli.md").read_text() == (DOCS / "cli.md").read_text()
 

@@ -1,4 +1,4 @@
-"""The six commands one after the other, as real processes on a tiny set, and what happens when one is killed."""
+"""The six commands run one after another as real processes on a tiny data set, and can be killed at any moment."""
 
 from __future__ import annotations
 
@@ -50,9 +50,9 @@ def test_six_commands_work_one_into_the_next(movq: Movq, shapes: Path, tiny_yaml
     assert (tmp_path / "back.png").is_file()
 
     done = movq("evaluate", "--psnr", "--ssim", "data", "back", "--json")
-    figures = json.loads(done.stdout)
-    assert figures["psnr"] == pytest.approx(result["psnr"])
-    assert figures["ssim"] == pytest.approx(result["ssim"])
+    metrics = json.loads(done.stdout)
+    assert metrics["psnr"] == pytest.approx(result["psnr"])
+    assert metrics["ssim"] == pytest.approx(result["ssim"])
 
     done = movq("sample", "--steps", "8", "--n", "5", "out/", "--grid", "out.png")
     assert done.stdout == "out\n"
@@ -63,7 +63,7 @@ def test_six_commands_work_one_into_the_next(movq: Movq, shapes: Path, tiny_yaml
     assert all(Image.open(tmp_path / "out" / image["file"]).size == (16, 16) for image in manifest["images"])
 
 
-def test_a_discriminator_that_the_run_never_reaches_is_warned_of(
+def test_a_discriminator_that_starts_after_the_end_of_the_run_causes_a_warning(
     movq: Movq, trained: Path, tiny_yaml: Path, tmp_path: Path
 ) -> None:
     late = movq(
@@ -75,9 +75,7 @@ def test_a_discriminator_that_the_run_never_reaches_is_warned_of(
     assert '"discriminator"' in (tmp_path / "half" / "log.jsonl").read_text()
 
 
-def test_running_a_finished_run_again_does_nothing_and_longer_goes_on(
-    movq: Movq, trained: Path, tiny_yaml: Path
-) -> None:
+def test_a_finished_run_is_not_repeated_and_a_longer_one_is_resumed(movq: Movq, trained: Path, tiny_yaml: Path) -> None:
     weights = trained / "runs" / "tiny-vq" / "tokenizer.safetensors"
     before = weights.read_bytes()
     done = movq("train-vq", "--preset", tiny_yaml)
@@ -96,14 +94,14 @@ def test_an_epoch_is_counted_in_image_views(movq: Movq, trained: Path, tiny_yaml
     }  # fmt: skip
     done = movq("train-prior", "--preset", tiny_yaml, *settings, "--run", "runs/mirrored")
     assert "encoding train: 96/96 image views" in done.stderr
-    assert "encoding val" not in done.stderr  # its centre crops are there already
+    assert "encoding val" not in done.stderr  # the codes of its centre crops are cached
     assert "an epoch is 96 image views" in done.stderr
     assert json.loads((trained / "runs" / "mirrored" / "run.json").read_text())["step"] == 3
     done = movq("train-prior", "--preset", tiny_yaml, "-o", "views.mirror=true", code=2)
     assert "views.mirror: False before, True now" in done.stderr
 
 
-def test_a_prior_is_refused_a_tokenizer_that_did_not_make_its_codes(movq: Movq, trained: Path, tiny_yaml: Path) -> None:
+def test_a_prior_refuses_a_tokenizer_that_did_not_make_its_codes(movq: Movq, trained: Path, tiny_yaml: Path) -> None:
     movq("train-vq", "--preset", tiny_yaml, "--run", "runs/other", "-o", "train_vq.seed=1")
     done = movq("sample", "--n", "1", "out", "--tokenizer", "runs/other", code=2)
     assert "another tokenizer" in done.stderr
@@ -139,7 +137,7 @@ def test_images_of_any_size_and_shape_are_reconstructed_at_their_own(movq: Movq,
     }  # fmt: skip
     for number in range(5):
         assert Image.open(trained / "back" / f"{number}.png").size == Image.open(folder / f"{number}.png").size
-    # What is beside an image in a batch does not change it, but for the order of some sums.
+    # The other images of a batch do not change an image, except for the order of some sums.
     alone, beside = (np.asarray(Image.open(trained / "back" / name)).astype(int) for name in ("2.png", "same.jpg.png"))
     assert np.abs(alone - beside).max() <= 1
 
@@ -190,12 +188,12 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 130), (signal.SIGINT, 130)])
-def test_a_run_stopped_at_any_moment_ends_as_it_would_have(
+def test_a_run_that_is_stopped_at_any_moment_ends_with_the_same_weights(
     movq: Movq, shapes: Path, tiny_yaml: Path, tmp_path: Path, number: signal.Signals, code: int
 ) -> None:
     movq("prepare", shapes, "data", "--size", "16", "--val", "12")
     length = ["-o", "train_vq.steps=60", "-o", "train_vq.checkpoint_every=3", "-o", "train_vq.validate_every=60"]
-    movq("train-vq", "--preset", tiny_yaml, "--run", "whole", *length)
+    movq("train-vq", "--preset", tiny_yaml, "--run", "uninterrupted", *length)
     process = start(tmp_path, "train-vq", "--preset", tiny_yaml, "--run", "parts", *length)
     wait_for(tmp_path / "parts" / "checkpoint.pt", process)
     process.send_signal(number)
@@ -205,11 +203,13 @@ def test_a_run_stopped_at_any_moment_ends_as_it_would_have(
         assert "Run the same command again to resume" in errors
     done = movq("train-vq", "--preset", tiny_yaml, "--run", "parts", *length)
     assert "resuming from step" in done.stderr
-    whole, parts = (tmp_path / name / "tokenizer.safetensors" for name in ("whole", "parts"))
-    assert whole.read_bytes() == parts.read_bytes()
+    expected, resumed = (tmp_path / name / "tokenizer.safetensors" for name in ("uninterrupted", "parts"))
+    assert expected.read_bytes() == resumed.read_bytes()
 
 
-def test_the_python_face_does_what_the_commands_do(movq: Movq, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_classes_give_the_same_images_as_the_commands(
+    movq: Movq, trained: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import torch
 
     from movq_cli import Prior, Tokenizer

@@ -85,7 +85,7 @@ def reconstruct(
         typer.Option("--codes", help="Also write the code maps to this folder: .npy files, uint16 [h, w, c]."),
     ] = None,
     weights: WeightsFolder = None,
-    device: DeviceName = None,
+    device_name: DeviceName = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -107,7 +107,7 @@ def reconstruct(
             steps=steps,
             seed=seed,
             figure=figure,
-            device_name=device,
+            device_name=device_name,
         )
         fill.fill(filling, console)
         return
@@ -127,7 +127,7 @@ def reconstruct(
         metrics=metrics,
         codes=codes,
         weights=weights,
-        device_name=device,
+        device_name=device_name,
     )
     command.reconstruct(request, console)
 

@@ -51,7 +51,7 @@ def sample(
     grid: Annotated[
         Path | None, typer.Option(help="Also write this picture, a grid of the first hundred images.")
     ] = None,
-    device: DeviceName = None,
+    device_name: DeviceName = None,
     gpus: Gpus = None,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -69,7 +69,7 @@ def sample(
         settings=settings,
         batch_size=batch_size,
         grid=grid,
-        device_name=device,
+        device_name=device_name,
         gpus=gpus,
     )
     command.sample(request, arguments=sys.argv[1:], console=console_for(as_json, quiet))

@@ -26,7 +26,7 @@ from movq_cli.settings import PriorSettings
 
 
 def train_vq(
-    preset: PresetName,
+    preset_name: PresetName,
     data: DataPath = None,
     run: Annotated[
         Path | None,
@@ -34,7 +34,7 @@ def train_vq(
     ] = None,
     overrides: Overrides = None,
     weights: WeightsFolder = None,
-    device: DeviceName = None,
+    device_name: DeviceName = None,
     gpus: Gpus = None,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -45,10 +45,10 @@ def train_vq(
     from movq_cli.commands.training import TrainRequest
 
     request = TrainRequest(
-        preset_name=preset,
+        preset_name=preset_name,
         overrides=with_data_path(overrides, data),
         run=run,
-        device_name=device,
+        device_name=device_name,
         gpus=gpus,
         weights=weights,
         dry_run=dry_run,
@@ -58,7 +58,7 @@ def train_vq(
 
 
 def train_prior(
-    preset: PresetName,
+    preset_name: PresetName,
     tokenizer: Annotated[
         Path | None,
         typer.Option(
@@ -79,7 +79,7 @@ def train_prior(
     ] = None,
     overrides: Overrides = None,
     weights: WeightsFolder = None,
-    device: DeviceName = None,
+    device_name: DeviceName = None,
     gpus: Gpus = None,
     dry_run: DryRun = False,
     as_json: Json = False,
@@ -90,11 +90,11 @@ def train_prior(
     from movq_cli.commands.training import TrainRequest
 
     request = TrainRequest(
-        preset_name=preset,
+        preset_name=preset_name,
         overrides=[*with_data_path(overrides, data), *([] if mode is None else [f"prior.mode={mode}"])],
         run=run,
         tokenizer=tokenizer,
-        device_name=device,
+        device_name=device_name,
         gpus=gpus,
         weights=weights,
         dry_run=dry_run,

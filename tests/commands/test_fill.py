@@ -1,4 +1,4 @@
-"""Masked reconstruction: what is visible stays, what is hidden is drawn, and pictures come out whole."""
+"""Masked reconstruction keeps the visible codes and draws the hidden ones."""
 
 from __future__ import annotations
 
@@ -37,35 +37,35 @@ def test_a_larger_ratio_hides_what_a_smaller_one_does(one: float, two: float, se
     assert (large | ~small).all()
 
 
-def test_channels_hide_places_of_their_own() -> None:
+def test_each_channel_hides_other_positions() -> None:
     mask = ratio_mask(0.5, [3], PAPER)[0]
     assert all(not torch.equal(mask[..., 0], mask[..., channel]) for channel in (1, 2, 3))
 
 
 def test_an_image_with_nothing_hidden_is_its_reconstruction(movq: Movq, trained: Path) -> None:
     movq("reconstruct", "data", "plain", "--split", "val")
-    movq("reconstruct", "pictures/dot", "whole", "--mask-ratio", "0")
+    movq("reconstruct", "pictures/dot", "filled", "--mask-ratio", "0")
     prior = Prior.load(trained / "runs" / "tiny-prior")
-    for path in sorted((trained / "whole").iterdir())[:3]:
+    for path in sorted((trained / "filled").iterdir())[:3]:
         original = fill._read_square((trained / "pictures" / "dot" / path.name).read_bytes(), prior)
         expected = pixels.to_bytes(prior.tokenizer.decode(prior.tokenizer.encode(pixels.to_signed(original[None]))))
         found = np.asarray(Image.open(path)).astype(int)
         assert np.abs(found - expected[0].permute(1, 2, 0).numpy()).max() <= 1
 
 
-def test_visible_codes_are_kept_and_hidden_ones_drawn(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_visible_codes_remain_and_hidden_ones_are_drawn(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prior = Prior.load(trained / "runs" / "tiny-prior")
     original = fill._read_square((trained / "pictures" / "bar" / "003.png").read_bytes(), prior)
     codes = prior.tokenizer.encode(pixels.to_signed(original[None]))
     hidden = ratio_mask(0.6, [1], prior.transformer.shape)
-    seen = []
+    decoded: list[torch.Tensor] = []
     decode = prior.tokenizer.decode
-    monkeypatch.setattr(prior.tokenizer, "decode", lambda drawn: (seen.append(drawn), decode(drawn))[1])
+    monkeypatch.setattr(prior.tokenizer, "decode", lambda drawn: (decoded.append(drawn), decode(drawn))[1])
     images = fill._fill_codes(prior, original, hidden, [0, 1, 2], prior.header.sample)
     assert images.shape == (3, *original.shape)
-    (drawn,) = seen
-    kept = ~hidden.expand(3, -1, -1, -1)
-    assert torch.equal(drawn[kept], codes.expand(3, -1, -1, -1)[kept])
+    (drawn,) = decoded
+    visible = ~hidden.expand(3, -1, -1, -1)
+    assert torch.equal(drawn[visible], codes.expand(3, -1, -1, -1)[visible])
     assert not torch.equal(drawn[0], drawn[1])
     assert drawn.max() < prior.transformer.unknown
 
@@ -84,7 +84,7 @@ def test_a_painted_mask_changes_only_what_it_paints(movq: Movq, trained: Path) -
         assert not np.array_equal(image[painted], original[painted])
 
 
-def test_the_same_seed_fills_alike_and_top1_needs_none(movq: Movq, trained: Path) -> None:
+def test_the_same_seed_gives_the_same_filling_and_top1_another(movq: Movq, trained: Path) -> None:
     for folder, more in (("a", []), ("b", []), ("c", ["--seed", "5"]), ("d", ["--top1"])):
         movq("reconstruct", "pictures/bar", folder, "--mask-ratio", "0.95", *more)
     a, b, c, d = ((trained / folder / "004.png").read_bytes() for folder in "abcd")
@@ -92,14 +92,14 @@ def test_the_same_seed_fills_alike_and_top1_needs_none(movq: Movq, trained: Path
     assert len({a, c, d}) == 3
 
 
-def test_the_figure_has_a_row_a_way_and_a_column_a_ratio(movq: Movq, trained: Path) -> None:
+def test_the_figure_has_a_row_for_each_filling_and_a_column_for_each_ratio(movq: Movq, trained: Path) -> None:
     movq("reconstruct", "pictures/bar", "out", "--mask-ratio", "0.5", "--samples", "2", "--figure", "figure.png")
     width, height = Image.open(trained / "figure.png").size
     cell = 16 + 2
     assert (width // 4, height // 4) == (cell * (1 + len(fill.FIGURE_RATIOS)) + 2, cell * 4 * 3 + 2)
 
 
-def test_what_cannot_be_filled_is_refused(movq: Movq, trained: Path) -> None:
+def test_bad_masks_and_combinations_of_options_are_refused(movq: Movq, trained: Path) -> None:
     (trained / "no.png").write_bytes(b"none")
     for arguments, words in (
         (["--mask-ratio", "0.5", "--mask", "no.png"], "both say what is hidden"),

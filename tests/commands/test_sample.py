@@ -1,4 +1,4 @@
-"""`movq sample`: the same images in any form from any number of processes, and after any kind of end."""
+"""`movq sample` writes the same images in any form, with any number of processes, and after any interruption."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ Draw = Callable[..., dict[str, Any]]
 def draw(
     trained_once: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> Draw:
-    """Run `movq sample` in this process, in an empty folder; its result, and as `said` its stderr."""
+    """Return a function that runs `movq sample` in this process and returns its result, with stderr as `stderr`."""
     monkeypatch.chdir(tmp_path)
 
     def run(
@@ -47,14 +47,14 @@ def draw(
         capfd.readouterr()
         arguments = ["sample", out, "-n", n, "--run", prior, "--device", "cpu", "--json", *more]
         app.app(list(map(str, arguments)), standalone_mode=False)
-        printed, said = capfd.readouterr()
-        return {**json.loads(printed), "said": said}
+        stdout, stderr = capfd.readouterr()
+        return {**json.loads(stdout), "stderr": stderr}
 
     return run
 
 
 def content(path: Path) -> dict[str, bytes]:
-    """A set's files by their names in it, and of a packed one the manifest beside it."""
+    """Return the contents of a set's files by name; a packed set is one file, with its manifest beside it."""
     found = path.parent.glob(f"{path.name}*") if path.is_file() else path.iterdir()
     return {file.name.removeprefix(path.name): file.read_bytes() for file in found}
 
@@ -64,11 +64,11 @@ def manifest_of(path: Path) -> dict[str, Any]:
     return json.loads(file.read_text())
 
 
-def photographs(folder: Path) -> list[bytes]:
+def png_files(folder: Path) -> list[bytes]:
     return [path.read_bytes() for path in sorted(folder.glob("*.png"))]
 
 
-# --- what comes out ---------------------------------------------------------------------------------------------------
+# --- the images and their manifest -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -76,7 +76,7 @@ def test_batch_sizes_give_the_same_bytes(draw: Draw, tmp_path: Path, form: str) 
     for size in (1, 3, 64):
         assert draw(f"of-{size}{form}", "--batch-size", size)["made"] == 7
     assert content(tmp_path / f"of-1{form}") == content(tmp_path / f"of-3{form}") == content(tmp_path / f"of-64{form}")
-    assert len(list(tmp_path.glob("of-1*"))) == (1 if form == "" else 2)  # nothing of the work is left
+    assert len(list(tmp_path.glob("of-1*"))) == (1 if form == "" else 2)  # no temporary file remains
 
 
 def test_a_zip_and_an_npz_hold_the_images_of_the_folder(draw: Draw, tmp_path: Path) -> None:
@@ -124,32 +124,30 @@ def test_the_manifest_says_how_the_images_were_drawn(draw: Draw, trained_once: P
     assert manifest["made_with"].keys() == {"movq", "torch", "device"}
     assert manifest["images"][4] == {"file": "000004.png", "seed": 44, "class": "dot"}
     draw("one", "--steps", 8, "--seed", 44, "--class", "dot", n=1)
-    assert photographs(tmp_path / "one") == photographs(tmp_path / "a")[4:5]
+    assert png_files(tmp_path / "one") == png_files(tmp_path / "a")[4:5]
 
 
 def test_the_options_reach_the_sampler(draw: Draw, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[SampleSettings] = []
+    received: list[SampleSettings] = []
     original = Prior.sample
 
-    def spy(self: Prior, **given: Any) -> Any:
-        seen.append(given["settings"])
-        return original(self, **given)
+    def spy(self: Prior, **arguments: Any) -> Any:
+        received.append(arguments["settings"])
+        return original(self, **arguments)
 
     monkeypatch.setattr(Prior, "sample", spy)
     draw("a", n=1)
-    assert seen.pop() == SampleSettings(steps=4)
+    assert received.pop() == SampleSettings(steps=4)
     options = {
         **{"steps": 3, "temperature": 0.9, "choice_temperature": 2.0, "top_k": 5, "top_p": 0.8},
         **{"guidance": 1.5, "guidance_schedule": "linear"},
     }
     draw("b", *(part for name, value in options.items() for part in (f"--{name.replace('_', '-')}", value)), n=1)
-    assert seen.pop() == SampleSettings.model_validate(options)
+    assert received.pop() == SampleSettings.model_validate(options)
 
 
 @pytest.mark.parametrize("mode", ["auto", "depth"])
-def test_priors_that_draw_one_code_after_another_sample_too(
-    draw: Draw, ordered_once: Path, tmp_path: Path, mode: str
-) -> None:
+def test_autoregressive_priors_sample_too(draw: Draw, ordered_once: Path, tmp_path: Path, mode: str) -> None:
     prior = ordered_once / mode
     draw("a", "--top-k", 3, n=4, prior=prior)
     draw("b", "--top-k", 3, "--batch-size", 1, n=4, prior=prior)
@@ -163,7 +161,7 @@ def test_priors_that_draw_one_code_after_another_sample_too(
     assert not (tmp_path / "c").exists()
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -187,20 +185,20 @@ def test_samples_of_other_settings_are_not_mixed(draw: Draw, tmp_path: Path, for
         (["--class", "cat"], "'cat'"),
     ],
 )
-def test_what_cannot_be_is_one_line(draw: Draw, tmp_path: Path, options: list[str], words: str) -> None:
+def test_a_bad_setting_is_one_line(draw: Draw, tmp_path: Path, options: list[str], words: str) -> None:
     with pytest.raises(BadRequestError, match=words):
         draw("out", *options)
     assert not (tmp_path / "out").exists()
 
 
-def test_what_another_made_is_left_alone(draw: Draw, tmp_path: Path) -> None:
+def test_files_of_another_program_are_not_changed(draw: Draw, tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "mine.png").write_bytes(encode_png(Image.new("RGB", (4, 4))))
+    (tmp_path / "other" / "another.png").write_bytes(encode_png(Image.new("RGB", (4, 4))))
     (tmp_path / "folder.zip").mkdir()
     for folder in ("damaged", "new.npz.images"):
         (tmp_path / folder).mkdir()
     for name in ("other.zip", "file", "new.npz.images/notes"):
-        (tmp_path / name).write_bytes(b"mine")
+        (tmp_path / name).write_bytes(b"another's")
     (tmp_path / "damaged" / "manifest.json").write_text("{")
     before = sorted(tmp_path.rglob("*"))
     refused = {
@@ -217,7 +215,7 @@ def test_what_another_made_is_left_alone(draw: Draw, tmp_path: Path) -> None:
     assert sorted(tmp_path.rglob("*")) == before
 
 
-def test_two_at_once_are_refused(draw: Draw, tmp_path: Path) -> None:
+def test_a_second_process_in_the_same_folder_is_refused(draw: Draw, tmp_path: Path) -> None:
     with (
         files.locked(tmp_path / "out.zip.images", "movq sample"),
         pytest.raises(BadRequestError, match="is at work in"),
@@ -225,28 +223,30 @@ def test_two_at_once_are_refused(draw: Draw, tmp_path: Path) -> None:
         draw("out.zip")
 
 
-# --- going on ---------------------------------------------------------------------------------------------------------
+# --- resuming ---------------------------------------------------------------------------------------------------------
 
 
 def test_a_folder_grows_and_only_what_is_missing_is_made(draw: Draw, tmp_path: Path) -> None:
-    draw("whole")
+    draw("complete")
     draw("out", n=3)
     (tmp_path / "out" / "000001.png").unlink()
     grown = draw("out")
     assert grown["made"] == 5
-    assert "2 of 7 images are already in out" in grown["said"]
-    assert content(tmp_path / "out") == content(tmp_path / "whole")
-    assert draw("out", n=3)["made"] == 0  # its manifest still tells of all seven
-    assert content(tmp_path / "out") == content(tmp_path / "whole")
+    assert "2 of 7 images are already in out" in grown["stderr"]
+    assert content(tmp_path / "out") == content(tmp_path / "complete")
+    assert draw("out", n=3)["made"] == 0  # its manifest still lists all seven
+    assert content(tmp_path / "out") == content(tmp_path / "complete")
 
 
 @pytest.mark.parametrize("form", [".zip", ".npz"])
-def test_a_finished_file_is_left_and_one_of_another_count_refused(draw: Draw, tmp_path: Path, form: str) -> None:
+def test_a_finished_file_is_not_changed_and_another_number_of_images_refused(
+    draw: Draw, tmp_path: Path, form: str
+) -> None:
     draw(f"out{form}")
     before = (tmp_path / f"out{form}").stat()
     again = draw(f"out{form}")
     assert again["made"] == 0
-    assert "is already finished" in again["said"]
+    assert "is already finished" in again["stderr"]
     after = (tmp_path / f"out{form}").stat()
     assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     for count in (6, 8):
@@ -254,7 +254,7 @@ def test_a_finished_file_is_left_and_one_of_another_count_refused(draw: Draw, tm
             draw(f"out{form}", n=count)
 
 
-def test_versions_and_device_do_not_decide_whether_to_go_on(draw: Draw, tmp_path: Path) -> None:
+def test_a_run_can_be_resumed_with_other_versions_and_devices(draw: Draw, tmp_path: Path) -> None:
     draw("out", n=2)
     path = tmp_path / "out" / "manifest.json"
     manifest = json.loads(path.read_text())
@@ -268,7 +268,7 @@ def _kill(*_: object, **__: object) -> None:
 
 
 def _after(count: int, act: Callable[[], object]) -> Callable[..., None]:
-    """Writes images, and acts before the one after so many."""
+    """Return a function that writes images, and calls `act` before it writes image number `count`."""
     written: list[Path] = []
     write = command._write
 
@@ -289,7 +289,7 @@ MOMENTS: dict[str, tuple[object, str, Callable[[], Callable[..., None]]]] = {
 
 
 def in_child(work: Callable[[], object]) -> int:
-    """The wait status of a forked process that does some work."""
+    """Return the wait status of a forked process that calls a function."""
     child = os.fork()
     if child == 0:
         try:
@@ -300,13 +300,13 @@ def in_child(work: Callable[[], object]) -> int:
 
 
 @pytest.mark.parametrize(("form", "moment"), [("", "drawing"), *((f, m) for f in FORMS[1:] for m in MOMENTS)])
-def test_a_killed_run_goes_on_to_the_same_bytes(
+def test_a_killed_run_is_resumed_to_the_same_bytes(
     draw: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str, moment: str
 ) -> None:
-    draw(f"whole{form}")
+    draw(f"complete{form}")
     with monkeypatch.context() as patch:
-        place, name, make = MOMENTS[moment]
-        patch.setattr(place, name, make())
+        owner, name, make = MOMENTS[moment]
+        patch.setattr(owner, name, make())
         assert os.WTERMSIG(in_child(lambda: draw(f"out{form}", "--batch-size", 2))) == signal.SIGKILL
     folder = tmp_path / ("out" if form == "" else f"out{form}.images")
     there = {path.name: path.stat().st_ino for path in folder.glob("*.png")}
@@ -324,7 +324,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
         assert draw(f"out{form}")["made"] == 7 - len(there)
     kept |= {path.name: path.stat().st_ino for path in folder.glob("*.png")}
     assert there.items() <= kept.items()
-    assert content(tmp_path / f"out{form}") == content(tmp_path / f"whole{form}")
+    assert content(tmp_path / f"out{form}") == content(tmp_path / f"complete{form}")
     assert form == "" or not folder.exists()
 
 
@@ -333,7 +333,7 @@ def test_an_interrupted_run_ends_at_once_and_keeps_what_it_made(
     draw: Draw, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals, trained_once: Path
 ) -> None:
     def main() -> None:
-        os.dup2(os.open("said", os.O_WRONLY | os.O_CREAT), 2)
+        os.dup2(os.open("stderr.txt", os.O_WRONLY | os.O_CREAT), 2)
         sys.stderr = os.fdopen(2, "w", buffering=1)
         run = trained_once / "runs" / "tiny-prior"
         sys.argv = ["movq", "sample", "out", "-n", "100000", "--batch-size", "2", "--run", str(run), "--device", "cpu"]
@@ -345,9 +345,9 @@ def test_an_interrupted_run_ends_at_once_and_keeps_what_it_made(
     with monkeypatch.context() as patch:
         patch.setattr(command, "_write", _after(4, lambda: os.kill(os.getpid(), number)))
         assert os.waitstatus_to_exitcode(in_child(main)) == 130
-    errors = [line for line in (tmp_path / "said").read_text().splitlines() if line.startswith("error: ")]
+    errors = [line for line in (tmp_path / "stderr.txt").read_text().splitlines() if line.startswith("error: ")]
     assert errors == ["error: interrupted; the images made so far are kept. Run the same command again to resume."]
-    made = len(photographs(tmp_path / "out"))
+    made = len(png_files(tmp_path / "out"))
     assert made >= 4
     assert draw("out", n=made + 1)["made"] == 1
 
@@ -371,7 +371,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_file(
 
 
 @pytest.mark.parametrize("form", [".zip", ".npz"])
-def test_two_processes_make_what_one_does(
+def test_two_processes_write_the_same_files_as_one(
     draw: Draw, movq: Movq, trained_once: Path, tmp_path: Path, form: str
 ) -> None:
     draw(f"one{form}")
@@ -385,7 +385,7 @@ def test_two_processes_make_what_one_does(
 
 @pytest.fixture
 def two_at_work(trained_once: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
-    """Two processes that draw into the folder `out`, some images being there already."""
+    """Yield a command whose two processes draw into the folder `out`, after both have written some images."""
     process = subprocess.Popen(
         [
             *(sys.executable, "-m", "movq_cli", "sample", "out", "-n", "100000", "--batch-size", "2"),
@@ -407,25 +407,25 @@ def two_at_work(trained_once: Path, tmp_path: Path) -> Iterator[subprocess.Popen
     process.communicate()
 
 
-def test_ranks_that_are_interrupted_end_with_one_line_and_one_process_goes_on(
+def test_interrupted_ranks_end_with_one_line_and_one_process_resumes(
     two_at_work: subprocess.Popen[str], draw: Draw, tmp_path: Path
 ) -> None:
-    os.killpg(two_at_work.pid, signal.SIGINT)  # as a terminal does
-    _, said = two_at_work.communicate(timeout=60)
-    assert two_at_work.returncode == 130, said
-    rest = [line for line in said.splitlines() if not line.startswith(("prior: ", "sampling: "))]
+    os.killpg(two_at_work.pid, signal.SIGINT)  # as a terminal sends it
+    _, stderr = two_at_work.communicate(timeout=60)
+    assert two_at_work.returncode == 130, stderr
+    rest = [line for line in stderr.splitlines() if not line.startswith(("prior: ", "sampling: "))]
     assert rest == ["error: interrupted; the images made so far are kept. Run the same command again to resume."]
     there = sum(path.name <= "000019.png" for path in (tmp_path / "out").glob("*.png"))
     assert draw("out", n=20)["made"] == 20 - there
-    draw("whole", n=20)
-    assert photographs(tmp_path / "out")[:20] == photographs(tmp_path / "whole")
+    draw("complete", n=20)
+    assert png_files(tmp_path / "out")[:20] == png_files(tmp_path / "complete")
 
 
-def test_when_a_rank_is_killed_the_launcher_tells_and_nobody_else(two_at_work: subprocess.Popen[str]) -> None:
+def test_when_a_rank_is_killed_only_the_launcher_prints_an_error(two_at_work: subprocess.Popen[str]) -> None:
     children = Path(f"/proc/{two_at_work.pid}/task/{two_at_work.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
-    _, said = two_at_work.communicate(timeout=60)
-    assert two_at_work.returncode == 1, said
-    rest = [line for line in said.splitlines() if not line.startswith(("prior: ", "sampling: "))]
+    _, stderr = two_at_work.communicate(timeout=60)
+    assert two_at_work.returncode == 1, stderr
+    rest = [line for line in stderr.splitlines() if not line.startswith(("prior: ", "sampling: "))]
     assert len(rest) == 1
     assert rest[0].startswith("error: rank 1 was ended by signal 9")
