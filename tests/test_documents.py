@@ -14,7 +14,7 @@ from movq_cli.app import app
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), ROOT / "benchmarks" / "NOTES.md"])
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+LINK = re.compile(r"\[([^\]]*)\]\(([^)\s]+)\)")
 
 
 def prose(document: Path) -> str:
@@ -28,10 +28,15 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
+def links(document: Path) -> list[str]:
+    """The targets of a document's links and pictures."""
+    return [match[2] for match in LINK.finditer(prose(document))]
+
+
 def broken_links(document: Path) -> list[str]:
     """The relative links of a document that lead nowhere."""
     broken = []
-    for link in LINK.findall(prose(document)):
+    for link in links(document):
         path, _, anchor = link.partition("#")
         if re.match(r"[a-z]+:", link):
             continue
@@ -86,7 +91,7 @@ def test_every_command_line_in_a_document_parses(document: str, line: str) -> No
 
 @pytest.mark.parametrize("line", ["sample --no-such-option out", "no-such-command", "sample --n many out", "sample"])
 def test_a_wrong_command_line_does_not_parse(line: str) -> None:
-    with pytest.raises(Exception, match=r"(?i)no such|not a valid|missing"):
+    with pytest.raises(Exception, match=r"(?i)no such|valid integer|missing"):
         parse(line)
 
 
@@ -105,7 +110,7 @@ def test_the_readme_tells_a_developer_what_ci_runs() -> None:
 
 def test_the_readme_has_about_900_words() -> None:
     lines = [line for line in prose(ROOT / "README.md").splitlines() if not line.startswith("|")]
-    words = re.findall(r"\S+", LINK.sub("word", "\n".join(lines)))
+    words = re.findall(r"\S+", LINK.sub(r"\1", "\n".join(lines)))
     assert 700 <= len(words) <= 1000, len(words)
 
 
@@ -116,6 +121,6 @@ def test_every_document_is_reached_from_the_readme() -> None:
         if document in reached or document.suffix != ".md":
             continue
         reached.add(document)
-        paths = [link.partition("#")[0] for link in LINK.findall(prose(document)) if not link.startswith("http")]
+        paths = [link.partition("#")[0] for link in links(document) if not link.startswith("http")]
         waiting += [(document.parent / path).resolve() for path in paths if path]
     assert {document.resolve() for document in DOCUMENTS} <= {document.resolve() for document in reached}

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import run_movq
 from PIL import Image
 
-from conftest import run_movq
 from movq_cli import Tokenizer
 from movq_cli.sources.named import load_named_set
 

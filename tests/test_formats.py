@@ -13,18 +13,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import run_movq
 from pydantic import BaseModel
 from safetensors import safe_open
 
-from conftest import run_movq
 from movq_cli.checkpoints import PriorHeader, TokenizerHeader
+from movq_cli.console import Console
 from movq_cli.data.code_cache import CodeCacheHeader
 from movq_cli.data.sample_files import SampleManifest
 from movq_cli.data.shards import DatasetManifest
 from movq_cli.evaluation.feature_cache import cached_features
 from movq_cli.evaluation.image_sets import ImageSet
 from movq_cli.evaluation.pretrained import WEIGHTS
-from movq_cli.console import Console
 from movq_cli.runs import RunManifest
 from movq_cli.settings import Preset, SampleSettings
 
