@@ -297,10 +297,9 @@ def step_share(work: Path, images: PreparedSet, name: str, device: torch.device,
     stream = training.batches(0)
     waits, steps = [], []
     for step in range(repeats + 2):
-        start = time.perf_counter()
-        batch = next(stream)
-        waits.append(time.perf_counter() - start)
-        steps.append(waits[-1] + devices.seconds(lambda batch=batch, step=step: training.step(batch, step), device))  # type: ignore[misc]
+        start = time.perf_counter() batch = next(stream) waits.append(time.perf_counter() - start)
+        steps.append(waits[-1] + devices.seconds(lambda batch=batch, step=step: training.step(batch, step), device))  #
+        type: ignore[misc]
     wait, whole = statistics.median(waits[2:]), statistics.median(steps[2:])
     return {
         "preset": name,

@@ -2,8 +2,9 @@
 
     python examples/codes_of_a_folder.py runs/digits-vq photos/ codes.npy decoded/
 
-The array is uint16 [N, h, w, c]: one grid of h x w positions for each image, in the order of the file names, with c codes
-at each position. It is some hundred times smaller than the pixels, and any model of sequences can be trained on it.
+The array is uint16 [N, h, w, c]: one grid of h x w positions for each image, in the order of the file names, with c
+codes at each position. It is some hundred times smaller than the pixels, and any model of sequences can be trained on
+it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Draw samples with classifier-free guidance, in the cells of a notebook.
 
-Editors such as VS Code, PyCharm and Spyder run each `# %%` cell by itself; `python examples/guided_samples.py` runs all of
-them. The prior must be class-conditional: `make demo` trains one on digits.
+Editors such as VS Code, PyCharm and Spyder run each `# %%` cell by itself; `python examples/guided_samples.py` runs all
+of them. The prior must be class-conditional: `make demo` trains one on digits.
 """
 
 # %% Load a prior. Its run folder holds the tokenizer too.
@@ -19,8 +19,8 @@ print(f"{len(prior.classes)} classes: {', '.join(prior.classes[:10])}")
 
 # %% Draw four samples of each of the first ten classes, with rising strengths of guidance.
 # Guidance 0 is off. Larger values move each code's distribution away from the unconditional one: the samples show their
-# class more clearly, and differ less from each other. Image i depends on its seed (`seed` + i), its class and the settings
-# alone, so that the columns of two strengths can be compared.
+# class more clearly, and differ less from each other. Image i depends on its seed (`seed` + i), its class and the
+# settings alone, so that the columns of two strengths can be compared.
 chosen = list(prior.classes[:10])
 rows = []
 for guidance in (0.0, 1.0, 3.0):
