@@ -225,9 +225,9 @@ def check_equal_work(model: Tokenizer, peer: Any, images: Tensor) -> dict[str, f
 
 def gradient_difference(model: nn.Module, peer: nn.Module, images: Tensor) -> float:
     """Return the largest difference of the gradients of the first layer, relative to the largest gradient."""
-    mine, its = (Pass(side, images, "float32", True)()[0] for side in (model, peer))
-    assert mine is not None and its is not None
-    return ((mine - its).abs().max() / its.abs().max()).item()
+    ours_first, its_first = (Pass(side, images, "float32", True)()[0] for side in (model, peer))
+    assert ours_first is not None and its_first is not None
+    return ((ours_first - its_first).abs().max() / its_first.abs().max()).item()
 
 
 def main() -> None:

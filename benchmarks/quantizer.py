@@ -147,9 +147,9 @@ def peer_pass(model: Any, z: Tensor, weight: Tensor) -> Outcome:  # noqa: ANN401
 def check_equal_work(ours: Outcome, peers: Outcome) -> None:
     """Assert that both quantizers give the same codes, and the same numbers up to rounding."""
     assert torch.equal(ours.codes, peers.codes), "the codes differ"
-    for (part, mine), its in zip(ours._asdict().items(), peers, strict=True):
-        close = torch.allclose(mine, its, atol=1e-6, rtol=1e-4)
-        assert close, f"{part}: the two sides differ by up to {(mine - its).abs().max().item():.1e}"
+    for (part, value), expected in zip(ours._asdict().items(), peers, strict=True):
+        close = torch.allclose(value, expected, atol=1e-6, rtol=1e-4)
+        assert close, f"{part}: the two sides differ by up to {(value - expected).abs().max().item():.1e}"
 
 
 def main() -> None:

@@ -91,13 +91,16 @@ def report(device: torch.device, batch_size: int, repeats: int, clone: Path | No
         rivals = peers(ours["vqgan-ffhq"], work, batch, (precision, *others)) if skipped is None else {}
         measure.race([*contenders, *rivals.values()], device, repeats)
     rates = {name: devices.matrix_rate(device, name) for name in (precision, *others)}
-    rows = [row(mine, rivals.get(precision), precision, batch_size, rates[precision]) for mine in contenders]
+    rows = [row(contender, rivals.get(precision), precision, batch_size, rates[precision]) for contender in contenders]
     rows += [row(rival, rival, name, batch_size, rates[name]) for name, rival in rivals.items()]
     rows += [
-        {**row(mine, rivals[other], precision, batch_size, rates[precision]), "name": f"{mine.name}, peer in {other}"}
+        {
+            **row(contender, rivals[other], precision, batch_size, rates[precision]),
+            "name": f"{contender.name}, peer in {other}",
+        }
         for other in others
         if other in rivals
-        for mine in contenders
+        for contender in contenders
     ]
     return {
         "batch_size": batch_size,
@@ -229,8 +232,7 @@ def stand_ins() -> Iterator[None]:
             sys.modules |= {name: before[name]} if name in before else {}
 
 
-def peer_step(model: Any, optimizers: list[torch.optim.Optimizer], images: Tensor, precision: str) -> None:  # noqa:
-ANN401
+def peer_step(model: Any, optimizers: list[torch.optim.Optimizer], images: Tensor, precision: str) -> None:  # noqa: ANN401
     """Do what the peer's training loop does with a batch [B, 256, 256, 3] in [-1, 1]."""
     for index, optimizer in enumerate(optimizers):
         for other in optimizers:
@@ -258,8 +260,8 @@ def check_equal_work(ours: TokenizerTraining, peer: Any, images: Tensor) -> None
         "LPIPS": (ours.perceptual(images, images.flip(3)), peer.loss.perceptual_loss(images, images.flip(3))),
     }
     peer.train()
-    for part, (mine, its) in pairs.items():
-        difference = ((mine - its).norm() / its.norm()).item()
+    for part, (value, expected) in pairs.items():
+        difference = ((value - expected).norm() / expected.norm()).item()
         assert difference < 1e-2, f"{part}: the two sides differ by {difference:.1%}"
     layouts = [
         [tensor.shape for tensor in model.parameters()] for model in (ours.discriminator.model, peer.loss.discriminator)
