@@ -1,16 +1,17 @@
-# Two commands: `make demo` and `make test`. Everything else is made from these pieces.
+# `make demo` and `make test` are the two targets to start with.
 #
-#   make demo       the whole pipeline on 5,000 real digits: pictures and a table in demo/
-#   make modes      after it: the demo's other two priors, and a table of all three
-#   make test       the tests
-#   make test-fast  the tests that take neither long nor processes of their own: for after each change
-#   make lint       formatting, lint, types, and whether the reference in docs/ is up to date
-#   make docs       the reference in docs/, generated from the commands and the settings
-#   make install    .venv with movq and what development needs
-#   make bench      every benchmark on the CPU beside its peers, which it installs, and a table; results to OUT
-#   make gpu-check  the CUDA tests, every benchmark on CUDA and the table, from the source tree, with the Python that is
-#                   there (GPU_PYTHON); installs nothing: see below for the peers
-#   make clean-demo remove what the demo made
+#   make demo       runs the complete pipeline on 5,000 real digits; pictures and a table go to demo/
+#   make modes      trains the other two priors on the digits of the demo, and prints a table of all three
+#   make test       runs all tests
+#   make test-fast  runs the tests that are quick and start no processes, for use after each change
+#   make lint       checks formatting, lint, types, and that the reference in docs/ is up to date
+#   make docs       writes docs/cli.md and docs/settings.md from the commands and the settings
+#   make format     applies the formatting
+#   make install    creates .venv with movq and the development tools
+#   make bench      installs the peers, runs every benchmark on the CPU and prints a table; the results go to OUT
+#   make gpu-check  runs the CUDA tests and every benchmark on CUDA and prints a table, from the source tree and with the
+#                   Python named by GPU_PYTHON; it installs nothing: for the peers see "benchmarks" below
+#   make clean-demo removes what the demo made
 
 PYTHON ?= python3
 GPU_PYTHON ?= python3
@@ -56,18 +57,19 @@ format: $(INSTALLED)
 	$(BIN)/ruff format .
 
 # --- benchmarks -----------------------------------------------------------------------------------------------------
-# A peer that is not there is skipped by name. A machine without internet gets wheels that were fetched elsewhere, of the
-# peers and of what movq itself needs and is missing there, unpacked into a folder that SITE names:
+# A peer that is not installed is skipped, and the output names it. For a machine without internet access, download the
+# wheels of the peers, and of those requirements of movq that the machine lacks, on another machine, and unpack them into
+# a folder that SITE names:
 #
 #   pip download --no-deps --only-binary=:all: --python-version 3.12 -d wheels \
 #       pydantic pydantic-core annotated-types typing-inspection lpips torch-fidelity \
 #       vector-quantize-pytorch einops einx loguru frozendict torch-einops-utils \
 #       diffusers huggingface_hub importlib_metadata taming-transformers-rom1504
-#   pip install --no-index --no-deps --target site wheels/*.whl      # there
+#   pip install --no-index --no-deps --target site wheels/*.whl      # on that machine
 #   make gpu-check SITE=site
 #
-# TAMING=CLONE takes taming-transformers from a clone; ONLY="sampling growth" runs some, TESTS= without the tests. What
-# MINUTES do not last for is named at the end.
+# TAMING=CLONE takes taming-transformers from a clone. ONLY="sampling growth" runs only these benchmarks. TESTS= leaves out
+# the tests. What does not finish within MINUTES is named at the end.
 
 bench gpu-check: OUT ?= benchmarks/results
 gpu-check: MINUTES ?= 8.7
@@ -87,8 +89,8 @@ gpu-check:
 		$(if $(TESTS),--tests $(TESTS)) $(if $(TAMING),--taming $(TAMING)) $(ONLY)
 
 # --- the demo -------------------------------------------------------------------------------------------------------
-# Each target is the JSON result of one command, moved into place when the command has ended well: a second `make demo`
-# does nothing, and an interrupted one goes on where it was (the commands resume by themselves).
+# Each target is the JSON result of one command, which is renamed to its final name when the command has succeeded. A second
+# `make demo` therefore does nothing, and an interrupted one resumes (the commands themselves resume, too).
 
 demo: demo/report.json
 	@$(BIN)/python -m benchmarks.digits --show demo
@@ -117,7 +119,7 @@ demo/evaluate.json: demo/reconstruct.json
 demo/report.json: demo/evaluate.json demo/sample.json
 	$(BIN)/python -m benchmarks.digits demo
 
-# The other two priors on the same digits, and how often each draws the requested digit.
+# Train the other two priors on the same digits, and measure how often each prior draws the requested digit.
 modes: demo/auto.json demo/depth.json demo/report.json
 	$(BIN)/python -m benchmarks.modes
 

@@ -1,1 +1,1 @@
-"""What the figures in the README were measured with, one script a figure."""
+"""The benchmarks whose results are in docs/measured.md; each module measures one part of movq."""

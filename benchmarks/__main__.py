@@ -1,10 +1,11 @@
-"""Every benchmark once, each in a process of its own, and then the table of all.
+"""Run every benchmark in a process of its own, and print a table of all results.
 
-    python -m benchmarks --device cpu                    all
-    python -m benchmarks --device cuda sampling growth   some
+    python -m benchmarks --device cpu                    all benchmarks
+    python -m benchmarks --device cuda sampling growth   only these
 
-One that fails, or that the time does not last for, stops none of the others; the exit code is 1 then, and its name is
-said at the end. Peers that are not installed are skipped by name. The first are those on which most depends.
+If a benchmark fails or runs out of time, the others run all the same; the exit code is then 1, and the last line names
+the benchmark. Peers that are not installed are skipped, and the results name them. The most important benchmarks run
+first.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ NAMES = ("training", "sampling", "quantizer", "evaluation", "loading", "autoenco
 
 
 def run(name: str, arguments: list[str], limit: float | None) -> bool:
-    """Run Python with these arguments for so many seconds at most, None = any; whether it ended well."""
+    """Run Python with these arguments for at most `limit` seconds (None: no limit); return whether it succeeded."""
     start = time.monotonic()
     print(f"\n=== {name}", flush=True)
     try:
@@ -35,12 +36,16 @@ def run(name: str, arguments: list[str], limit: float | None) -> bool:
 
 
 def main() -> int:
-    """Run them, print the tables; 1 where one failed."""
+    """Run the benchmarks and print the tables; return the exit code, 1 if a benchmark failed."""
     parser = argparse.ArgumentParser(description="Benchmarks, one after the other, and a table of all results.")
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(NAMES)}; all where none is given")
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help=f"benchmarks to run, of {', '.join(NAMES)} [default: all]"
+    )
     parser.add_argument("--device", required=True, choices=("cpu", "cuda"))
-    parser.add_argument("--minutes", type=float, help="for all together; what is not done by then is left out")
-    parser.add_argument("--tests", help="a file of tests that is run before them, in the same time")
+    parser.add_argument(
+        "--minutes", type=float, help="time limit for all benchmarks together; what does not finish is left out"
+    )
+    parser.add_argument("--tests", help="a test file that runs before the benchmarks, within the same time limit")
     parser.add_argument("--out", type=Path, default=measure.RESULTS, help="folder of results")
     parser.add_argument("--taming", type=Path, help="a clone of CompVis/taming-transformers, a peer")
     arguments = parser.parse_args()

@@ -1,21 +1,21 @@
-"""Figure 6a of the paper at a size that two CPU cores train: what each part of MoVQ adds to VQGAN.
+"""Repeat Figure 6a of the paper at a size that two CPU cores can train: what each part of MoVQ adds to VQGAN.
 
     python -m benchmarks.ablation cifar10            download, train the five rows, write benchmarks/results/ablation.*
-    python -m benchmarks.ablation photos/ --side 64  the same on pictures of your own
+    python -m benchmarks.ablation photos/ --side 64  the same on your own images
 
 The rows are VQGAN, + 4 channels, + sinusoids, + constants, + Fourier. Each starts from benchmarks/ablation.yaml and
-differs from the others only in what the paper's presets (vqgan-ffhq ... ffhq) differ in: chunks, F0 and modulation. All
-have the same images, steps, seed, rate, losses and revival of unused codes. Revival hides how many codes a row would
-have lost without it.
+differs from the others only in what the presets of the paper (vqgan-ffhq ... ffhq) differ in: chunks, F0 and
+modulation. All rows have the same images, steps, seed, learning rate, losses and revival of unused codes. The revival
+hides how many codes a row would have lost without it.
 
-What is not as in the paper: images of 32 pixels, nets of a few million parameters, a few thousand steps, and L1 + L2 as
-the only loss of the images, without the perceptual and the adversarial term. Of each row the paper gives the FID, which
-needs these terms to mean something; here PSNR and SSIM of held-out images are compared. Nets of width 32 have one
-channel in a group of their norms, where the paper's have four and more: plain norms then let through little of an
-image's mean colour, which every row pays for.
+Differences to the paper: images of 32 pixels, networks of a few million parameters, a few thousand steps, and L1 + L2
+as the only loss of the images, without the perceptual and the adversarial loss. The paper gives the FID of each row,
+which is meaningful only with these losses; this benchmark compares PSNR and SSIM of held-out images. At width 32 each
+group of a GroupNorm has one channel, where the networks of the paper have four and more: plain norms then pass on
+little of the mean colour of an image, which costs every row.
 
-Every row is trained by `movq train-vq`: a benchmark that was stopped or killed goes on where it was when it is started
-again, and rows that are finished are only read.
+Every row is trained by `movq train-vq`: an interrupted benchmark resumes when it is started again, and the results of
+finished rows are only read.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ RESULTS = Path(__file__).with_name("results")
 HELD_OUT = 1000
 
 Figures = dict[str, Any]
-"""What is recorded, as it stands in the JSON."""
+"""Results as they are written to the JSON file."""
 
 
 class Row(NamedTuple):
@@ -57,11 +57,11 @@ class Row(NamedTuple):
     name: str
     label: str
     settings: tuple[str, ...]  # overrides of benchmarks/ablation.yaml
-    paper: str  # the preset of the same row at the paper's size
+    paper: str  # preset of the same row at the size of the paper
 
     @property
     def paper_rfid(self) -> float | None:
-        """The row's rFID in the paper, on FFHQ at 256 pixels."""
+        """The rFID of the row in the paper, on FFHQ at 256 pixels."""
         return presets.load(self.paper).target.rfid
 
 
@@ -76,27 +76,27 @@ ROWS = (
 
 
 class Bench(NamedTuple):
-    """What all rows share."""
+    """The settings that all rows share."""
 
     source: str
-    side: int  # pixels
+    side: int  # of the images, pixels
     overrides: tuple[str, ...]
     device: str | None
     work: Path
 
     @property
     def data(self) -> Path:
-        """The prepared set."""
+        """Folder of the prepared set."""
         return self.work / f"images-{self.side}"
 
 
 def overrides(row: Row, side: int, extra: Sequence[str] = ()) -> tuple[str, ...]:
-    """Everything in which a row's run differs from benchmarks/ablation.yaml; the row's own settings have the last word.
+    """Return the overrides of benchmarks/ablation.yaml for a row; the settings of the row itself come last and win.
 
     Args:
-        row: Which.
-        side: Of the images, pixels.
-        extra: Settings for every row.
+        row: Row of the figure.
+        side: Side of the images, pixels.
+        extra: Overrides for every row.
     """
     grid = side // presets.load(str(PRESET)).vq.factor
     size = (f"vq.resolution={side}", f"vq.attention_resolutions=[{grid}]")
@@ -104,16 +104,16 @@ def overrides(row: Row, side: int, extra: Sequence[str] = ()) -> tuple[str, ...]
 
 
 def resolve(row: Row, side: int, extra: Sequence[str] = ()) -> Preset:
-    """A row's settings; the arguments are those of `overrides`.
+    """Return the settings of a row; the arguments are those of `overrides`.
 
     Raises:
-        BadRequestError: They do not fit together.
+        BadRequestError: The settings contradict each other.
     """
     return presets.load(str(PRESET), overrides(row, side, extra))
 
 
 def measure(bench: Bench, row: Row) -> Figures:
-    """Train a row, or go on with it, and read its figures."""
+    """Train a row or resume it, and return its results."""
     changes = overrides(row, bench.side, bench.overrides)
     settings = resolve(row, bench.side, bench.overrides)
     options = ["--preset", str(PRESET), *(word for change in changes for word in ("-o", change))]
@@ -135,15 +135,15 @@ def measure(bench: Bench, row: Row) -> Figures:
 
 
 def digest(settings: Preset) -> str:
-    """A run's settings in eight digits: other ones are another folder, lest a trial be taken for the real thing."""
+    """Return eight digits that identify the settings: runs with other settings get other folders."""
     text = settings.model_dump_json(include={"vq", "train_vq"})
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def read_log(log: Path, batch_size: int) -> tuple[list[Figures], float]:
-    """The validations of a run, and the seconds that its steps took.
+    """Return the validations of a run, and the seconds that its steps took.
 
-    A run that was killed repeats the steps since its last checkpoint: what it wrote last counts.
+    A killed run repeats the steps since its last checkpoint: the line that it wrote last counts.
     """
     training: dict[int, float] = {}
     validations: dict[int, Figures] = {}
@@ -161,9 +161,9 @@ def read_log(log: Path, batch_size: int) -> tuple[list[Figures], float]:
 
 
 def movq(*arguments: str | Path) -> Any:  # noqa: ANN401 - each command has its own result
-    """Run a command as its own process; its result. Where it fails, this process ends with its exit code.
+    """Run a command in its own process, and return its result; if it fails, exit with its exit code.
 
-    Ctrl-C and SIGTERM are handed on, once: the command writes a checkpoint and ends.
+    Ctrl-C and SIGTERM are forwarded once: the command writes a checkpoint and ends.
     """
     command = [sys.executable, "-m", "movq_cli", *map(str, arguments), "--json"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
@@ -183,13 +183,13 @@ def movq(*arguments: str | Path) -> Any:  # noqa: ANN401 - each command has its 
 
 
 def report(bench: Bench) -> Figures:
-    """Every row's figures, with how and where they were made.
+    """Train every row, and return the results with their protocol and machine.
 
     Raises:
-        BadRequestError: A setting or the device cannot be.
+        BadRequestError: A setting or the device is invalid.
     """
     for row in ROWS:
-        resolve(row, bench.side, bench.overrides)  # what is wrong fails before any work
+        resolve(row, bench.side, bench.overrides)  # an invalid setting fails before any work
     device = devices.select(bench.device)
     movq("prepare", bench.source, bench.data, "--size", str(bench.side), "--val", str(HELD_OUT))
     return {
@@ -200,7 +200,7 @@ def report(bench: Bench) -> Figures:
 
 
 def protocol(bench: Bench) -> Figures:
-    """How the figures were made."""
+    """Return how the results were made."""
     settings = resolve(ROWS[-1], bench.side, bench.overrides)
     train, counts = settings.train_vq, PreparedSet.open(bench.data).manifest.counts
     return {
@@ -237,7 +237,7 @@ def show(figures: Figures) -> None:
 
 
 def draw(figures: Figures, path: Path) -> None:
-    """Make the picture: PSNR over the training, and the PSNR and SSIM that each row ends with."""
+    """Plot the PSNR during training, and the final PSNR and SSIM of each row."""
     import matplotlib as mpl
 
     mpl.use("agg")
@@ -268,7 +268,7 @@ def draw(figures: Figures, path: Path) -> None:
     ssim.set(title="SSIM at the end")
     images = made["images"]
     figure.suptitle(
-        f"Figure 6a in small: {made['source']}, {made['side']} pixels, {made['steps']:,} steps of "
+        f"Figure 6a at a small scale: {made['source']}, {made['side']} pixels, {made['steps']:,} steps of "
         f"{made['batch_size']}, {images['held_out']:,} held-out images"
     )
     with atomic_path(path) as partial:
@@ -276,13 +276,16 @@ def draw(figures: Figures, path: Path) -> None:
 
 
 def main() -> None:
-    """Train what is not trained yet, then write and print the report."""
-    parser = argparse.ArgumentParser(description="Figure 6a of the paper in small: PSNR and SSIM of each row.")
-    parser.add_argument(
-        "source", help="what `movq prepare` takes: a folder, an archive, or a set's name such as cifar10"
+    """Train the unfinished rows, then write and print the results."""
+    parser = argparse.ArgumentParser(
+        description="Repeat Figure 6a of the paper at a small scale: PSNR and SSIM of each row."
     )
-    parser.add_argument("--side", type=int, default=32, help="of the images, pixels [default: 32]")
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the report [default: benchmarks/results]")
+    parser.add_argument(
+        "source",
+        help="source of images for `movq prepare`: a folder, an archive, or the name of a public set such as cifar10",
+    )
+    parser.add_argument("--side", type=int, default=32, help="side of the images, pixels [default: 32]")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results [default: benchmarks/results]")
     parser.add_argument(
         "--work", type=Path, default=Path("runs/ablation"), help="folder of the runs [default: runs/ablation]"
     )

@@ -1,13 +1,14 @@
-"""The tokenizer's passes at 256 x 256: ours beside diffusers and taming-transformers, in the same run.
+"""Time the tokenizer at 256 x 256, compared with diffusers and taming-transformers in the same run.
 
-    python -m benchmarks.autoencoder                     beside the packages `diffusers` and `taming`, where installed
-    python -m benchmarks.autoencoder --taming CLONE      taming from a clone of CompVis/taming-transformers
+    python -m benchmarks.autoencoder                     with the packages `diffusers` and `taming`, if installed
+    python -m benchmarks.autoencoder --taming CLONE      with a clone of CompVis/taming-transformers
 
-Forward is encoder, quantizer and decoder; forward and backward adds the gradients of a sum of the image and of the two
-losses of the codes. Each peer has the architecture of a preset of ours: diffusers' `VQModel` with its `spatial` norm
-that of `kandinsky-67m`, taming's that of `vqgan-ffhq`. The same parameters, which are copied over, give the same codes,
-image and gradient, which is checked first. On CUDA ours lie channels last, as training has them, and the peers as they
-come; with --compile, in bf16 `kandinsky-67m` and diffusers are raced once more, both channels last and compiled.
+"Forward" is encoder, quantizer and decoder; "forward and backward" adds the gradients of a loss of the image and of the
+two losses of the codes. Each peer has the architecture of one of our presets: the `VQModel` of diffusers with its
+`spatial` norm that of `kandinsky-67m`, the model of taming that of `vqgan-ffhq`. The benchmark first copies the
+parameters and checks that they give the same codes, image and gradient. On CUDA the tensors of movq are channels last,
+as in training, and those of the peers as they are made. With --compile, `kandinsky-67m` and diffusers are also timed
+channels last and compiled, in bf16.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from benchmarks.measure import Contender
 from movq_cli import Tokenizer, devices, presets
 
 PRESETS = {"diffusers": "kandinsky-67m", "taming": "vqgan-ffhq"}
-"""The peers, and our presets of the same architectures."""
+"""The preset with the architecture of each peer."""
 
 PARAMETERS = {"kandinsky-67m": 67_832_495, "ffhq": 82_692_995, "vqgan-ffhq": 72_141_699}
 LEGACY = 0.25
-"""The peers' weight of the codebook's loss, beside 1 for the commitment's."""
+"""The weight of the codebook loss in the peers; their commitment loss has weight 1."""
 
 NAMES = (
     (r"\.resnets\.(\d)\.", r".block.\1."),
@@ -50,21 +51,21 @@ NAMES = (
     (r"\.to_([qkv])\.", r".\1."),
     (r"\.to_out\.0\.", ".proj_out."),
 )
-"""diffusers' parameter names, as patterns, and what they become in ours; its `up_blocks` count the other way."""
+"""Patterns of parameter names of diffusers and their replacements in movq; `up_blocks` are counted in reverse order."""
 
 
 def report(
     device: torch.device, batch_size: int, side: int, repeats: int, clone: Path | None, *, compiled: bool
 ) -> dict[str, Any]:
-    """The benchmark's figures.
+    """Run the benchmark and return its results.
 
     Args:
-        device: Where.
-        batch_size: Images of a pass.
-        side: Pixels; the models are those for 256.
-        repeats: Timed passes of each contender.
-        clone: taming's source tree; None = the package, where it is installed.
-        compiled: Whether compiled models are raced too, which takes minutes of compiling.
+        device: Device of the models.
+        batch_size: Number of images per pass.
+        side: Side of the images in pixels; the models are those for 256.
+        repeats: Number of timed passes of each contender.
+        clone: Source tree of taming; None uses the package, if it is installed.
+        compiled: Whether compiled models are timed too; compilation takes minutes.
     """
     reasons = {"diffusers": measure.missing(("diffusers", "huggingface_hub")), "taming": training.why_no_peer(clone)}
     make: dict[str, Callable[[], Any]] = {"diffusers": diffusers_model, "taming": taming_model}
@@ -102,7 +103,7 @@ def report(
 def race(
     models: dict[str, nn.Module], images: Tensor, precision: str, rate: float, repeats: int, *, backward: bool
 ) -> list[dict[str, Any]]:
-    """The rows of one pass in one precision."""
+    """Time one kind of pass in one precision; return its rows."""
     contenders = [Contender(name, Pass(model, images, precision, backward)) for name, model in models.items()]
     measure.race(contenders, images.device, repeats)
     timed = {contender.name: contender for contender in contenders}
@@ -120,13 +121,13 @@ def race(
 
 
 class Pass:
-    """One pass of a model, ours or the peer's, over images.
+    """One pass of a model over images, of movq or of a peer.
 
     Args:
-        model: Whose.
-        images: [B, 3, H, W] in [-1, 1].
-        precision: As for `devices.autocast`.
-        backward: Whether the gradients are taken too.
+        model: Model that runs.
+        images: Images [B, 3, H, W] in [-1, 1].
+        precision: Precision, as in `devices.autocast`.
+        backward: Whether the gradients are computed too.
     """
 
     def __init__(self, model: nn.Module, images: Tensor, precision: str, backward: bool) -> None:
@@ -136,7 +137,7 @@ class Pass:
         self.backward = backward
 
     def __call__(self) -> tuple[Tensor | None, ...]:
-        """The gradients of the parameters, in their order; None for one that has no part. Nothing is kept of it."""
+        """Run the pass; return the gradients of the parameters in their order, None for an unused parameter."""
         with torch.set_grad_enabled(self.backward), devices.autocast(self.images.device, self.precision):
             out = self.model(self.images)
         if not self.backward:
@@ -150,7 +151,7 @@ class Pass:
 
 
 def ours(preset: str, device: torch.device) -> Tokenizer:
-    """Our model of a preset, its codes as spread as what they stand for."""
+    """Return the tokenizer of a preset, with codebook entries drawn from a standard normal distribution."""
     model = Tokenizer(presets.load(preset).vq).to(device)
     nn.init.normal_(model.quantize.get_parameter("embedding.weight"))
     if device.type == "cuda":
@@ -160,9 +161,9 @@ def ours(preset: str, device: torch.device) -> Tokenizer:
 
 
 def diffusers_model() -> Any:  # noqa: ANN401 - the peers are untyped
-    """Diffusers' model of its preset's architecture."""
+    """Return the diffusers model with the architecture of its preset."""
     settings = presets.load(PRESETS["diffusers"]).vq
-    before = len(settings.widths) - 1  # levels without attention; the last has it
+    before = len(settings.widths) - 1  # levels without attention; the last level has attention
     return importlib.import_module("diffusers").VQModel(
         down_block_types=("DownEncoderBlock2D",) * before + ("AttnDownEncoderBlock2D",),
         up_block_types=("AttnUpDecoderBlock2D",) + ("UpDecoderBlock2D",) * before,
@@ -176,14 +177,14 @@ def diffusers_model() -> Any:  # noqa: ANN401 - the peers are untyped
 
 
 def taming_model() -> Any:  # noqa: ANN401
-    """Taming's model, without its losses."""
+    """Return the taming model without its losses."""
     settings = {**training.PEER_MODEL, "lossconfig": {"target": "torch.nn.Identity", "params": {}}}
     with training.stand_ins(), redirect_stdout(sys.stderr):
         return importlib.import_module("taming.models.vqgan").VQModel(**settings)
 
 
 def our_names(weights: dict[str, Tensor], levels: int) -> dict[str, Tensor]:
-    """Diffusers' weights under our names and in our shapes; taming's have them."""
+    """Return weights of diffusers with the names and shapes of movq; those of taming are unchanged."""
     renamed = {}
     for name, tensor in weights.items():
         for pattern, replacement in NAMES:
@@ -195,20 +196,20 @@ def our_names(weights: dict[str, Tensor], levels: int) -> dict[str, Tensor]:
 
 
 def check_equal_work(model: Tokenizer, peer: Any, images: Tensor) -> dict[str, float]:  # noqa: ANN401
-    """Copy the peer's weights to ours and assert that both compute the same.
+    """Copy the weights of the peer to our model, and assert that both compute the same.
 
     Returns:
-        The largest differences: of the image and of the first layer's gradient, relative to its largest value; and the
-        share of codes that differ.
+        The largest difference of the image and of the gradient of the first layer, each relative to its largest value,
+        and the share of codes that differ.
     """
     with torch.no_grad():
         z = peer.quant_conv(peer.encoder(images))
-        # Entries as spread as what is quantized, so that few codes hang on rounding.
+        # With entries distributed like the quantized vectors, few codes depend on rounding.
         peer.quantize.embedding.weight.copy_(z.mean() + z.std() * torch.randn_like(peer.quantize.embedding.weight))
         model.load_state_dict(our_names(peer.state_dict(), len(model.settings.widths)))
         codes = model.encode(images)
         its_codes = peer.quantize(z)[2][2].view(codes.shape)
-        # Of the same codes: one that differs changes the whole image.
+        # The images are decoded from the same codes, because one different code changes the complete image.
         quantized = model.quantize.decode(codes)
         image = model.decoder(model.post_quant_conv(quantized), quantized)
         condition = () if model.settings.modulation is None else (quantized,)
@@ -223,19 +224,21 @@ def check_equal_work(model: Tokenizer, peer: Any, images: Tensor) -> dict[str, f
 
 
 def gradient_difference(model: nn.Module, peer: nn.Module, images: Tensor) -> float:
-    """The largest difference of the first layer's gradients, relative to the largest of them."""
-    mine, its = (Pass(side, images, "float32", True)()[0] for side in (model, peer))
-    assert mine is not None and its is not None
-    return ((mine - its).abs().max() / its.abs().max()).item()
+    """Return the largest difference of the gradients of the first layer, relative to the largest gradient."""
+    ours_first, its_first = (Pass(side, images, "float32", True)()[0] for side in (model, peer))
+    assert ours_first is not None and its_first is not None
+    return ((ours_first - its_first).abs().max() / its_first.abs().max()).item()
 
 
 def main() -> None:
-    """Measure, print and write."""
-    parser = measure.parser("Time the tokenizer's passes.", repeats=3)
-    parser.add_argument("--batch-size", type=int, help="images of a pass; 16 on CUDA, else 1, where not given")
+    """Run the benchmark, print its table and write its results."""
+    parser = measure.parser("Time the passes of the tokenizer.", repeats=3)
+    parser.add_argument("--batch-size", type=int, help="images per pass [default: 16 on CUDA, otherwise 1]")
     parser.add_argument("--taming", type=Path, help="a clone of CompVis/taming-transformers")
-    parser.add_argument("--side", type=int, default=256, help="pixels")
-    parser.add_argument("--compile", action="store_true", help="on CUDA, kandinsky-67m and diffusers compiled too")
+    parser.add_argument("--side", type=int, default=256, help="side of the images, pixels")
+    parser.add_argument(
+        "--compile", action="store_true", help="on CUDA, also time kandinsky-67m and diffusers compiled"
+    )
     arguments = parser.parse_args()
     device = devices.select(arguments.device)
     batch_size = arguments.batch_size or (16 if device.type == "cuda" else 1)

@@ -1,12 +1,12 @@
-"""The demo's report: are the samples the digits that were asked for, and are they new?
+"""Report on the demo: whether the samples are the requested digits, and whether they are new.
 
-    python -m benchmarks.digits demo          judge what `make demo` made in demo/ and write demo/report.json
+    python -m benchmarks.digits demo          measure what `make demo` made in demo/, and write demo/report.json
     python -m benchmarks.digits --show demo   print that report
 
-A 5-nearest-neighbour classifier on the training digits' pixels judges the samples' classes; real held-out digits,
-judged alike, are the yardstick. How new the samples are is seen from their distance to the nearest training digit,
-beside that of held-out digits (plain and, since the tokenizer smooths what it draws, reconstructed) and that of copies:
-training digits through the tokenizer and back.
+A 5-nearest-neighbour classifier on the pixels of the training digits determines the classes of the samples; the same
+classifier on real held-out digits gives the value to compare with. How new the samples are follows from their distance
+to the nearest training digit, compared with that of held-out digits (as they are, and reconstructed, because the
+tokenizer smooths what it decodes) and with that of copies: training digits that were encoded and decoded.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ Pixels = NDArray[np.float32]
 
 
 def report(demo: Path) -> dict[str, Any]:
-    """The demo's figures.
+    """Measure the demo, and return the results.
 
     Args:
-        demo: The folder that `make demo` fills.
+        demo: Folder that `make demo` fills.
     """
     train_vq, train_prior, evaluate, sample = (
         json.loads((demo / f"{name}.json").read_text()) for name in ("train-vq", "train-prior", "evaluate", "sample")
@@ -49,10 +49,10 @@ def report(demo: Path) -> dict[str, Any]:
     images = PreparedSet.open(Path("data/digits"))
     train, held_out = images.split("train"), images.split("val")
     assert train.labels is not None and held_out.labels is not None
-    judge = KNeighborsClassifier(NEIGHBOURS).fit(pixels(train), train.labels)
+    classifier = KNeighborsClassifier(NEIGHBOURS).fit(pixels(train), train.labels)
     manifest = json.loads((demo / "samples" / "manifest.json").read_text())
     samples = read(demo / "samples" / image["file"] for image in manifest["images"])
-    asked = np.array([images.manifest.classes.index(image["class"]) for image in manifest["images"]])
+    requested = np.array([images.manifest.classes.index(image["class"]) for image in manifest["images"]])
     rebuilt = read(sorted((demo / "reconstructions").rglob("*.png")))
     return {
         "reconstruction": {
@@ -67,12 +67,12 @@ def report(demo: Path) -> dict[str, Any]:
             "images": sample["images"],
             "steps": manifest["settings"]["steps"],
             "guidance": manifest["settings"]["guidance"],
-            "class_accuracy": float((judge.predict(samples) == asked).mean()),
-            "held_out_class_accuracy": float((judge.predict(pixels(held_out)) == held_out.labels).mean()),
-            "median_distance": nearest(judge, samples),
-            "held_out_median_distance": nearest(judge, pixels(held_out)),
-            "reconstructed_median_distance": nearest(judge, rebuilt),
-            "copied_median_distance": nearest(judge, copies(train)),
+            "class_accuracy": float((classifier.predict(samples) == requested).mean()),
+            "held_out_class_accuracy": float((classifier.predict(pixels(held_out)) == held_out.labels).mean()),
+            "median_distance": nearest(classifier, samples),
+            "held_out_median_distance": nearest(classifier, pixels(held_out)),
+            "reconstructed_median_distance": nearest(classifier, rebuilt),
+            "copied_median_distance": nearest(classifier, copies(train)),
         },
         "machine": machine(),
         "pictures": [str(demo / "reconstructions.png"), str(demo / "samples.png")],
@@ -80,17 +80,17 @@ def report(demo: Path) -> dict[str, Any]:
 
 
 def pixels(split: Split) -> Pixels:
-    """Every image of a split."""
+    """Return every image of a split as rows of grey values."""
     return np.stack([grey(split.pixels(index)) for index in range(len(split))])
 
 
 def read(files: Iterable[Path]) -> Pixels:
-    """Every picture of some files."""
+    """Return the pictures of some files as rows of grey values."""
     return np.stack([grey(np.asarray(Image.open(file))) for file in files])
 
 
 def copies(train: Split) -> Pixels:
-    """What copies would look like: training digits, evenly spaced, through the tokenizer and back."""
+    """Return what copies would look like: evenly spaced training digits, encoded and decoded."""
     chosen = tensors.evenly_spaced(len(train), COPIES)
     originals = torch.stack([tensors.from_array(train.pixels(index)) for index in chosen])
     tokenizer = Tokenizer.load("runs/digits-vq")
@@ -99,27 +99,31 @@ def copies(train: Split) -> Pixels:
 
 
 def grey(image: NDArray[np.uint8]) -> Pixels:
-    """An RGB image [H, W, 3] as a row of grey values in [0, 1]."""
+    """Convert an RGB image [H, W, 3] to a row of grey values in [0, 1]."""
     return (image.astype(np.float32).mean(-1) / 255).ravel()
 
 
-def nearest(judge: KNeighborsClassifier, images: Pixels) -> float:
-    """Median over the images of the Euclidean distance to the nearest training digit."""
-    distances, _ = judge.kneighbors(images, n_neighbors=1)
+def nearest(classifier: KNeighborsClassifier, images: Pixels) -> float:
+    """Return the median over the images of the Euclidean distance to the nearest training digit."""
+    distances, _ = classifier.kneighbors(images, n_neighbors=1)
     return float(np.median(distances))
 
 
 def show(figures: dict[str, Any]) -> None:
-    """Print a report as a table."""
+    """Print the results as a table."""
     rebuilt, prior, samples = figures["reconstruction"], figures["prior"], figures["samples"]
-    table = Table("figure", "measured", "beside it")
+    table = Table("metric", "measured", "for comparison")
     held_out = f"{rebuilt['images']} held-out digits"
     table.add_row("reconstruction PSNR", f"{rebuilt['psnr']:.2f} dB", held_out)
     table.add_row("reconstruction SSIM", f"{rebuilt['ssim']:.4f}", held_out)
     table.add_row("codebook entries used", f"{rebuilt['codebook_usage']:.1%}", held_out)
-    table.add_row("prior's loss, nats a code", f"{prior['loss']:.3f}", f"codes' entropy {prior['unigram_entropy']:.3f}")
     table.add_row(
-        "samples of the class asked",
+        "loss of the prior, nats per code",
+        f"{prior['loss']:.3f}",
+        f"entropy of the codes {prior['unigram_entropy']:.3f}",
+    )
+    table.add_row(
+        "samples of the requested class",
         f"{samples['class_accuracy']:.1%}",
         f"held-out digits {samples['held_out_class_accuracy']:.1%}",
     )
@@ -133,10 +137,10 @@ def show(figures: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """FIDEvaluator the demo, or show its report."""
-    parser = argparse.ArgumentParser(description="FIDEvaluator what `make demo` made.")
-    parser.add_argument("demo", type=Path, help="the demo's folder")
-    parser.add_argument("--show", action="store_true", help="print the report that is there")
+    """Measure the demo, or print its report."""
+    parser = argparse.ArgumentParser(description="Measure what `make demo` made.")
+    parser.add_argument("demo", type=Path, help="folder of the demo")
+    parser.add_argument("--show", action="store_true", help="print the existing report")
     arguments = parser.parse_args()
     path = arguments.demo / "report.json"
     if arguments.show:

@@ -1,11 +1,11 @@
-"""FID and Inception Score of two folders: `movq evaluate` beside torch-fidelity's command line, in the same run.
+"""Time FID and Inception Score of two folders, compared with the command line of torch-fidelity in the same run.
 
     python -m benchmarks.evaluation
 
-Whole commands in processes of their own, in turn: start, decoding, Inception, the figures. Both read the same PNGs,
-drawn here, and the same file of Inception's weights, drawn from a seed; that the figures agree is checked. The last row
-is ours once more with the features that it kept. The floor is Inception's arithmetic at the rate of one large matrix
-product; GiB is a process's peak.
+Complete commands run in processes of their own, in turn: start, decoding, Inception, metrics. Both read the same PNG
+files, which the benchmark draws, and the same file of random weights for Inception. The benchmark checks that the
+metrics agree. The last row is `movq evaluate` again with cached features. The floor is the arithmetic of Inception at
+the rate of one large matrix product; GiB is the peak memory of a process.
 """
 
 from __future__ import annotations
@@ -42,20 +42,20 @@ from movq_cli.files import atomic_write
 
 SIDE = 256
 AGREEMENT = 1e-3
-"""Largest relative difference of the figures: float32 sums in another order."""
+"""Largest relative difference of the metrics that is rounding: float32 sums in another order."""
 
 
 @dataclass
 class Command:
-    """A command line, and what its runs took."""
+    """A command line with the times and the peak memory of its runs."""
 
     name: str
     arguments: Sequence[str]
     seconds: list[float] = field(default_factory=list)
-    memory: int = 0  # bytes, the most that a run of it held
+    memory: int = 0  # peak memory of its runs, bytes
 
     def run(self) -> dict[str, Any]:
-        """Run it once; the JSON that it prints."""
+        """Run the command once, and return the JSON object that it prints."""
         start = time.monotonic()
         process = subprocess.Popen(self.arguments, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
         assert process.stdout is not None
@@ -70,12 +70,12 @@ class Command:
 
 
 def report(device: torch.device, count: int, repeats: int) -> dict[str, Any]:
-    """The benchmark's figures.
+    """Run the benchmark and return its results.
 
     Args:
-        device: Where Inception runs.
-        count: Images in each folder.
-        repeats: Timed runs of each command.
+        device: Device of Inception.
+        count: Number of images in each folder.
+        repeats: Number of timed runs of each command.
     """
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -104,7 +104,10 @@ def report(device: torch.device, count: int, repeats: int) -> dict[str, Any]:
 
 
 def commands(work: Path, weights: Path, device: torch.device) -> tuple[Command, Command, Command]:
-    """Ours, the peer's, and ours with what it has kept; the last argument of ours is where it keeps features."""
+    """Return the commands of movq, of the peer, and of movq with cached features.
+
+    The last argument of movq's command is the folder of the feature cache.
+    """
     real, fake = str(work / "real"), str(work / "fake")
     ours = [sys.executable, "-m", "movq_cli", "evaluate", "--fid", "--is", real, fake, "--json", "--quiet"]
     ours += ["--weights", str(weights.parent), "--device", str(device), "--batch-size", "64", "--cache", ""]
@@ -115,10 +118,10 @@ def commands(work: Path, weights: Path, device: torch.device) -> tuple[Command, 
 
 
 def check(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
-    """The figures' relative differences, which are rounding.
+    """Return the relative differences of the metrics.
 
     Raises:
-        SystemExit: They are more than that.
+        SystemExit: A difference is larger than rounding.
     """
     pairs = {
         "fid": (ours["fid"], theirs["frechet_inception_distance"]),
@@ -126,12 +129,12 @@ def check(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, float]:
     }
     differences = {name: abs(a - b) / abs(b) for name, (a, b) in pairs.items()}
     if max(differences.values()) > AGREEMENT or not all(map(math.isfinite, differences.values())):
-        raise SystemExit(f"the figures differ: {pairs}")
+        raise SystemExit(f"the metrics differ: {pairs}")
     return differences
 
 
 def row(command: Command, peer: Command, floor: float) -> dict[str, Any]:
-    """What is told of a command; what is kept needs no Inception, so it has neither floor nor peer."""
+    """Return the row of a command; with cached features it has no floor and no peer, because Inception does not run."""
     seconds = statistics.median(command.seconds)
     anew = not command.name.endswith("kept")
     return {
@@ -145,7 +148,7 @@ def row(command: Command, peer: Command, floor: float) -> dict[str, Any]:
 
 
 def draw(seed: int) -> bytes:
-    """A PNG of smooth colours with grain, as photographs have it."""
+    """Return a PNG file of smooth colours with the grain of a photograph."""
     draws = np.random.default_rng(seed)
     coarse = Image.fromarray(draws.integers(0, 256, (8, 8, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC)).astype(np.int16)
@@ -154,14 +157,14 @@ def draw(seed: int) -> bytes:
 
 
 class _Drawn(FeatureExtractorInceptionV3):
-    """The network as its constructor makes it, no file read."""
+    """The network with the weights of its constructor; no file is read."""
 
     def load_state_dict(self, state_dict: dict[str, Tensor]) -> None:
-        """Nothing to load."""
+        """Load nothing."""
 
 
 def draw_weights(folder: Path) -> Path:
-    """Write weights of Inception's layout from a seed, in which signals neither grow nor vanish."""
+    """Write random weights for Inception whose signals neither grow nor vanish; return the path."""
     empty = io.BytesIO()
     torch.save({}, empty)
     empty.seek(0)
@@ -177,22 +180,22 @@ def draw_weights(folder: Path) -> Path:
 
 
 def image_flops(weights: Path) -> int:
-    """Operations that Inception takes for an image."""
+    """Return the operations of Inception for one image."""
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         extractors.load_inception(weights)(torch.zeros(1, 3, SIDE, SIDE, dtype=torch.uint8))
     return int(counter.get_total_flops())
 
 
 def main() -> None:
-    """Measure, print and write."""
-    parser = measure.parser("FID and IS of two folders beside torch-fidelity.", repeats=3)
-    parser.add_argument("--images", type=int, help="in each folder; 2,000 on CUDA, else 150, where not given")
+    """Run the benchmark, print its table and write its results."""
+    parser = measure.parser("Time FID and IS of two folders, compared with torch-fidelity.", repeats=3)
+    parser.add_argument("--images", type=int, help="images in each folder [default: 2,000 on CUDA, otherwise 150]")
     arguments = parser.parse_args()
     device = devices.select(arguments.device)
     count = arguments.images or (2000 if device.type == "cuda" else 150)
     figures = report(device, count, arguments.repeats)
     measure.show(f"FID and IS of {figures['images']} images of {SIDE} pixels", figures["rows"])
-    print(f"relative differences of the figures: {figures['largest_differences']}")
+    print(f"relative differences of the metrics: {figures['largest_differences']}")
     measure.save(figures, arguments.out, "evaluation", device)
 
 

@@ -1,11 +1,11 @@
-"""How cost grows: with resolution, batch, codebook size, decoding steps and number of images.
+"""Measure how the cost grows with resolution, batch size, codebook size, decoding steps and number of images.
 
     python -m benchmarks.growth
 
-Every curve is one piece of work at growing sizes: the tokenizer's forward and backward pass (preset `ffhq`), the
-quantizer's, and the masked prior's decoding (`ffhq` on CUDA, `digits` on the CPU). Through its times a power of the
-size is fitted; the floor is the arithmetic at the rate of one large matrix product; and the operator that takes most of
-the largest size's time is named. Nothing is compiled: as many shapes would be compiled as there are points.
+Every curve is one piece of work at growing sizes: the forward and backward pass of the tokenizer (preset `ffhq`), the
+one of the quantizer, and the decoding of the masked prior (`ffhq` on CUDA, `digits` on the CPU). A power of the size is
+fitted to the times. The floor is the arithmetic at the rate of one large matrix product. The results name the operator
+that takes most of the time at the largest size. Nothing is compiled, because every point has another shape.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ from movq_cli.settings import SampleSettings
 
 @dataclass(frozen=True)
 class Sizes:
-    """The points of each curve, and what is held fixed."""
+    """The sizes of each curve, and the sizes that are held fixed."""
 
-    side: tuple[int, ...]  # pixels, at `batch[0]` images
-    batch: tuple[int, ...]  # images, at `side[0]` pixels
-    codebook: tuple[int, ...]  # entries, at `vectors` images of 16 x 16 positions
+    side: tuple[int, ...]  # side of the images in pixels, for `batch[0]` images
+    batch: tuple[int, ...]  # number of images of `side[0]` pixels
+    codebook: tuple[int, ...]  # number of entries, for `vectors` images of 16 x 16 positions
     vectors: int
-    steps: tuple[int, ...]  # of decoding, at `images[0]` images
-    images: tuple[int, ...]  # drawn at once, at 8 steps
+    steps: tuple[int, ...]  # decoding steps, for `images[0]` images
+    images: tuple[int, ...]  # number of images drawn at once, in 8 steps
 
 
 SIZES = {
@@ -54,29 +54,29 @@ SIZES = {
 }
 
 Make = Callable[[int], Callable[[], object]]
-"""Makes the work of a size."""
+"""A function that takes a size and returns the work of that size."""
 
 
 def report(device: torch.device, sizes: Sizes, repeats: int) -> dict[str, Any]:
-    """The benchmark's figures.
+    """Run the benchmark and return its results.
 
     Args:
-        device: Where.
-        sizes: Of each curve.
-        repeats: Timed runs of each point.
+        device: Device of the networks.
+        sizes: Sizes of each curve.
+        repeats: Number of timed runs of each point.
     """
     precision = "bf16" if device.type == "cuda" else "float32"
     rates, curves = [devices.matrix_rate(device, precision)], []
     for each in works(device, precision, sizes):
         curves.append(curve(*each, device, repeats))
-        rates.append(devices.matrix_rate(device, precision))  # minutes lie between: the best is the device's
+        rates.append(devices.matrix_rate(device, precision))  # clocks vary over minutes: the best rate counts
     for point in (point for one in curves for point in one["points"]):
         point |= {"matrix_flops_per_second": max(rates), "floor_seconds": point["flops"] / max(rates)}
     return {"precision": precision, "curves": curves, "machine": machine(device)}
 
 
 def works(device: torch.device, precision: str, sizes: Sizes) -> Iterator[tuple[str, str, tuple[int, ...], Make]]:
-    """What is done, by which size it grows, the sizes, and the work."""
+    """Yield the name of the work, the name of the size, its values and the work by size, for each curve."""
     torch.manual_seed(0)
     layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
     tokenizer = Tokenizer(presets.load("ffhq").vq).to(device).to(memory_format=layout)
@@ -112,7 +112,7 @@ def works(device: torch.device, precision: str, sizes: Sizes) -> Iterator[tuple[
 def curve(
     what: str, size: str, values: tuple[int, ...], make: Make, device: torch.device, repeats: int
 ) -> dict[str, Any]:
-    """One curve: its points, still without their floors, the exponent of the size, and what dominates."""
+    """Return one curve: its points without floors, the exponents of time and memory, and the dominant operator."""
     points: list[dict[str, Any]] = []
     for value in values:
         contender = Contender(f"{what}, {size} {value}", make(value))
@@ -134,13 +134,13 @@ def curve(
 
 
 def exponent(values: tuple[int, ...], costs: list[float]) -> float:
-    """The p of value^p that fits costs best, up to a factor, by least squares of their logarithms."""
+    """Return the p for which value^p fits the costs best up to a factor, by least squares of the logarithms."""
     slope, _ = np.polyfit(np.log(values), np.log(costs), 1)
     return float(slope)
 
 
 def dominant(work: Callable[[], object], device: torch.device) -> tuple[str, float]:
-    """The operator or kernel that takes most of a piece of work's time, without those it calls, and its share."""
+    """Return the operator or kernel with the largest own time in a piece of work, and its share of the time."""
     on_cuda = device.type == "cuda"
     with profile(activities=[ProfilerActivity.CUDA if on_cuda else ProfilerActivity.CPU]) as recorded:
         devices.seconds(work, device)
@@ -153,7 +153,7 @@ def dominant(work: Callable[[], object], device: torch.device) -> tuple[str, flo
 
 
 def show(figures: dict[str, Any]) -> None:
-    """Print a report as tables."""
+    """Print the results as tables."""
     for one in figures["curves"]:
         measure.show(
             f"{one['what']}, by {one['size']}",
@@ -166,7 +166,7 @@ def show(figures: dict[str, Any]) -> None:
 
 
 def plot(figures: dict[str, Any], path: Path) -> None:
-    """Draw every curve's times and floors, on logarithmic axes."""
+    """Plot the times and floors of every curve on logarithmic axes."""
     matplotlib = importlib.import_module("matplotlib")
     matplotlib.use("Agg")
     pyplot = importlib.import_module("matplotlib.pyplot")
@@ -186,8 +186,8 @@ def plot(figures: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure, print, draw and write."""
-    parser = measure.parser("How cost grows.", repeats=3)
+    """Run the benchmark, print its tables, and write its results and its plot."""
+    parser = measure.parser("Measure how the cost grows.", repeats=3)
     arguments = parser.parse_args()
     device = devices.select(arguments.device)
     figures = report(device, SIZES[device.type], arguments.repeats)

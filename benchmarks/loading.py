@@ -1,14 +1,14 @@
-"""How fast training images are loaded: ours beside torchvision's ImageFolder on the same pictures, in the same run.
+"""Time the loading of training images, compared with ImageFolder of torchvision on the same images in the same run.
 
-    python -m benchmarks.loading                    on pictures drawn here
-    python -m benchmarks.loading --images FOLDER    on the centre squares of these
+    python -m benchmarks.loading                    on images that the benchmark draws
+    python -m benchmarks.loading --images FOLDER    on the central squares of these images
 
-Ours is what `movq train-vq` reads, from a prepared set: random crops, shuffled, [B, 3, 256, 256] uint8, decoded by as
-many threads as the peer has worker processes. The peer is what one writes first: ImageFolder over the very same pixels
-as PNG or JPEG files, RandomCrop, ToTensor, Normalize to [-1, 1], and a DataLoader that shuffles, of the same batch. All
-take turns; medians are given, and the spread. Files come from the page cache on both sides. The floor is bytes over the
-rate of one large copy: what is stored is read once, and the pixels are written once. The share is the part of a step of
-training, on the device, that passes in waiting for the next batch.
+movq reads a prepared set as `movq train-vq` does: random crops, shuffled, [B, 3, 256, 256] uint8, decoded by as many
+threads as the peer has worker processes. The peer is a plain data loader: ImageFolder on the same pixels as PNG or JPEG
+files, RandomCrop, ToTensor, Normalize to [-1, 1], and a DataLoader that shuffles, with the same batch size. They take
+turns; the results are medians with their range. Files come from the page cache on both sides. The floor is the number
+of bytes over the rate of one large copy: the stored file is read once, and the pixels are written once. The share is
+the part of a training step, on the device, that is spent waiting for the next batch.
 """
 
 from __future__ import annotations
@@ -51,32 +51,32 @@ CLASSES = 4
 CPU = torch.device("cpu")
 _TOLD = {"size", "square", "filter", "compression", "counts"}
 FILES: dict[str, dict[str, Any]] = {"png": {}, "jpeg": {"quality": 95}}
-"""The peer's files by suffix, and how Pillow writes them."""
+"""Suffixes of the files of the peer, and the options with which Pillow writes them."""
 
 
 @dataclass
 class Contender:
-    """An endless stream of batches, and how fast they came."""
+    """An endless stream of batches, and the rates that were measured."""
 
     name: str
     workers: int
-    stored: float  # bytes of an image's file
+    stored: float  # mean bytes of the file of an image
     stream: Iterator[Any]
-    rates: list[float] = field(default_factory=list)  # images a second
+    rates: list[float] = field(default_factory=list)  # images per second
 
 
 def report(
     pictures: str | None, count: int, batch_size: int, repeats: int, preset: str, device: torch.device
 ) -> dict[str, Any]:
-    """The benchmark's figures.
+    """Run the benchmark and return its results.
 
     Args:
-        pictures: A source of images; None = drawn here.
-        count: How many are drawn.
-        batch_size: Images at once.
-        repeats: Turns of each contender.
-        preset: Whose training step the loading is held against.
-        device: Where that step runs; loading alone is timed on the CPU.
+        pictures: Source of images; None draws them.
+        count: Number of images to draw.
+        batch_size: Number of images per batch.
+        repeats: Number of turns of each contender.
+        preset: Name of the preset whose training step is compared with the loading.
+        device: Device of that step; the loading alone is timed on the CPU.
     """
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
@@ -103,11 +103,11 @@ def report(
         }
 
 
-# The pictures
+# The images
 
 
 def make_sets(work: Path, pictures: str | None, count: int) -> dict[str, PreparedSet]:
-    """Prepared sets by their compression, and beside them the same images for the peer, in class folders."""
+    """Write prepared sets with each compression, and the same images in class folders for the peer; return the sets."""
     if pictures is None:
         pictures = str(work / "drawn")
         for number in range(count):
@@ -125,7 +125,7 @@ def make_sets(work: Path, pictures: str | None, count: int) -> dict[str, Prepare
 
 
 def draw(seed: int) -> NDArray[np.uint8]:
-    """Smooth colours under fine texture, [SIDE, SIDE, 3]: as a PNG some 110 kB, what a photograph takes."""
+    """Return smooth colours with fine texture, [SIDE, SIDE, 3]; as a PNG about 110 kB, the size of a photograph."""
     rng = np.random.default_rng(seed)
     coarse, fine = (
         np.asarray(Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).resize((SIDE, SIDE)), np.float32)
@@ -137,7 +137,7 @@ def draw(seed: int) -> NDArray[np.uint8]:
 
 
 def prepared(pictures: str, out: Path, side: int, compression: png.Compression) -> PreparedSet:
-    """Central squares of pictures as a prepared set."""
+    """Prepare the central squares of images as a set."""
     preprocessing = Preprocessing(size=side, square=True, upscale=True, compression=compression)
     request = PrepareRequest(pictures, out, preprocessing, val="1", keep_labels=False)
     prepare(request, console.Console(quiet=True, mute=True))
@@ -148,7 +148,7 @@ def prepared(pictures: str, out: Path, side: int, compression: png.Compression) 
 
 
 def contest(work: Path, sets: dict[str, PreparedSet], batch_size: int) -> list[Contender]:
-    """All contenders, ours and the peer's, for each number of workers."""
+    """Return the contenders of movq and of the peer for each number of workers."""
     contenders = []
     for workers in WORKERS:
         for name, prepared_set in sets.items():
@@ -162,14 +162,14 @@ def contest(work: Path, sets: dict[str, PreparedSet], batch_size: int) -> list[C
 
 
 def ours(split: Split, batch_size: int, workers: int) -> Iterator[Tensor]:
-    """Batches as `movq train-vq` reads them."""
+    """Return the stream of batches that `movq train-vq` reads."""
     order = EpochOrder(len(split), batch_size, seed=0)
     data = DataSettings(crop="random", workers=workers)
     return loader.training_batches(split, order, data, side=SIDE, seed=0, start=0, device=CPU)
 
 
 def its_loader(folder: Path, batch_size: int, workers: int) -> DataLoader[Any]:
-    """The peer, without end."""
+    """Return the data loader of the peer, practically endless."""
     steps = [transforms.RandomCrop(SIDE), transforms.ToTensor(), transforms.Normalize([0.5] * 3, [0.5] * 3)]
     images = ImageFolder(folder, transforms.Compose(steps))
     shuffled = RandomSampler(images, num_samples=10**6 * batch_size)
@@ -177,16 +177,16 @@ def its_loader(folder: Path, batch_size: int, workers: int) -> DataLoader[Any]:
 
 
 def stored(split: Split) -> float:
-    """Bytes of an image's file, on average."""
+    """Return the mean bytes of the file of an image."""
     return float(split.extents[:, 2].mean())
 
 
 def race(contenders: list[Contender], batch_size: int, repeats: int) -> None:
-    """Let all contenders load in turn, as long as some 300 images take."""
+    """Let all contenders load in turn, about 300 images at a time."""
     batches = -(-300 // batch_size)
     for _ in range(repeats):
         for contender in contenders:
-            # What waited ready while the others had their turns, and one more.
+            # Discard the batches that were prefetched during the turns of the others, and one more.
             for _ in range(2 * contender.workers + 1):
                 next(contender.stream)
             start = time.perf_counter()
@@ -194,12 +194,12 @@ def race(contenders: list[Contender], batch_size: int, repeats: int) -> None:
                 next(contender.stream)
             seconds = time.perf_counter() - start
             contender.rates.append(batches * batch_size / seconds)
-            # Until it has made ready what it works ahead, or it would take time from the next one.
+            # Wait until its prefetching is done, because it would slow down the next contender.
             time.sleep(2 * contender.workers * seconds / batches)
 
 
 def row(contender: Contender, peer: Contender, bandwidth: float) -> dict[str, Any]:
-    """A contender's figures."""
+    """Return the row of a contender."""
     rate, ours = statistics.median(contender.rates), contender.name.startswith("movq")
     return {
         "name": f"{contender.name}, {contender.workers} workers",
@@ -217,7 +217,7 @@ def row(contender: Contender, peer: Contender, bandwidth: float) -> dict[str, An
 
 
 def our_stages(split: Split, batch_size: int) -> dict[str, float]:
-    """Seconds of each stage of ours for an image, in one thread."""
+    """Return the seconds per image of each stage of movq, in one thread."""
     chosen = range(min(len(split), 200))
     files = [split.read(index) for index in chosen]
     images = [split.pixels(index) for index in chosen]
@@ -234,7 +234,7 @@ def our_stages(split: Split, batch_size: int) -> dict[str, float]:
 
 
 def its_stages(folder: Path, batch_size: int) -> dict[str, float]:
-    """Seconds of each stage of the peer's for an image, in one process; transport: a batch from a worker process."""
+    """Return the seconds per image of each stage of the peer; `transport` is the transfer from a worker process."""
     files = sorted(folder.rglob("*.*"))[:200]
     chosen = range(len(files))
     images = [Image.open(file).convert("RGB") for file in files]
@@ -249,12 +249,12 @@ def its_stages(folder: Path, batch_size: int) -> dict[str, float]:
 
 
 def each(work: Callable[[int], object], chosen: range) -> float:
-    """Seconds of some work for one of the chosen, the best of three rounds."""
+    """Return the seconds of the work per index, the best of three rounds."""
     return min(devices.seconds(lambda: [work(index) for index in chosen], CPU) for _ in range(3)) / len(chosen)
 
 
 class Same(Dataset[Tensor]):
-    """One batch over and over, written anew each time, as a loader does."""
+    """One batch, copied at each access as a data loader writes each batch anew."""
 
     def __init__(self, batch: Tensor) -> None:
         self.batch = batch
@@ -267,7 +267,7 @@ class Same(Dataset[Tensor]):
 
 
 def transport(batch: Tensor) -> float:
-    """Seconds in which an image of such a batch crosses from a worker process, its copying included."""
+    """Return the seconds per image of the transfer of a batch from a worker process, including its copy."""
     stream = iter(DataLoader(Same(batch), batch_size=None, num_workers=1))
     for _ in range(10):
         next(stream)
@@ -275,7 +275,7 @@ def transport(batch: Tensor) -> float:
 
 
 def step_share(work: Path, images: PreparedSet, name: str, device: torch.device, repeats: int) -> dict[str, Any]:
-    """Seconds of a preset's training step, and of these the ones that it waits for its batch."""
+    """Time the training step of a preset, and the part of it that waits for the batch."""
     preset = presets.load(name)
     if preset.vq.resolution != SIDE:
         images = prepared(str(images.root), work / "small", preset.vq.resolution, "zlib")
@@ -305,7 +305,7 @@ def step_share(work: Path, images: PreparedSet, name: str, device: torch.device,
 
 
 def show(figures: dict[str, Any]) -> None:
-    """Print a report as tables."""
+    """Print the results as tables."""
     table = Table(title=f"loading {figures['images']} images of {SIDE} x {SIDE}, {figures['batch_size']} at once")
     table.add_column("loader", no_wrap=True)
     for heading in ("kB", "img/s", "from", "to", "ratio", "floor"):
@@ -321,23 +321,23 @@ def show(figures: dict[str, Any]) -> None:
             measure.cells(found)[3],
         )
     Console(width=measure.WIDTH).print(table)
-    print("ratio: to the rate of ImageFolder on PNG files with as many workers; floor: the share of its rate")
+    print("ratio: to the rate of ImageFolder on PNG files with as many workers; floor: share of the limit")
     for name, stages in figures["stage_seconds"].items():
         print(f"{name}: " + ", ".join(f"{stage} {seconds * 1e6:.0f} us" for stage, seconds in stages.items()))
     step = figures["step"]
     print(
         f"a step of {step['preset']}, {step['batch_size']} images: {step['seconds']:.3g} s, of which "
-        f"{step['loading_seconds']:.3g} s ({step['loading_share']:.1%}) wait for the loader"
+        f"{step['loading_seconds']:.3g} s ({step['loading_share']:.1%}) are spent waiting for the loader"
     )
 
 
 def main() -> None:
-    """Measure, print and write."""
-    parser = measure.parser("Images a second of the training loader.", repeats=7)
-    parser.add_argument("--images", help="folder, archive or prepared set; pictures are drawn where not given")
-    parser.add_argument("--count", type=int, default=1000, help="pictures drawn")
-    parser.add_argument("--batch-size", type=int, default=32, help="images at once")
-    parser.add_argument("--preset", help="whose training step; ffhq on CUDA, else digits, where not given")
+    """Run the benchmark, print its tables and write its results."""
+    parser = measure.parser("Measure images per second of the training loader.", repeats=7)
+    parser.add_argument("--images", help="folder, archive or prepared set [default: images are drawn]")
+    parser.add_argument("--count", type=int, default=1000, help="number of images to draw")
+    parser.add_argument("--batch-size", type=int, default=32, help="images per batch")
+    parser.add_argument("--preset", help="preset of the training step [default: ffhq on CUDA, otherwise digits]")
     arguments = parser.parse_args()
     device = devices.select(arguments.device)
     preset = arguments.preset or ("ffhq" if device.type == "cuda" else "digits")

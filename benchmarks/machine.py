@@ -1,4 +1,4 @@
-"""Where and when a benchmark was measured: the record that goes with its figures."""
+"""The record of the machine and the date that goes with each result."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ import torch
 
 
 def machine(device: torch.device | None = None) -> dict[str, str | int]:
-    """The processor, the versions and today's date (UTC).
+    """Return the processor, the versions and today's date (UTC).
 
     Args:
-        device: Named too where it is a GPU.
+        device: Device of the benchmark; a GPU is recorded by its name.
     """
     processor = platform.processor() or platform.machine()
     with suppress(OSError):

@@ -1,4 +1,4 @@
-"""How the benchmarks measure: in turn, in the same run, with arithmetic and peak memory beside the time."""
+"""What the benchmarks share: timing in turn, counts of arithmetic, peak memory, and the output of results."""
 
 from __future__ import annotations
 
@@ -26,31 +26,31 @@ from movq_cli.files import atomic_write
 RESULTS = Path("benchmarks/results")
 
 WIDTH = 140
-"""Of the tables: a log is read as well as a terminal."""
+"""Width of the tables in characters, the same for a terminal and for a log file."""
 
 _MARK = "measured"
 
 
 @dataclass
 class Contender:
-    """A piece of work, and what is measured of it."""
+    """A piece of work and its measurements."""
 
     name: str
     work: Callable[[], object]
-    flops: int = 0  # of the matrix products and convolutions
-    memory: int = 0  # bytes that it holds at most, on top of what is held before
+    flops: int = 0  # operations of matrix products and convolutions
+    memory: int = 0  # peak in bytes, on top of the memory in use before
     seconds: list[float] = field(default_factory=list)
 
     @property
     def median(self) -> float:
-        """Seconds of the runs' median."""
+        """The median time of the runs, seconds."""
         return statistics.median(self.seconds)
 
 
 class Arithmetic(TorchDispatchMode):
-    """Counts the operations of matrix products and convolutions, forward and backward, while it is entered.
+    """Count the operations of matrix products and convolutions inside a `with` block, forward and backward.
 
-    By PyTorch's own formulas, but not by its FlopCounterMode, whose hooks allow no gradient at a leaf.
+    The formulas are those of PyTorch. Its FlopCounterMode is not used, because its hooks allow no gradient at a leaf.
     """
 
     def __init__(self) -> None:
@@ -63,11 +63,11 @@ class Arithmetic(TorchDispatchMode):
         types: object,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401 - whatever the operation gives
-        """Run an operation and count it."""
+    ) -> Any:  # noqa: ANN401 - the result of any operation
+        """Run an operation and count its arithmetic."""
         formula = flop_registry.get(operation.overloadpacket)
         if formula is None:
-            with self:  # in inference mode those made of others arrive whole
+            with self:  # in inference mode, composite operations arrive undecomposed
                 parts = operation.decompose(*args, **(kwargs or {}))
             return operation(*args, **(kwargs or {})) if parts is NotImplemented else parts
         result = operation(*args, **(kwargs or {}))
@@ -76,13 +76,14 @@ class Arithmetic(TorchDispatchMode):
 
 
 def race(contenders: Sequence[Contender], device: torch.device, repeats: int) -> None:
-    """Measure each contender's arithmetic and memory, which warms it up; then time them in turn."""
+    """Measure the arithmetic and memory of each contender, which also warms it up, then time them in turn."""
     for contender in contenders:
-        # Uncompiled: in a compiled module no operation is seen, and one that meets a mode is never compiled again.
+        # Eager: the operations of a compiled module cannot be counted, and a module that once ran under a dispatch mode
+        # is never compiled again.
         with torch.compiler.set_stance("force_eager"), Arithmetic() as arithmetic:
             contender.work()
         contender.flops = arithmetic.flops
-        contender.work()  # compiled, where it is to be
+        contender.work()  # compiled, if the work is to be compiled
         contender.memory = peak_memory(contender.work, device)
     for _ in range(repeats):
         for contender in contenders:
@@ -90,10 +91,10 @@ def race(contenders: Sequence[Contender], device: torch.device, repeats: int) ->
 
 
 def peak_memory(work: Callable[[], object], device: torch.device) -> int:
-    """Bytes that a piece of work holds at most on top of what is held before.
+    """Return the peak memory of a piece of work in bytes, on top of the memory in use before.
 
-    CUDA: of the caching allocator. CPU: of PyTorch's allocator as its profiler records it, temporaries of operators
-    included, the scratch memory of oneDNN not.
+    On CUDA this is the memory of the caching allocator. On the CPU it is the memory of PyTorch's allocator as its
+    profiler records it, which includes the temporaries of operators but not the scratch memory of oneDNN.
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -103,7 +104,7 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int:
         torch.cuda.synchronize(device)
         return torch.cuda.max_memory_allocated(device) - held
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        work()  # memory from before the recording is freed unseen
+        work()  # the first run frees memory that was allocated before the recording
         with record_function(_MARK):
             work()
     assert recorded.profiler is not None and recorded.profiler.kineto_results is not None
@@ -116,12 +117,12 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int:
 
 
 def figures(contender: Contender, peer: Contender | None, rate: float) -> dict[str, Any]:
-    """What every benchmark tells of a contender.
+    """Return the measurements of a contender that every benchmark records.
 
     Args:
-        contender: After its race.
-        peer: Whom it ran against.
-        rate: Operations a second of one large matrix product.
+        contender: Contender that has been measured by `race`.
+        peer: Contender that it is compared with; None leaves the ratio out.
+        rate: Operations per second of one large matrix product.
     """
     return {
         "seconds": contender.median,
@@ -136,7 +137,7 @@ def figures(contender: Contender, peer: Contender | None, rate: float) -> dict[s
 
 @contextmanager
 def full_float32() -> Iterator[None]:
-    """Convolutions in it are of full float32 on CUDA too, not TF32."""
+    """Disable TF32 for convolutions on CUDA inside the `with` block."""
     before = torch.backends.cudnn.allow_tf32
     torch.backends.cudnn.allow_tf32 = False
     yield
@@ -144,7 +145,7 @@ def full_float32() -> Iterator[None]:
 
 
 def missing(packages: Sequence[str]) -> str | None:
-    """The reason why a peer that needs these packages cannot run here; None where it can."""
+    """Return why a peer that needs these packages cannot run, or None if all of them are installed."""
     absent = [package for package in packages if find_spec(package) is None]
     return f"no package {absent[0]}" if absent else None
 
@@ -153,21 +154,21 @@ def missing(packages: Sequence[str]) -> str | None:
 
 
 def parser(description: str, repeats: int) -> argparse.ArgumentParser:
-    """A benchmark's options, those that all have."""
+    """Return an argument parser with the options that all benchmarks share."""
     options = argparse.ArgumentParser(description=description)
-    options.add_argument("--device", help="CUDA where there is one, if not given")
+    options.add_argument("--device", help="cpu or cuda [default: cuda where there is one]")
     options.add_argument("--repeats", type=int, default=repeats, help="timed runs of each contender")
     options.add_argument("--out", type=Path, default=RESULTS, help="folder of results")
     return options
 
 
 def save(figures: Mapping[str, Any], out: Path, name: str, device: torch.device) -> None:
-    """Write a report where `benchmarks.summary` finds it."""
+    """Write the results to the file that `benchmarks.summary` reads."""
     atomic_write(out / f"{name}-{device.type}.json", (json.dumps(figures, indent=2) + "\n").encode())
 
 
 def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Print the rows' names, seconds, ratios, floors and memory as a table."""
+    """Print the names, times, ratios, floors and memory of the rows as a table."""
     table = Table(title=title)
     table.add_column("", no_wrap=True)
     for heading in ("s", "peer / this", "floor, s", "of the floor", "GiB"):
@@ -175,11 +176,13 @@ def show(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         table.add_row(f"{row['name']} {row.get('precision', '')}", *cells(row))
     Console(width=WIDTH).print(table)
-    print("floor: the arithmetic at the rate of one large matrix product; GiB: held at most on top of what was before")
+    print(
+        "floor: the arithmetic at the rate of one large matrix product; GiB: peak memory on top of that in use before"
+    )
 
 
 def cells(row: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
-    """Seconds, ratio, floor, share of the floor and memory as text, a dash for what a row has not."""
+    """Return time, ratio, floor, floor over time and memory as text; a dash stands for a missing value."""
     ratio, floor, memory = (row.get(key) for key in ("peer_over_this", "floor_seconds", "memory_bytes"))
     return (
         f"{row['seconds']:.3g}",
@@ -191,6 +194,6 @@ def cells(row: Mapping[str, Any]) -> tuple[str, str, str, str, str]:
 
 
 def growth_cells(curve: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    """A curve of growth as text: what, the powers of time and memory, and what dominates."""
+    """Return a growth curve as text: the work, the powers of time and memory, and the dominant operator."""
     time, memory = (f"{curve['size']}^{curve[key]:.2f}" for key in ("exponent", "memory_exponent"))
     return curve["what"], time, memory, f"{curve['dominant'][:60]} ({curve['dominant_share']:.0%})"

@@ -1,10 +1,10 @@
-"""Do the digits asked for come out, by prior and by decoding steps?
+"""Measure how often each prior draws the requested digit, by decoding steps.
 
-    make modes     after `make demo`: trains the other two priors on the demo's digits, and prints the table
+    make modes     after `make demo`: trains the other two priors on the digits of the demo, and prints the table
 
-The weights are those of each run's best validation: the priors without masks see the digits whole, and learn 4,500 of
-them by heart before the run ends. The judge is that of `benchmarks.digits`: a 5-nearest-neighbour classifier on the
-training digits' pixels.
+The weights are those of the best validation of each run, because the autoregressive priors see the digits unmasked and
+memorize 4,500 of them before the run ends. The classifier is that of `benchmarks.digits`: 5 nearest neighbours on the
+pixels of the training digits.
 """
 
 from __future__ import annotations
@@ -34,15 +34,15 @@ BATCH = 100
 
 
 def report(number: int) -> dict[str, Any]:
-    """Every prior's figures.
+    """Measure every prior, and return the results.
 
     Args:
-        number: Samples of each; a multiple of BATCH.
+        number: Number of samples of each prior; a multiple of BATCH.
     """
     images = PreparedSet.open(Path("data/digits"))
     train = images.split("train")
-    judge = KNeighborsClassifier(NEIGHBOURS).fit(pixels(train), train.labels)
-    wanted = np.array([images.manifest.classes.index(name) for name in classes(number, images.manifest.classes)])
+    classifier = KNeighborsClassifier(NEIGHBOURS).fit(pixels(train), train.labels)
+    requested = np.array([images.manifest.classes.index(name) for name in classes(number, images.manifest.classes)])
     rows = []
     for mode, folder in (("mask", "runs/digits-prior"), ("auto", "runs/digits-auto"), ("depth", "runs/digits-depth")):
         prior = Prior.load(Run(Path(folder), "prior").best)
@@ -50,7 +50,7 @@ def report(number: int) -> dict[str, Any]:
             start = time.perf_counter()
             samples = np.concatenate([draw(prior, steps, first) for first in range(0, number, BATCH)])
             seconds = time.perf_counter() - start
-            accuracy = float((judge.predict(samples) == wanted).mean())
+            accuracy = float((classifier.predict(samples) == requested).mean())
             passes = prior.transformer.length if steps is None else steps
             rows.append(
                 {"mode": mode, "passes": passes, "class_accuracy": accuracy, "images_per_second": number / seconds}
@@ -59,19 +59,19 @@ def report(number: int) -> dict[str, Any]:
 
 
 def classes(number: int, names: tuple[str, ...]) -> list[str]:
-    """The class of each sample: all in turn, as the sampler takes them."""
+    """Return the class of each sample; the sampler takes all classes in turn."""
     return [names[index % len(names)] for index in range(number)]
 
 
 def draw(prior: Prior, steps: int | None, first: int) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """BATCH samples from a number on, as rows of grey values in [0, 1]."""
+    """Return BATCH samples, the first with index `first`, as rows of grey values in [0, 1]."""
     images = tensors.to_bytes(prior.sample(BATCH, steps, indices=range(first, first + BATCH)))
     return np.stack([grey(image.permute(1, 2, 0).cpu().numpy()) for image in images])
 
 
 def show(figures: dict[str, Any]) -> None:
-    """Print a report as a table."""
-    table = Table("prior", "passes of its body", "of the class asked", "images/s")
+    """Print the results as a table."""
+    table = Table("prior", "decoding steps", "requested class", "images/s")
     for row in figures["rows"]:
         accuracy, rate = row["class_accuracy"], row["images_per_second"]
         table.add_row(row["mode"], str(row["passes"]), f"{accuracy:.1%}", f"{rate:.0f}")
@@ -79,9 +79,11 @@ def show(figures: dict[str, Any]) -> None:
 
 
 def main() -> None:
-    """Draw, judge, print and write."""
-    parser = argparse.ArgumentParser(description="Class accuracy of the demo's priors, by steps.")
-    parser.add_argument("--samples", type=int, default=1000, help="of each")
+    """Draw samples, classify them, print the table and write the results."""
+    parser = argparse.ArgumentParser(
+        description="Measure the class accuracy of the priors of the demo, by decoding steps."
+    )
+    parser.add_argument("--samples", type=int, default=1000, help="samples of each prior")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results"), help="folder of results")
     arguments = parser.parse_args()
     torch.manual_seed(0)

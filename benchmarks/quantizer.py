@@ -1,12 +1,12 @@
-"""The quantizer, forward and backward: ours beside that of vector-quantize-pytorch, in the same run.
+"""Time the quantizer, forward and backward, compared with vector-quantize-pytorch in the same run.
 
     python -m benchmarks.quantizer
 
 The shapes are the paper's, 256 channels in 4 chunks at 16 x 16 positions. The peer (the package
-`vector-quantize-pytorch`; skipped where it is not installed) is asked for the same work and no more: four heads on one
-codebook that is learned by gradient, no moving averages, the plain straight-through gradient, a commitment loss of
-weight 1, which moves both sides as our two losses together do. Codes, output, loss and all gradients are compared
-before anything is timed, on inputs near entries, so that rounding decides no code.
+`vector-quantize-pytorch`; skipped if it is not installed) is configured for exactly the same work: four heads on one
+codebook that is learned by gradient, no moving averages, the plain straight-through gradient, and a commitment loss of
+weight 1, which moves encoder and codebook as the two losses of movq together do. Codes, output, loss and all gradients
+are compared before anything is timed, on inputs near codebook entries, so that no code depends on rounding.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SIZES = (1024, 16384)
 
 
 class Outcome(NamedTuple):
-    """What one forward and backward pass gives."""
+    """The results of one forward and backward pass."""
 
     vectors: Tensor
     codes: Tensor
@@ -41,16 +41,16 @@ class Outcome(NamedTuple):
 
 
 def report(device: torch.device, batch_sizes: list[int], sizes: list[int], repeats: int) -> dict[str, Any]:
-    """The benchmark's figures.
+    """Run the benchmark and return its results.
 
     Args:
-        device: Where.
-        batch_sizes: Images, of 16 x 16 positions each.
-        sizes: K, entries of the codebook.
-        repeats: Timed runs of each contender.
+        device: Device of the quantizers.
+        batch_sizes: Numbers of images, each of 16 x 16 positions.
+        sizes: Numbers of codebook entries, K.
+        repeats: Number of timed runs of each contender.
     """
     skipped = measure.missing(PACKAGES)
-    with measure.full_float32():  # as the distances are
+    with measure.full_float32():  # the precision of the distances
         rate = devices.matrix_rate(device, "float32")
     rows = []
     for size in sizes:
@@ -70,7 +70,7 @@ def report(device: torch.device, batch_sizes: list[int], sizes: list[int], repea
 def race(
     device: torch.device, images: int, size: int, rate: float, repeats: int, *, with_peer: bool
 ) -> list[dict[str, Any]]:
-    """The rows of one batch and one codebook."""
+    """Return the rows of one batch size and one codebook size."""
     torch.manual_seed(0)
     ours = VectorQuantizer(size, CHANNELS // CHUNKS).to(device)
     nn.init.normal_(ours.embedding.weight)
@@ -79,7 +79,7 @@ def race(
     if device.type == "cuda":
         compiled = VectorQuantizer(size, CHANNELS // CHUNKS).to(device)
         compiled.load_state_dict(ours.state_dict())
-        compiled.compile()  # as training has it
+        compiled.compile()  # as in training
         passes["movq, compiled"] = lambda: our_pass(compiled, z, weight)
     if with_peer:
         peer = peer_model(ours)
@@ -88,7 +88,7 @@ def race(
     contenders = [Contender(name, work) for name, work in passes.items()]
     measure.race(contenders, device, repeats)
     rival = contenders[-1] if with_peer else None
-    floor = 2 * images * GRID**2 * CHUNKS * size * (CHANNELS // CHUNKS) / rate  # of the distances' matrix product
+    floor = 2 * images * GRID**2 * CHUNKS * size * (CHANNELS // CHUNKS) / rate  # the matrix product of the distances
     return [
         {
             "name": f"{contender.name}, K = {size:,}, batch {images}",
@@ -101,7 +101,7 @@ def race(
 
 
 def inputs(quantizer: VectorQuantizer, images: int) -> tuple[Tensor, Tensor]:
-    """Vectors near entries, [B, D, h, w], and as many weights, by which the output is summed to a loss."""
+    """Return vectors near codebook entries, [B, D, h, w], and weights of the same shape for the loss."""
     entries = quantizer.embedding.weight
     codes = torch.randint(len(entries), (images, GRID, GRID, CHUNKS), device=entries.device)
     with torch.no_grad():
@@ -111,7 +111,7 @@ def inputs(quantizer: VectorQuantizer, images: int) -> tuple[Tensor, Tensor]:
 
 
 def our_pass(quantizer: VectorQuantizer, z: Tensor, weight: Tensor) -> Outcome:
-    """Our forward and backward pass."""
+    """Run one forward and backward pass of movq's quantizer."""
     out = quantizer(z)
     loss = (out.vectors * weight).sum() + out.losses["codebook"] + out.losses["commitment"]
     gradients = torch.autograd.grad(loss, (z, quantizer.embedding.weight))
@@ -119,7 +119,7 @@ def our_pass(quantizer: VectorQuantizer, z: Tensor, weight: Tensor) -> Outcome:
 
 
 def peer_model(ours: VectorQuantizer) -> Any:  # noqa: ANN401 - the peer is untyped
-    """The peer with our codebook, in training."""
+    """Return the peer with the codebook of `ours`, in training mode."""
     size, width = ours.embedding.weight.shape
     model = importlib.import_module("vector_quantize_pytorch").VectorQuantize(
         dim=CHANNELS,
@@ -138,25 +138,27 @@ def peer_model(ours: VectorQuantizer) -> Any:  # noqa: ANN401 - the peer is unty
 
 
 def peer_pass(model: Any, z: Tensor, weight: Tensor) -> Outcome:  # noqa: ANN401
-    """The peer's forward and backward pass."""
+    """Run one forward and backward pass of the peer."""
     vectors, codes, loss = model(z)
     of_input, of_entries = torch.autograd.grad((vectors * weight).sum() + loss, (z, model._codebook.embed))
     return Outcome(vectors, codes, loss, of_input, of_entries[0])
 
 
 def check_equal_work(ours: Outcome, peers: Outcome) -> None:
-    """Assert that both sides give the same codes, and the same numbers but for rounding."""
+    """Assert that both quantizers give the same codes, and the same numbers up to rounding."""
     assert torch.equal(ours.codes, peers.codes), "the codes differ"
-    for (part, mine), its in zip(ours._asdict().items(), peers, strict=True):
-        close = torch.allclose(mine, its, atol=1e-6, rtol=1e-4)
-        assert close, f"{part}: the two sides differ by up to {(mine - its).abs().max().item():.1e}"
+    for (part, value), expected in zip(ours._asdict().items(), peers, strict=True):
+        close = torch.allclose(value, expected, atol=1e-6, rtol=1e-4)
+        assert close, f"{part}: the two sides differ by up to {(value - expected).abs().max().item():.1e}"
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Run the benchmark, print its table and write its results."""
     parser = measure.parser("Time the quantizer, forward and backward.", repeats=11)
-    parser.add_argument("--batch-size", type=int, nargs="+", help="images; 16 and 48 on CUDA, else 1 and 4")
-    parser.add_argument("--codebook-size", type=int, nargs="+", default=list(SIZES), help="K")
+    parser.add_argument(
+        "--batch-size", type=int, nargs="+", help="numbers of images [default: 16 and 48 on CUDA, otherwise 1 and 4]"
+    )
+    parser.add_argument("--codebook-size", type=int, nargs="+", default=list(SIZES), help="numbers of codebook entries")
     arguments = parser.parse_args()
     device = devices.select(arguments.device)
     batch_sizes = arguments.batch_size or ([16, 48] if device.type == "cuda" else [1, 4])

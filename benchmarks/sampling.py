@@ -1,13 +1,14 @@
-"""How fast the priors draw: images a second of each, beside plain loops and the device's limits, in the same run.
+"""Time the sampling of each prior, compared with plain loops and with the limit of the device in the same run.
 
-    python -m benchmarks.sampling                 the paper's size on CUDA, the demo's on the CPU
-    python -m benchmarks.sampling --preset ffhq   the paper's size anywhere
+    python -m benchmarks.sampling                 the size of the paper on CUDA, of the demo on the CPU
+    python -m benchmarks.sampling --preset ffhq   the size of the paper on any device
 
-The weights are random: speed does not depend on them. The plain loops are what one writes first: MaskGIT's decoding
-with a whole pass at every step and torch.multinomial, in our precision and once in float32, and autoregressive decoding
-without a cache, a whole pass for every code. The latter is timed at some places of the sequence and scaled to all. The
-floor is arithmetic over the rate of one large matrix product, or for the autoregressive priors, where that is larger,
-bytes over the rate of one large copy: every step reads all weights, and all keys and values so far.
+The weights are random, because speed does not depend on them. The plain loops are straightforward implementations:
+MaskGIT's decoding with a complete pass at every step and torch.multinomial, in the precision of movq and once in
+float32, and autoregressive decoding without a KV cache, with a complete pass for every code. The latter is timed at
+some positions of the sequence and scaled to all of them. The floor is the arithmetic over the rate of one large matrix
+product. For the autoregressive priors it is the number of bytes over the rate of one large copy, if that is larger:
+every step reads all weights, and all keys and values so far.
 """
 
 from __future__ import annotations
@@ -34,18 +35,18 @@ from movq_cli.settings import Preset, SampleSettings
 
 STEPS = (4, 8, 12, 16)
 UNCACHED_PLACES = 8
-"""Of the sequence, at which a pass without a cache is timed."""
+"""Number of positions at which a pass without a KV cache is timed."""
 
 
 def report(preset: Preset, name: str, device: torch.device, batch_size: int, repeats: int) -> dict[str, Any]:
-    """The benchmark's figures.
+    """Run the benchmark and return its results.
 
     Args:
         preset: Sizes of the prior and of its codes.
-        name: The preset's.
-        device: Where.
-        batch_size: Images at once.
-        repeats: Of each timing.
+        name: Name of the preset, for the record.
+        device: Device of the priors.
+        batch_size: Number of images drawn at once.
+        repeats: Number of timed runs of each contender.
     """
     rate, bandwidth = devices.matrix_rate(device, "auto"), copy_rate(device)
     rows = []
@@ -73,23 +74,23 @@ def report(preset: Preset, name: str, device: torch.device, batch_size: int, rep
 
 
 def build(preset: Preset, mode: str, device: torch.device) -> priors.CodePrior:
-    """A prior of random weights."""
+    """Return a prior with random weights."""
     torch.manual_seed(0)
     settings = preset.prior.model_copy(update={"mode": mode})
     model = priors.build(settings, preset.vq.code_shape).to(device).eval()
-    devices.cast_linear_layers(model, device, "auto")  # as `movq sample` does
+    devices.cast_linear_layers(model, device, "auto")  # as in `movq sample`
     return model
 
 
 def masked_rows(
     model: MaskedPrior, images: int, classes: Tensor | None, rate: float, device: torch.device, repeats: int
 ) -> list[dict[str, Any]]:
-    """Ours and the plain loop at each number of steps; on CUDA ours with compiled blocks, and at 8 steps without."""
+    """Time movq and the plain loop at each number of steps; on CUDA compiled, and at 8 steps also uncompiled."""
     plain_model, exact = copy.deepcopy(model), copy.deepcopy(model).float()
     if device.type == "cuda":
-        model.compile_blocks()  # as `movq sample` does for many images
+        model.compile_blocks()  # as in `movq sample` for many images
         compiling = devices.seconds(partial(model.decode, range(images), classes, SampleSettings(steps=2)), device)
-        print(f"the first two steps, compiling included: {compiling:.1f} s")
+        print(f"the first two steps, including compilation: {compiling:.1f} s")
     rows = []
     for steps in STEPS:
         settings = SampleSettings(steps=steps)
@@ -106,7 +107,10 @@ def masked_rows(
         measure.race(contenders, device, repeats)
         plain = contenders[1]
         rows += [
-            {"name": contender.name, **measure.figures(contender, plain, rate)}  # ours passes the first step once
+            {
+                "name": contender.name,
+                **measure.figures(contender, plain, rate),
+            }  # movq runs the first step once per class
             | ({"peer_over_this": None, "floor_seconds": None} if contender.name.endswith("float32") else {})
             for contender in contenders
         ]
@@ -123,7 +127,7 @@ def causal_rows(
     device: torch.device,
     repeats: int,
 ) -> list[dict[str, Any]]:
-    """Ours with the cache and, for the prior of the paper, without one."""
+    """Time movq with the KV cache and, for the autoregressive prior of the paper, a loop without one."""
 
     def once() -> None:
         model.decode(range(images), classes, SampleSettings())
@@ -131,13 +135,13 @@ def causal_rows(
 
     ours = Contender(mode, lambda: model.decode(range(images), classes, SampleSettings()))
     measure.race([ours], device, repeats)
-    model.recorder = GraphRecorder()  # with the cache, which the next decoding would find there
+    model.recorder = GraphRecorder()  # drops the KV cache, which the next decoding would reuse
     ours.memory = measure.peak_memory(once, device)
     flops = pass_flops(model, images, device, classes)
     row = {
         "name": mode,
         **measure.figures(ours, None, rate),
-        "flops": flops,  # in a recorded graph they are not seen
+        "flops": flops,  # the operations of a recorded CUDA graph cannot be counted
         "floor_seconds": max(flops / rate, bytes_read(model, images) / bandwidth),
     }
     if not isinstance(model, AutoregressivePrior):
@@ -150,7 +154,7 @@ def causal_rows(
 
 
 def plain_masked(model: MaskedPrior, images: int, classes: Tensor | None, settings: SampleSettings) -> Tensor:
-    """MaskGIT's loop as one writes it first: a whole pass a step, multinomial draws, a sort of the confidences."""
+    """Run MaskGIT's loop plainly: a complete pass per step, multinomial draws, and a sort of the confidences."""
     shape, device = model.shape, model.position.device
     codes = torch.full((images, *shape.size), model.unknown, device=device)
     for step in range(settings.steps):
@@ -170,13 +174,13 @@ def plain_masked(model: MaskedPrior, images: int, classes: Tensor | None, settin
 
 
 def plain_float32(model: MaskedPrior, images: int, classes: Tensor | None, settings: SampleSettings) -> Tensor:
-    """The same in float32, as a loop without a word about precision runs."""
+    """Run the plain loop in float32, the default precision of PyTorch."""
     with devices.autocast(model.position.device, "float32"):
         return plain_masked(model, images, classes, settings)
 
 
 def uncached(model: AutoregressivePrior, images: int, classes: Tensor | None, device: torch.device) -> float:
-    """Seconds of decoding by a whole pass over what is there so far for every code, from some of the passes."""
+    """Estimate the seconds of decoding with a complete pass over all codes so far for every code, from some passes."""
     shape = model.shape
     codes = torch.zeros(images, *shape.size, dtype=torch.int64, device=device)
     total = 0.0
@@ -188,7 +192,7 @@ def uncached(model: AutoregressivePrior, images: int, classes: Tensor | None, de
 
 
 def prefix_pass(model: AutoregressivePrior, codes: Tensor, classes: Tensor | None) -> Tensor:
-    """A whole pass over the first rows of a grid [B, rows, w, c], and the last code's logits."""
+    """Run a complete pass over the first rows of a grid [B, rows, w, c]; return the logits of the last code."""
     tokens = codes[0].numel()
     x = model.tokens(torch.nn.functional.pad(codes.flatten(1), (model.shape.chunks, 0))[:, model.newest[:tokens]])
     if classes is not None:
@@ -199,7 +203,7 @@ def prefix_pass(model: AutoregressivePrior, codes: Tensor, classes: Tensor | Non
 
 
 def pass_flops(model: priors.CodePrior, images: int, device: torch.device, classes: Tensor | None) -> int:
-    """Operations of a whole pass of a batch; decoding with a cache does as many in all."""
+    """Return the operations of a complete pass over a batch; decoding with a KV cache needs as many in total."""
     codes = torch.zeros(1, *model.shape.size, dtype=torch.int64, device=device)
     with FlopCounterMode(display=False) as counter:
         model(codes, None if classes is None else classes[:1])
@@ -207,7 +211,7 @@ def pass_flops(model: priors.CodePrior, images: int, device: torch.device, class
 
 
 def bytes_read(model: priors.CodePrior, images: int) -> float:
-    """Bytes that decoding with a cache reads at least: all weights at each step, and the keys and values so far."""
+    """Return the least bytes that decoding with a KV cache reads: all weights, keys and values at each step."""
     wide = 2 if torch.is_autocast_enabled(model.position.device.type) else 4
     body = model.blocks if isinstance(model, AutoregressivePrior) else model.blocks[:-2]
     steps = model.length
@@ -217,29 +221,31 @@ def bytes_read(model: priors.CodePrior, images: int) -> float:
 
 
 def copy_rate(device: torch.device) -> float:
-    """Bytes a second of one large copy, read and written."""
+    """Return the bytes per second, read and written, of one large copy."""
     block = torch.empty(2**28 if device.type == "cuda" else 2**25, dtype=torch.float32, device=device)
     target = torch.empty_like(block)
     return 2 * block.nbytes / best(lambda: target.copy_(block), device, 5)
 
 
 def best(work: Callable[[], object], device: torch.device, repeats: int) -> float:
-    """Seconds of the fastest of several runs, after one that is not counted."""
+    """Return the seconds of the fastest of several runs, after a warm-up run."""
     work()
     return min(devices.seconds(work, device) for _ in range(repeats))
 
 
 def main() -> None:
-    """Measure, print and write."""
-    parser = measure.parser("Images a second of each prior.", repeats=3)
-    parser.add_argument("--preset", help="whose sizes; ffhq on CUDA, else digits, where not given")
-    parser.add_argument("--batch-size", type=int, default=64, help="images at once; `movq sample` draws 64")
+    """Run the benchmark, print its table and write its results."""
+    parser = measure.parser("Measure images per second of each prior.", repeats=3)
+    parser.add_argument("--preset", help="preset whose sizes are used [default: ffhq on CUDA, otherwise digits]")
+    parser.add_argument(
+        "--batch-size", type=int, default=64, help="images drawn at once [default: 64, as in `movq sample`]"
+    )
     arguments = parser.parse_args()
     device = devices.select(arguments.device)
     name = arguments.preset or ("ffhq" if device.type == "cuda" else "digits")
     figures = report(presets.load(name), name, device, arguments.batch_size, arguments.repeats)
     measure.show(f"drawing {arguments.batch_size} images of {figures['codes']} codes at once ({name})", figures["rows"])
-    print("floor of auto and depth: where that is more, the reads of weights, keys and values")
+    print("floor of auto and depth: the time to read weights, keys and values, if that is longer")
     measure.save(figures, arguments.out, "sampling", device)
 
 

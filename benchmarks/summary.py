@@ -1,11 +1,12 @@
-"""All results in two tables: how much faster than the peers, and how far from the device's limit.
+"""Print all results in tables: growth of the cost, speed compared with the peers, and with the limit of the device.
 
-    python -m benchmarks.summary                the files in benchmarks/results
-    python -m benchmarks.summary --markdown     as the README has them
+    python -m benchmarks.summary                the results in benchmarks/results
+    python -m benchmarks.summary --markdown     as Markdown
 
-A result is a `<benchmark>-<device>.json`. Of its `rows` each has a `name` and `seconds`, and where they are known
-`precision`, `peer_over_this` (the peer's time over this one's; 1 = the peer itself), `floor_seconds` and
-`memory_bytes`; `machine` says where and when. Of growth, `curves` has what it printed.
+A result is a file `<benchmark>-<device>.json`. Each of its `rows` has a `name` and `seconds`, and where they are known
+`precision`, `peer_over_this` (the time of the peer over this time; 1 for the peer itself), `floor_seconds` and
+`memory_bytes`. `machine` has the machine and the date. The result of the growth benchmark has `curves` in place of
+`rows`.
 """
 
 from __future__ import annotations
@@ -31,32 +32,32 @@ Rows = Sequence[tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Result:
-    """One benchmark's figures on one machine."""
+    """The results of one benchmark on one machine."""
 
     benchmark: str
     figures: dict[str, Any]
 
     @property
     def device(self) -> str:
-        """The GPU, or the processor with its cores."""
+        """Name of the GPU, or of the processor with its number of cores."""
         machine = self.figures["machine"]
         return machine.get("gpu") or f"{machine['processor']}, {machine['cores']} cores"
 
     @property
     def place(self) -> tuple[str, str]:
-        """Device and date."""
+        """Device and date of the measurement."""
         return self.device, self.figures["machine"]["date"]
 
     @property
     def origin(self) -> str:
-        """Versions and peer, in a line."""
+        """One line with the device, the versions and the peer."""
         machine, peer = self.figures["machine"], self.figures.get("peer")
         versions = f"{self.benchmark}: {self.device}, Python {machine['python']}, torch {machine['torch']}"
         return versions if peer is None else f"{versions}; peer: {peer}"
 
 
 def read(folder: Path) -> list[Result]:
-    """The results in a folder, by name; files of other layouts are left out."""
+    """Return the results in a folder, sorted by name; files with another layout are skipped."""
     results = []
     for path in sorted(folder.glob("*-*.json")):
         figures = json.loads(path.read_text())
@@ -67,7 +68,7 @@ def read(folder: Path) -> list[Result]:
 
 
 def timed(results: Sequence[Result], key: str) -> Iterator[tuple[Result, dict[str, Any], str]]:
-    """The rows that have a figure, with their names; rows of peers are left out."""
+    """Yield the rows that have a value for `key`, with their names; the rows of peers are skipped."""
     for result in results:
         for row in result.figures.get("rows", ()):
             if row.get(key) is not None and row.get("peer_over_this") != 1:
@@ -75,7 +76,7 @@ def timed(results: Sequence[Result], key: str) -> Iterator[tuple[Result, dict[st
 
 
 def ratios(results: Sequence[Result]) -> Rows:
-    """The first table."""
+    """Return the table of speed compared with the peers."""
     rows: list[tuple[str, ...]] = []
     for result, row, name in timed(results, "peer_over_this"):
         seconds, ratio, _, _, memory = measure.cells(row)
@@ -84,7 +85,7 @@ def ratios(results: Sequence[Result]) -> Rows:
 
 
 def floors(results: Sequence[Result]) -> Rows:
-    """The second table."""
+    """Return the table of speed compared with the limit of the device."""
     rows: list[tuple[str, ...]] = []
     for result, row, name in timed(results, "floor_seconds"):
         seconds, _, floor, share, _ = measure.cells(row)
@@ -93,7 +94,7 @@ def floors(results: Sequence[Result]) -> Rows:
 
 
 def growth(results: Sequence[Result]) -> Rows:
-    """The third table."""
+    """Return the table of growth."""
     return [
         (*measure.growth_cells(curve), *result.place)
         for result in results
@@ -102,7 +103,7 @@ def growth(results: Sequence[Result]) -> Rows:
 
 
 def show(title: str, headings: Sequence[str], rows: Rows, *, markdown: bool) -> None:
-    """Print a table, for people or for the README."""
+    """Print a table, as text or as Markdown."""
     if markdown:
         print(f"\n| {' | '.join(headings)} |\n|{' --- |' * len(headings)}")
         print("\n".join(f"| {' | '.join(row)} |" for row in rows))
@@ -114,16 +115,16 @@ def show(title: str, headings: Sequence[str], rows: Rows, *, markdown: bool) -> 
 
 
 def main() -> None:
-    """Read and print."""
-    parser = argparse.ArgumentParser(description="All results in two tables.")
+    """Read the results and print the tables."""
+    parser = argparse.ArgumentParser(description="Print all results as tables.")
     parser.add_argument("--out", type=Path, default=measure.RESULTS, help="folder of results")
     parser.add_argument("--markdown", action="store_true", help="as Markdown")
     arguments = parser.parse_args()
     results = read(arguments.out)
     for title, headings, rows in (
         ("growth", GROWTH, growth(results)),
-        ("beside the peers", RATIOS, ratios(results)),
-        ("beside the device's limit", FLOORS, floors(results)),
+        ("compared with the peers", RATIOS, ratios(results)),
+        ("compared with the limit of the device", FLOORS, floors(results)),
     ):
         if rows:
             show(title, headings, rows, markdown=arguments.markdown)

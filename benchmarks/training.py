@@ -1,16 +1,16 @@
-"""One training step of stage 1 at the paper's size: ours beside that of taming-transformers, in the same run.
+"""Time one training step of stage 1 at the paper's size, compared with taming-transformers in the same run.
 
-    python -m benchmarks.training                     beside the peer's, where the package `taming` is installed
-    python -m benchmarks.training --taming CLONE      from a clone of CompVis/taming-transformers
+    python -m benchmarks.training                     with the package `taming` as the peer, if it is installed
+    python -m benchmarks.training --taming CLONE      with a clone of CompVis/taming-transformers
 
-A step is all that a batch of 256 x 256 images costs once the adversarial term is on: tokenizer, LPIPS, discriminator,
-the adaptive weight, the backward passes, both optimisers. The peer's classes run as they are, driven as its training
-loop (PyTorch Lightning 1.0.8) drives them: each batch goes through `training_step` once for each optimiser, the
-parameters of the other one frozen. The package index has them as `taming-transformers-rom1504` (`--no-deps`); they
-need the packages `einops` and `requests` too. Nothing is downloaded: both
-sides get the same LPIPS, its trunk drawn from a seed. The steps alternate, and medians are given. On CUDA ours runs as
-it trains, compiled and in bf16, beside the peer under bf16 autocast and in float32, which is its own way. The floor
-beside them is the step's arithmetic at the rate of one large matrix product, measured in the same run.
+A step is everything that a batch of 256 x 256 images costs while the adversarial loss is on: tokenizer, LPIPS,
+discriminator, adaptive weight, backward passes, and both optimizers. The classes of the peer run unchanged, and are
+called as its training loop (PyTorch Lightning 1.0.8) calls them: each batch goes through `training_step` once for each
+optimizer, with the parameters of the other one frozen. The package index has them as `taming-transformers-rom1504`
+(`--no-deps`); they also need the packages `einops` and `requests`. Nothing is downloaded: both sides use the same
+LPIPS, whose trunk has random weights of a fixed seed. The steps alternate, and the results are medians. On CUDA, movq
+runs as it trains, compiled and in bf16; the peer runs under bf16 autocast and in float32, which is its own default. The
+floor is the arithmetic of the step at the rate of one large matrix product, measured in the same run.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ SIDE = 256
 PEER = "taming"
 OURS = ("ffhq", "vqgan-ffhq")
 PARAMETERS = {"ffhq": 82_692_995, "vqgan-ffhq": 72_141_699, PEER: 72_141_699}
-"""Of the models, without LPIPS and the discriminator. The second is of the peer's architecture."""
+"""Parameters of the models, without LPIPS and the discriminator. `vqgan-ffhq` has the architecture of the peer."""
 
 PEER_MODEL = {
     "ddconfig": {
@@ -69,17 +69,17 @@ PEER_MODEL = {
     "n_embed": 1024,
     "embed_dim": 256,
 }
-"""The peer's faces model as it publishes it, its discriminator on from the first step."""
+"""Settings of the peer's published model for faces, with the discriminator on from the first step."""
 
 
 def report(device: torch.device, batch_size: int, repeats: int, clone: Path | None) -> dict[str, Any]:
-    """The benchmark's figures.
+    """Run the benchmark and return its results.
 
     Args:
-        device: Where the steps run.
-        batch_size: Images a step.
-        repeats: Timed steps of each contender.
-        clone: The peer's source tree; None = the package `taming`, where it is installed.
+        device: Device of the steps.
+        batch_size: Number of images per step.
+        repeats: Number of timed steps of each contender.
+        clone: Source tree of the peer; None uses the package `taming`, if it is installed.
     """
     skipped = why_no_peer(clone)
     precision, *others = ("bf16", "float32") if device.type == "cuda" else ("float32",)
@@ -92,13 +92,16 @@ def report(device: torch.device, batch_size: int, repeats: int, clone: Path | No
         rivals = peers(ours["vqgan-ffhq"], work, batch, (precision, *others)) if skipped is None else {}
         measure.race([*contenders, *rivals.values()], device, repeats)
     rates = {name: devices.matrix_rate(device, name) for name in (precision, *others)}
-    rows = [row(mine, rivals.get(precision), precision, batch_size, rates[precision]) for mine in contenders]
+    rows = [row(contender, rivals.get(precision), precision, batch_size, rates[precision]) for contender in contenders]
     rows += [row(rival, rival, name, batch_size, rates[name]) for name, rival in rivals.items()]
     rows += [
-        {**row(mine, rivals[other], precision, batch_size, rates[precision]), "name": f"{mine.name}, peer in {other}"}
+        {
+            **row(contender, rivals[other], precision, batch_size, rates[precision]),
+            "name": f"{contender.name}, peer in {other}",
+        }
         for other in others
         if other in rivals
-        for mine in contenders
+        for contender in contenders
     ]
     return {
         "batch_size": batch_size,
@@ -110,18 +113,18 @@ def report(device: torch.device, batch_size: int, repeats: int, clone: Path | No
 
 
 def why_no_peer(clone: Path | None) -> str | None:
-    """The reason why the peer cannot run here; None where it can."""
+    """Return why the peer cannot run, or None if it can."""
     if clone is not None:
         sys.path.append(str(clone))
     return measure.missing(("taming", "einops", "requests"))
 
 
 def draw_lpips(work: Path) -> None:
-    """Write LPIPS's weights where both sides look for them: VGG-16's trunk from a seed, the library's linear heads."""
+    """Write weights of LPIPS where both sides read them: a random VGG-16 trunk, and the heads of the library."""
     with torch.device("meta"):
         shapes = {name: tensor.shape for name, tensor in torchvision.models.vgg16(weights=None).state_dict().items()}
     seeded = torch.Generator().manual_seed(0)
-    # No classifier is used: one number stands for all of each tensor, and the file stays small.
+    # The classifier is not used: an expanded scalar in place of each tensor keeps the file small.
     weights = {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}
     for name, shape in shapes.items():
         if name.startswith("features.") and name.endswith(".weight"):
@@ -135,7 +138,7 @@ def draw_lpips(work: Path) -> None:
 
 
 def draw_images(work: Path, count: int) -> Tensor:
-    """Write a prepared set of smooth random images; `count` of them as a batch [count, 3, 256, 256] uint8."""
+    """Write a prepared set of smooth random images, and return `count` of them, uint8 [count, 3, 256, 256]."""
     seeded = torch.Generator().manual_seed(0)
     coarse = torch.randint(0, 256, (count + 1, 3, 16, 16), generator=seeded).float()
     images = F.interpolate(coarse, size=(SIDE, SIDE), mode="bilinear").to(torch.uint8)
@@ -151,17 +154,17 @@ def draw_images(work: Path, count: int) -> Tensor:
 
 
 def peers(ours: TokenizerTraining, work: Path, batch: Tensor, precisions: tuple[str, ...]) -> dict[str, Contender]:
-    """The peer's step in each precision, of one model that is checked to do the same work as ours."""
+    """Return the step of the peer in each precision, after checking that its model does the same work as ours."""
     model = peer_model(work).to(batch.device)
     check_equal_work(ours, model, pixels.to_signed(batch))
     assert PARAMETERS[PEER] == count(model) - count(model.loss)
     optimizers, _ = model.configure_optimizers()
-    images = pixels.to_signed(batch).permute(0, 2, 3, 1).contiguous()  # as its data sets give them
+    images = pixels.to_signed(batch).permute(0, 2, 3, 1).contiguous()  # the layout of its data sets
     return {name: Contender(PEER, partial(peer_step, model, optimizers, images, name)) for name in precisions}
 
 
 def our_training(preset: str, precision: str, batch: Tensor, work: Path) -> TokenizerTraining:
-    """Our training of a preset, its discriminator on from the first step."""
+    """Return the training of a preset in movq, with the discriminator on from the first step."""
     overrides = [
         f"train_vq.batch_size={len(batch)}",
         f"train_vq.precision={precision}",
@@ -176,11 +179,11 @@ def our_training(preset: str, precision: str, batch: Tensor, work: Path) -> Toke
 
 
 def peer_model(work: Path) -> Any:  # noqa: ANN401 - the peer is untyped
-    """The peer's model with its losses, in training."""
+    """Return the peer's model with its losses, in training mode."""
     hub = torch.hub.get_dir()
     torch.hub.set_dir(str(work / "hub"))
     try:
-        # It looks for its linear heads below the current folder.
+        # The peer reads its linear heads from below the current folder.
         with stand_ins(), chdir(work), redirect_stdout(sys.stderr):
             model = importlib.import_module("taming.models.vqgan").VQModel(**PEER_MODEL)
     finally:
@@ -191,13 +194,13 @@ def peer_model(work: Path) -> Any:  # noqa: ANN401 - the peer is untyped
 
 @contextmanager
 def stand_ins() -> Iterator[None]:
-    """Two modules that the peer imports: Lightning, which brings its module the loop alone, and its own script."""
+    """Provide stand-ins for two modules that the peer imports: Lightning, and the peer's own script."""
 
     class LightningModule(nn.Module):
         global_step = 0
 
         def log(self, *_: object, **__: object) -> None:
-            """Drop a metric."""
+            """Discard a metric."""
 
         log_dict = log
 
@@ -208,7 +211,7 @@ def stand_ins() -> Iterator[None]:
     lightning, script = ModuleType("pytorch_lightning"), ModuleType("main")
     vars(lightning)["LightningModule"] = LightningModule
     vars(script)["instantiate_from_config"] = instantiate_from_config
-    # The script lies beside the package in a clone, and in it as it is published.
+    # The script is beside the package in a clone, and inside it in the published package.
     stands = {"pytorch_lightning": lightning, "main": script, "taming.main": script}
     before = sys.modules.copy()
     sys.modules |= stands
@@ -221,7 +224,7 @@ def stand_ins() -> Iterator[None]:
 
 
 def peer_step(model: Any, optimizers: list[torch.optim.Optimizer], images: Tensor, precision: str) -> None:  # noqa: ANN401
-    """What its training loop does with a batch [B, 256, 256, 3] in [-1, 1]."""
+    """Do what the peer's training loop does with a batch [B, 256, 256, 3] in [-1, 1]."""
     for index, optimizer in enumerate(optimizers):
         for other in optimizers:
             for group in other.param_groups:
@@ -236,34 +239,34 @@ def peer_step(model: Any, optimizers: list[torch.optim.Optimizer], images: Tenso
 
 @torch.no_grad()
 def check_equal_work(ours: TokenizerTraining, peer: Any, images: Tensor) -> None:  # noqa: ANN401
-    """Assert that with the same weights both sides compute the same, on images [B, 3, 256, 256] in [-1, 1]."""
+    """Assert that both sides compute the same with the same weights, on images [B, 3, 256, 256] in [-1, 1]."""
     weights = {name: tensor for name, tensor in peer.state_dict().items() if not name.startswith("loss.")}
     ours.model.load_state_dict(weights)
     assert ours.perceptual is not None and ours.discriminator is not None
     z = ours.model.encoder(images)
-    peer.eval()  # its train() also turns on the dropout in its LPIPS
+    peer.eval()  # its train() also enables the dropout of its LPIPS
     pairs = {
         "encoder": (z, peer.encoder(images)),
         "decoder": (ours.model.decoder(z, z), peer.decoder(z)),
         "LPIPS": (ours.perceptual(images, images.flip(3)), peer.loss.perceptual_loss(images, images.flip(3))),
     }
     peer.train()
-    for part, (mine, its) in pairs.items():
-        difference = ((mine - its).norm() / its.norm()).item()
+    for part, (value, expected) in pairs.items():
+        difference = ((value - expected).norm() / expected.norm()).item()
         assert difference < 1e-2, f"{part}: the two sides differ by {difference:.1%}"
     layouts = [
-        [tensor.shape for tensor in judge.parameters()] for judge in (ours.discriminator.model, peer.loss.discriminator)
+        [tensor.shape for tensor in model.parameters()] for model in (ours.discriminator.model, peer.loss.discriminator)
     ]
     assert layouts[0] == layouts[1], "the discriminators differ"
 
 
 def count(module: nn.Module) -> int:
-    """Parameters of a module."""
+    """Return the number of parameters of a module."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def row(contender: Contender, rival: Contender | None, precision: str, batch_size: int, rate: float) -> dict[str, Any]:
-    """A contender's figures."""
+    """Return the row of a contender."""
     return {
         "name": contender.name,
         "precision": precision,
@@ -274,9 +277,9 @@ def row(contender: Contender, rival: Contender | None, precision: str, batch_siz
 
 
 def main() -> None:
-    """Measure, print and write."""
+    """Run the benchmark, print its table and write its results."""
     parser = measure.parser("Time a training step of stage 1.", repeats=5)
-    parser.add_argument("--batch-size", type=int, help="images a step; 16 on CUDA, else 1, where not given")
+    parser.add_argument("--batch-size", type=int, help="images per step [default: 16 on CUDA, otherwise 1]")
     parser.add_argument("--taming", type=Path, help="a clone of CompVis/taming-transformers")
     arguments = parser.parse_args()
     device = devices.select(arguments.device)

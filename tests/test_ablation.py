@@ -1,4 +1,4 @@
-"""The ablation's rows differ in what Figure 6a differs in, and in nothing else."""
+"""The rows of the ablation differ only in what the rows of Figure 6a differ in."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from movq_cli.settings import Preset
 
 
 def differing(one: Preset, other: Preset) -> set[str]:
-    """Dotted names of the settings of stage 1 that two presets do not share; modulation counts as a whole."""
+    """Return the dotted names of the stage 1 settings in which two presets differ; modulation is one setting."""
     found = set()
     for section in ("data", "vq", "train_vq"):
         a, b = getattr(one, section), getattr(other, section)

@@ -1,4 +1,4 @@
-"""What the benchmarks count and leave out, and that their work is equal."""
+"""The benchmarks count arithmetic and memory correctly, and compare equal work."""
 
 from __future__ import annotations
 

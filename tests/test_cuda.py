@@ -1,4 +1,4 @@
-"""What only a CUDA device can show: the same answers as the CPU's, in the precision that the device is built for."""
+"""Tests that need a CUDA device: it gives the results of the CPU, in the precision that the device is built for."""
 
 from __future__ import annotations
 

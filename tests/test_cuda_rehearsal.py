@@ -1,7 +1,7 @@
-"""The CUDA passes without a CUDA device, on tensors that have a device, a type and a shape, but no data.
+"""Passes on CUDA without a CUDA device, on tensors that have a device, a type and a shape, but no data.
 
-An operation on tensors of two devices, or of two types where autocast mixes none, fails in them as it would there. What
-the device computes, and whether a graph records, `test_cuda.py` says.
+An operation on tensors of two devices, or of two types that autocast does not mix, fails as it would on the device.
+What the device computes, and whether a graph can be recorded, is tested in `test_cuda.py`.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ CUDA = torch.device("cuda")
 
 @pytest.fixture(autouse=True)
 def _on_cuda() -> Iterator[None]:
-    """Under bf16 autocast as `devices.autocast` sets it, which asks whether there is a device."""
+    """Enable bf16 autocast by hand, because `devices.autocast` needs a device."""
     enabled, dtype = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda")
     torch.set_autocast_enabled("cuda", True)
     torch.set_autocast_dtype("cuda", torch.bfloat16)
@@ -42,7 +42,7 @@ def _on_cuda() -> Iterator[None]:
 
 
 class NoWaiting(TorchDispatchMode):
-    """Refuses what a CUDA graph cannot record: looking at a value, and copies between host and device."""
+    """Refuse what a CUDA graph cannot record: reading a value, and copies between host and device."""
 
     def __torch_dispatch__(
         self, operation: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -55,7 +55,7 @@ class NoWaiting(TorchDispatchMode):
 
 
 class Rehearsal:
-    """In the place of a GraphRecorder: runs each step as if it were recorded."""
+    """A stand-in for GraphRecorder that runs each step as if it were recorded."""
 
     def reuse(self, key: object, weights: object, make: Callable[[], Any]) -> Any:
         return make()
@@ -66,13 +66,13 @@ class Rehearsal:
 
 
 def small_prior(mode: str, classes: int) -> priors.CodePrior:
-    """Of the paper's widths, few layers and positions, with linear layers stored as autocast multiplies them."""
+    """Return a prior with the widths of the paper, few layers and positions, and linear layers stored in bf16."""
     smaller = ["prior.layers=3", "vq.resolution=64", "vq.attention_resolutions=[4]"]
     preset = presets.load("ffhq", [f"prior.mode={mode}", f"prior.classes={classes}", *smaller])
     with CUDA:
         model = priors.build(preset.prior, preset.vq.code_shape).eval()
     for module in model.modules():
-        if isinstance(module, nn.Linear):  # a module of these tensors cannot be converted in place
+        if isinstance(module, nn.Linear):  # fake tensors cannot be converted in place
             for name, parameter in list(module.named_parameters()):
                 setattr(module, name, nn.Parameter(parameter.detach().to(torch.bfloat16)))
     return model

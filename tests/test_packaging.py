@@ -1,4 +1,4 @@
-"""The wheel contains the presets, and the installed package finds them from any folder."""
+"""The wheel contains the presets and the marker of type annotations, and finds the presets from any folder."""
 
 from __future__ import annotations
 
@@ -24,6 +24,7 @@ def test_the_wheel_works_away_from_the_source_tree(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(tmp_path / "site")
+    assert "movq_cli/py.typed" in names
     assert {f"movq_cli/presets/{path.name}" for path in (ROOT / "presets").glob("*.yaml")} <= names
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
     elsewhere = tmp_path / "elsewhere"
