@@ -131,7 +131,10 @@ class Prior(nn.Module):
         settings: SampleSettings | None = None,
         indices: Sequence[int] | None = None,
     ) -> Tensor:
-        """Sample images; image i depends only on `seed + i` and on its class.
+        """Sample images; the random numbers of image i depend only on `seed + i`.
+
+        With another batch size or another device, an image differs by the rounding of floating-point sums: a pixel now and
+        then by one level, and very rarely a code.
 
         Args:
             n: Number of images to sample.

@@ -11,80 +11,107 @@ import typer
 from movq_cli.cli.options import Json, Quiet, console_for
 from movq_cli.errors import BadRequestError
 
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SRC",
+        help="Images: a folder (class folders give labels), zip, tar, folder of tars, 'train-{0000..0009}.tar' "
+        "(WebDataset), .npz of pixels, list of images (.txt), image, or name of a data set: digits, cifar10 ...",
+    ),
+]
+
+Output = Annotated[
+    Path | None,
+    typer.Argument(
+        metavar="OUT",
+        help="Folder of the prepared set [default: data/NAME]; with --show, the picture. [default: SET.png]",
+        show_default=False,
+    ),
+]
+
+Size = Annotated[
+    int | None,
+    typer.Option(
+        min=8,
+        help="Short side of the stored images, pixels; smaller images are rejected. [default: their own, at most 256]",
+        show_default=False,
+    ),
+]
+
+Square = Annotated[bool, typer.Option("--square", help="Cut out the central square after resizing.")]
+
+Val = Annotated[
+    str,
+    typer.Option(
+        help="Held-out images, if SRC has no split of its own: a share (0.1), a number (500), or nvidia "
+        "(FFHQ's images from 60000 on)."
+    ),
+]
+
+ValList = Annotated[Path | None, typer.Option(help="File with the names of the held-out images, one in each line.")]
+
+ValLabels = Annotated[
+    Path | None, typer.Option(help="File with the classes of a val folder without class folders, as ImageNet has.")
+]
+
+Upscale = Annotated[bool, typer.Option("--upscale", help="Enlarge smaller images instead of rejecting them.")]
+
+Background = Annotated[str, typer.Option(help="Color behind transparent pixels: R,G,B, each 0 to 255.")]
+
+Labels = Annotated[bool, typer.Option("--labels/--no-labels", help="Store the classes of the images.")]
+
+Orientation = Annotated[
+    bool, typer.Option("--orientation/--no-orientation", help="Turn images upright as their EXIF data says.")
+]
+
+Compression = Annotated[
+    str,
+    typer.Option(
+        help="Compression of the stored PNGs: none loads 3 to 5 times as fast, zlib takes two thirds of the space."
+    ),
+]
+
+Workers = Annotated[
+    int | None, typer.Option(min=0, help="Number of processes. [default: one per core]", show_default=False)
+]
+
+DropDuplicates = Annotated[
+    bool, typer.Option("--drop-duplicates", help="Of equal image files, store only the first by name.")
+]
+
+Shard = Annotated[
+    str | None,
+    typer.Option(
+        metavar="I/N",
+        help="Make one N-th of the set, beside N - 1 other jobs with the same OUT; I from 0 or from 1. "
+        "[default: the complete set]",
+        show_default=False,
+    ),
+]
+
+Check = Annotated[bool, typer.Option("--check", help="SRC is a prepared set: verify every byte of it.")]
+
+Show = Annotated[bool, typer.Option("--show", help="SRC is a prepared set: make a contact sheet of it.")]
+
 
 def prepare(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SRC",
-            help="Images: a folder (class folders give labels), zip, tar, folder of tars, 'train-{0000..0009}.tar' "
-            "(WebDataset), .npz of pixels, list of images (.txt), image, or name of a data set: digits, cifar10 ...",
-        ),
-    ],
-    out: Annotated[
-        Path | None,
-        typer.Argument(
-            metavar="OUT",
-            help="Folder of the prepared set [default: data/NAME]; with --show, the picture. [default: SET.png]",
-            show_default=False,
-        ),
-    ] = None,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            min=8,
-            help="Short side of the stored images, pixels; smaller images are rejected. "
-            "[default: their own, at most 256]",
-            show_default=False,
-        ),
-    ] = None,
-    square: Annotated[bool, typer.Option("--square", help="Cut out the central square after resizing.")] = False,
-    val: Annotated[
-        str,
-        typer.Option(
-            help="Held-out images, if SRC has no split of its own: a share (0.1), a number (500), or nvidia "
-            "(FFHQ's images from 60000 on)."
-        ),
-    ] = "0.1",
-    val_list: Annotated[
-        Path | None, typer.Option(help="File with the names of the held-out images, one in each line.")
-    ] = None,
-    val_labels: Annotated[
-        Path | None, typer.Option(help="File with the classes of a val folder without class folders, as ImageNet has.")
-    ] = None,
-    upscale: Annotated[
-        bool, typer.Option("--upscale", help="Enlarge smaller images instead of rejecting them.")
-    ] = False,
-    background: Annotated[
-        str, typer.Option(help="Color behind transparent pixels: R,G,B, each 0 to 255.")
-    ] = "255,255,255",
-    labels: Annotated[bool, typer.Option("--labels/--no-labels", help="Store the classes of the images.")] = True,
-    orientation: Annotated[
-        bool, typer.Option("--orientation/--no-orientation", help="Turn images upright as their EXIF data says.")
-    ] = True,
-    compression: Annotated[
-        str,
-        typer.Option(
-            help="Compression of the stored PNGs: none loads 3 to 5 times as fast, zlib takes two thirds of the space."
-        ),
-    ] = "none",
-    workers: Annotated[
-        int | None, typer.Option(min=0, help="Number of processes. [default: one per core]", show_default=False)
-    ] = None,
-    drop_duplicates: Annotated[
-        bool, typer.Option("--drop-duplicates", help="Of equal image files, store only the first by name.")
-    ] = False,
-    shard: Annotated[
-        str | None,
-        typer.Option(
-            metavar="I/N",
-            help="Make one N-th of the set, beside N - 1 other jobs with the same OUT; I from 0 or from 1. "
-            "[default: the complete set]",
-            show_default=False,
-        ),
-    ] = None,
-    check: Annotated[bool, typer.Option("--check", help="SRC is a prepared set: verify every byte of it.")] = False,
-    show: Annotated[bool, typer.Option("--show", help="SRC is a prepared set: make a contact sheet of it.")] = False,
+    source: Source,
+    out: Output = None,
+    size: Size = None,
+    square: Square = False,
+    val: Val = "0.1",
+    val_list: ValList = None,
+    val_labels: ValLabels = None,
+    upscale: Upscale = False,
+    background: Background = "255,255,255",
+    labels: Labels = True,
+    orientation: Orientation = True,
+    compression: Compression = "none",
+    workers: Workers = None,
+    drop_duplicates: DropDuplicates = False,
+    shard: Shard = None,
+    check: Check = False,
+    show: Show = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:

@@ -21,69 +21,93 @@ from movq_cli.cli.options import (
 from movq_cli.errors import BadRequestError
 from movq_cli.settings import SampleSettings
 
+Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SRC",
+        help="Images: a folder, zip, tar, image, prepared set or name of a data set; or a folder of code maps.",
+    ),
+]
+
+Output = Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the PNG files.")]
+
+Split = Annotated[
+    str | None,
+    typer.Option(help="Split of a source that has splits: train or val. [default: all images]", show_default=False),
+]
+
+Grid = Annotated[
+    Path | None,
+    typer.Option(help="Also write this picture: evenly spaced originals, above their reconstructions."),
+]
+
+MaskRatio = Annotated[
+    float | None,
+    typer.Option(
+        "--mask-ratio", min=0, max=1, help="Hide this share of the codes and let a masked prior fill them in."
+    ),
+]
+
+Mask = Annotated[
+    Path | None,
+    typer.Option("--mask", help="Picture whose white pixels mark what a masked prior fills in."),
+]
+
+Top1 = Annotated[
+    bool, typer.Option("--top1", help="Fill in the most likely codes in one step, instead of drawing them.")
+]
+
+Samples = Annotated[int, typer.Option("--samples", min=1, help="Number of fillings to draw for each image.")]
+
+Steps = Annotated[int | None, setting_option(SampleSettings, "steps")]
+
+Seed = Annotated[int, typer.Option(min=0, max=2**31 - 1, help="Random seed of the first filling of the first image.")]
+
+Prior = Annotated[
+    Path | None,
+    typer.Option(
+        "--prior",
+        help="Run folder of the masked prior that fills in, or its .safetensors file. "
+        "[default: the newest finished run]",
+        show_default=False,
+    ),
+]
+
+Figure = Annotated[
+    Path | None,
+    typer.Option(
+        "--figure", help="Also write this picture, after figure A.1: fillings at mask ratios from 100% to 20%."
+    ),
+]
+
+Metrics = Annotated[
+    bool,
+    typer.Option("--metrics", help="Also compute the mean PSNR (dB) and SSIM, and LPIPS if its weights are available."),
+]
+
+Codes = Annotated[
+    Path | None,
+    typer.Option("--codes", help="Also write the code maps to this folder: .npy files, uint16 [h, w, c]."),
+]
+
 
 def reconstruct(
-    source: Annotated[
-        str,
-        typer.Argument(
-            metavar="SRC",
-            help="Images: a folder, zip, tar, image, prepared set or name of a data set; or a folder of code maps.",
-        ),
-    ],
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the PNG files.")],
+    source: Source,
+    out: Output,
     run: TokenizerRun = None,
-    split: Annotated[
-        str | None,
-        typer.Option(help="Split of a source that has splits: train or val. [default: all images]", show_default=False),
-    ] = None,
+    split: Split = None,
     batch_size: BatchSize = 16,
-    grid: Annotated[
-        Path | None,
-        typer.Option(help="Also write this picture: evenly spaced originals, above their reconstructions."),
-    ] = None,
-    mask_ratio: Annotated[
-        float | None,
-        typer.Option(
-            "--mask-ratio", min=0, max=1, help="Hide this share of the codes and let a masked prior fill them in."
-        ),
-    ] = None,
-    mask: Annotated[
-        Path | None,
-        typer.Option("--mask", help="Picture whose white pixels mark what a masked prior fills in."),
-    ] = None,
-    top1: Annotated[
-        bool, typer.Option("--top1", help="Fill in the most likely codes in one step, instead of drawing them.")
-    ] = False,
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Number of fillings to draw for each image.")] = 1,
-    steps: Annotated[int | None, setting_option(SampleSettings, "steps")] = None,
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**31 - 1, help="Random seed of the first filling of the first image.")
-    ] = 0,
-    prior: Annotated[
-        Path | None,
-        typer.Option(
-            "--prior",
-            help="Run folder of the masked prior that fills in, or its .safetensors file. "
-            "[default: the newest finished run]",
-            show_default=False,
-        ),
-    ] = None,
-    figure: Annotated[
-        Path | None,
-        typer.Option(
-            "--figure", help="Also write this picture, after figure A.1: fillings at mask ratios from 100% to 20%."
-        ),
-    ] = None,
-    metrics: Annotated[
-        bool,
-        typer.Option(
-            "--metrics", help="Also compute the mean PSNR (dB) and SSIM, and LPIPS if its weights are available."
-        ),
-    ] = False,
-    codes: Annotated[
-        Path | None,
-        typer.Option("--codes", help="Also write the code maps to this folder: .npy files, uint16 [h, w, c]."),
-    ] = None,
+    grid: Grid = None,
+    mask_ratio: MaskRatio = None,
+    mask: Mask = None,
+    top1: Top1 = False,
+    samples: Samples = 1,
+    steps: Steps = None,
+    seed: Seed = 0,
+    prior: Prior = None,
+    figure: Figure = None,
+    metrics: Metrics = False,
+    codes: Codes = None,
     weights: WeightsFolder = None,
     device_name: DeviceName = None,
     as_json: Json = False,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from movq_cli.cli.options import BatchSize, DeviceName, Gpus, Json, Quiet, add_setting_options, console_for
+from movq_cli.cli.options import DeviceName, Gpus, Json, Quiet, add_setting_options, console_for
 from movq_cli.settings import SampleSettings
 
 
@@ -47,7 +47,14 @@ def sample(
             show_default=False,
         ),
     ] = None,
-    batch_size: BatchSize = 64,
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            "--batch-size",
+            min=1,
+            help="Number of images in a batch. It changes the images only by rounding: rarely a pixel by one level.",
+        ),
+    ] = 64,
     grid: Annotated[
         Path | None, typer.Option(help="Also write this picture, a grid of the first hundred images.")
     ] = None,

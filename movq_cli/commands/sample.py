@@ -125,9 +125,12 @@ def _merge_settings(prior: Prior, values: Mapping[str, Any]) -> SampleSettings:
     """Return the preset's settings with the values of the command line, after a check that the prior has them."""
     for name in values:
         if name in prior.transformer.unused_sample_settings:
-            this_prior = f"this prior (mode {prior.header.prior.mode})"
             option = f"--{name.replace('_', '-')}"
-            raise BadRequestError(f"{this_prior} {prior.transformer.decoding}", f"Leave {option} out.")
+            raise BadRequestError(
+                f"{option} has no meaning for this prior (mode {prior.header.prior.mode}), "
+                f"which {prior.transformer.decoding}",
+                f"Leave {option} out.",
+            )
     try:
         settings = SampleSettings.model_validate({**prior.header.sample.model_dump(), **values})
     except ValidationError as error:

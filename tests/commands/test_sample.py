@@ -146,12 +146,26 @@ def test_the_options_reach_the_sampler(draw: Draw, monkeypatch: pytest.MonkeyPat
     assert received.pop() == SampleSettings.model_validate(options)
 
 
+def assert_equal_but_for_rounding(first: Path, second: Path) -> None:
+    """Check that two folders hold the same images, up to a level in at most one value of a hundred."""
+    images, others = (
+        np.stack([np.asarray(Image.open(path), dtype=np.int16) for path in sorted(folder.glob("*.png"))])
+        for folder in (first, second)
+    )
+    difference = np.abs(images - others)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() <= 0.01
+    assert len({image.tobytes() for image in images}) == len(images)
+
+
 @pytest.mark.parametrize("mode", ["auto", "depth"])
 def test_autoregressive_priors_sample_too(draw: Draw, ordered_once: Path, tmp_path: Path, mode: str) -> None:
     prior = ordered_once / mode
     draw("a", "--top-k", 3, n=4, prior=prior)
     draw("b", "--top-k", 3, "--batch-size", 1, n=4, prior=prior)
-    assert content(tmp_path / "a") == content(tmp_path / "b")
+    assert manifest_of(tmp_path / "a") == manifest_of(tmp_path / "b")
+    # A matrix product of one row is summed in another order than one of four rows, on most processors.
+    assert_equal_but_for_rounding(tmp_path / "a", tmp_path / "b")
     settings = manifest_of(tmp_path / "a")["settings"]
     assert settings["mode"] == mode
     assert not {"steps", "choice_temperature", "revealed"} & settings.keys()
