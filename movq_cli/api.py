@@ -133,8 +133,8 @@ class Prior(nn.Module):
     ) -> Tensor:
         """Sample images; the random numbers of image i depend only on `seed + i`.
 
-        With another batch size or another device, an image differs by the rounding of floating-point sums: a pixel now and
-        then by one level, and very rarely a code.
+        With another batch size or another device, an image differs by the rounding of floating-point sums: sometimes a
+        pixel by one level, and very rarely a code.
 
         Args:
             n: Number of images to sample.
