@@ -182,14 +182,14 @@ def ratio_mask(ratio: float, seeds: Sequence[int], shape: CodeShape) -> Tensor:
 
 
 def code_losses(logits: Tensor, codes: Tensor, label_smoothing: float = 0.0) -> Tensor:
-    """Return the cross-entropy of every code, masked or not, in nats, float32 [B, h, w, c].
+    """Return the cross-entropy of every code, masked or not, in nats, [B, h, w, c], at least in float32.
 
     Args:
         logits: Logits, [B, h, w, c, K].
         codes: True codes, [B, h, w, c] int64.
         label_smoothing: Share of the target spread evenly over all K codes.
     """
-    flat = logits.flatten(0, -2).float()
+    flat = logits.flatten(0, -2).to(torch.promote_types(logits.dtype, torch.float32))
     return F.cross_entropy(flat, codes.flatten(), reduction="none", label_smoothing=label_smoothing).view(codes.shape)
 
 
