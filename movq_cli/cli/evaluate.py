@@ -19,6 +19,7 @@ from movq_cli.cli.options import (
     Quiet,
     TokenizerRun,
     WeightsFolder,
+    complete_preset_name,
     console_for,
     split_name,
 )
@@ -76,6 +77,7 @@ PublishedBy = Annotated[
         "-p",
         help="Show the published values of this preset beside the results. [default: none]",
         show_default=False,
+        autocompletion=complete_preset_name,
     ),
 ]
 
