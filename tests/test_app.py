@@ -112,7 +112,7 @@ def test_the_reference_in_docs_is_up_to_date_for_any_terminal(columns: str) -> N
 def test_a_stale_reference_is_one_line_that_says_what_to_run(tmp_path: Path) -> None:
     for name in ("generate.py", "cli.md", "settings.md"):
         shutil.copy(DOCS / name, tmp_path / name)
-    command = [sys.executable, tmp_path / "generate.py"]
+    command = [sys.executable, str(tmp_path / "generate.py")]
     with (tmp_path / "cli.md").open("a") as file:
         file.write("an edit by hand\n")
     done = subprocess.run([*command, "--check"], capture_output=True, text=True, check=False)

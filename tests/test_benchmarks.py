@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -58,7 +59,7 @@ def test_memory_is_the_most_that_is_held_at_once_on_top_of_what_was_before() -> 
 
 def test_contenders_run_in_turn() -> None:
     order: list[str] = []
-    contenders = [Contender(name, lambda name=name: order.append(name)) for name in "ab"]
+    contenders = [Contender(name, partial(order.append, name)) for name in "ab"]
     measure.race(contenders, CPU, 3)
     assert order[-6:] == ["a", "b"] * 3
     assert [len(contender.seconds) for contender in contenders] == [3, 3]
@@ -70,10 +71,15 @@ class Doubled(nn.Module):
 
 
 def test_what_is_compiled_is_counted_uncompiled_and_timed_compiled() -> None:
-    module, called, square = Doubled(), [], torch.randn(3, 3)
+    module, square = Doubled(), torch.randn(3, 3)
+    called: list[int] = []
 
     def backend(graph: torch.fx.GraphModule, _: object) -> Callable[..., object]:
-        return lambda *inputs: called.append(1) or graph(*inputs)
+        def record_and_run(*inputs: torch.Tensor) -> object:
+            called.append(1)
+            return graph(*inputs)
+
+        return record_and_run
 
     module.compile(backend=backend)
     contender = Contender("doubled", lambda: module(square))

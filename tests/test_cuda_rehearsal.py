@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_leaves
 
 from movq_cli import presets
 from movq_cli.evaluation import paired
-from movq_cli.models import autoregressive_prior, masked_prior, priors
+from movq_cli.models import autoregressive_prior, draws, masked_prior, priors
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.settings import SampleSettings
@@ -111,7 +111,7 @@ def test_the_masked_prior_never_waits_between_its_steps(monkeypatch: pytest.Monk
     uniforms = torch.zeros(
         3, 8, 2, 64, device=CUDA
     )  # as if they were there: that they are brought is waited for, once a batch
-    monkeypatch.setattr(masked_prior.draws, "image_uniforms", lambda seeds, shape: uniforms)
+    monkeypatch.setattr(draws, "image_uniforms", lambda seeds, shape: uniforms)
     with NoWaiting():
         codes = model.decode(range(3), None, SampleSettings(steps=8))
     assert (codes.device.type, codes.dtype, codes.shape) == ("cuda", torch.int64, (3, 4, 4, 4))

@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from movq_cli.sources.named import load_named_set
 from PIL import Image
 
 from movq_cli import Tokenizer
+from movq_cli.sources.open import open_source
 from tests.conftest import run_movq
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -40,11 +40,12 @@ def run_example(folder: Path, name: str, *arguments: str, **environment: str) ->
 def digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with some real digits, as files and as a prepared set, and a tokenizer trained by the example."""
     folder = tmp_path_factory.mktemp("digits")
-    known = load_named_set("digits")
+    known = open_source("digits")
+    assert known.labels is not None
     for index in range(0, len(known.names), len(known.names) // DIGITS):
         path = folder / "digits" / known.classes[known.labels[index]] / known.names[index]
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(known.reader.read(index))
+        path.write_bytes(known.read(index))
     run_movq(folder, "prepare", "digits/", "data", "--size", "32", "--val", "20")
     settings = [*TOKENIZER, *(f"train_vq.{setting}" for setting in STEPS)]
     printed = run_example(folder, "train_from_python.py", "data", "runs/my-vq", *settings)

@@ -60,7 +60,12 @@ def test_visible_codes_remain_and_hidden_ones_are_drawn(trained: Path, monkeypat
     hidden = ratio_mask(0.6, [1], prior.transformer.shape)
     decoded: list[torch.Tensor] = []
     decode = prior.tokenizer.decode
-    monkeypatch.setattr(prior.tokenizer, "decode", lambda drawn: (decoded.append(drawn), decode(drawn))[1])
+
+    def record_and_decode(drawn: torch.Tensor) -> torch.Tensor:
+        decoded.append(drawn)
+        return decode(drawn)
+
+    monkeypatch.setattr(prior.tokenizer, "decode", record_and_decode)
     images = fill._fill_codes(prior, original, hidden, [0, 1, 2], prior.header.sample)
     assert images.shape == (3, *original.shape)
     (drawn,) = decoded

@@ -22,7 +22,7 @@ from movq_cli.commands import prepare as command
 from movq_cli.commands import prepare_plan
 from movq_cli.console import Console
 from movq_cli.data.images import encode_png
-from movq_cli.data.shards import PreparedSet
+from movq_cli.data.shards import PreparedSet, SplitName
 from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.sources import duplicates
 
@@ -52,6 +52,12 @@ def images(folder, count, side=12, suffix="png"):
 
 def tree(root):
     return {str(path.relative_to(root)): path.read_bytes() for path in sorted(root.rglob("*")) if path.is_file()}
+
+
+def labels_of(prepared: PreparedSet, split: SplitName) -> list[int]:
+    labels = prepared.split(split).labels
+    assert labels is not None
+    return [int(label) for label in labels]
 
 
 def sources(out, split):
@@ -91,7 +97,7 @@ def test_pixels_are_pillows_and_names_and_labels_stay_together(tmp_path, small_s
             assert np.array_equal(pixels, np.asarray(resized.crop((left, 0, left + 16, 16))))
     read = PreparedSet.open(tmp_path / "out").split("train")
     stored = list(sources(tmp_path / "out", "train").items())
-    assert len(read) == len(stored) == 10
+    assert len(read) == len(stored) == 10 and read.labels is not None
     for i, (name, pixels) in enumerate(stored):
         assert read.labels[i] == "ab".index(name[0]) and np.array_equal(read.pixels(i), pixels)
 
@@ -202,11 +208,11 @@ def test_odd_images_under_hostile_names_are_right_or_refused_and_nothing_leaves_
             for name, data, _ in files:
                 archive.writestr(zipfile.ZipInfo(name), data)
     else:
-        with tarfile.open(place, "w") as archive:
+        with tarfile.open(place, "w") as tar:
             for name, data, _ in files:
                 info = tarfile.TarInfo(name)
                 info.size = len(data)
-                archive.addfile(info, io.BytesIO(data))
+                tar.addfile(info, io.BytesIO(data))
     before = sorted(tmp_path.rglob("*"))
     prepare(place, home / "out", val="2", workers=2)
     assert [path for path in sorted(tmp_path.rglob("*")) if home / "out" not in (path, *path.parents)] == before
@@ -257,7 +263,7 @@ def test_a_prepared_set_prepares_again_with_its_split(tmp_path, small_shards):
     prepare(tmp_path / "one", tmp_path / "two", size=16)
     one, two = (PreparedSet.open(tmp_path / name) for name in ("one", "two"))
     assert two.manifest.counts == {"train": 7, "val": 3} and two.manifest.min_side == 16
-    assert two.split("val").labels.tolist() == one.split("val").labels.tolist()
+    assert labels_of(two, "val") == labels_of(one, "val")
 
 
 # The split
@@ -351,8 +357,8 @@ def test_imagenets_flat_val_folder_is_prepared_with_its_labels(tmp_path):
     (tmp_path / "labels").write_text("b\na\nb\n")
     prepare(tmp_path / "in", tmp_path / "out", val_labels=tmp_path / "labels")
     prepared = PreparedSet.open(tmp_path / "out")
-    assert prepared.split("val").labels.tolist() == [1, 0, 1]
-    assert prepared.split("train").labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert labels_of(prepared, "val") == [1, 0, 1]
+    assert labels_of(prepared, "train") == [0, 0, 0, 1, 1, 1]
 
 
 # Duplicates

@@ -98,7 +98,8 @@ def by_hand(image: np.ndarray) -> list[Image.Image]:
 
 def test_it_holds_the_codes_of_every_image_and_its_label(tmp_path: Path, model: Tokenizer, split: Split) -> None:
     cache = make(tmp_path / "tokens", model, split)
-    assert (len(cache), cache.codes.dtype, cache.codes.shape) == (12, np.uint16, (12, 8, 8, 4))
+    assert (len(cache), cache.codes.shape) == (12, (12, 8, 8, 4))
+    assert cache.codes.dtype == np.uint16
     for index in range(12):
         image = pixels.from_array(split.pixels(index)[:, 2:18])
         codes = model.encode(pixels.to_signed(image)[None])[0]
@@ -229,7 +230,12 @@ def test_stopped_before_any_of_its_writes_it_goes_on_and_encodes_no_block_twice(
     make(tmp_path / "whole", model, split, views)
     encoded: list[range] = []
     save = Blocks._save
-    monkeypatch.setattr(Blocks, "_save", lambda self, block, arrays: (save(self, block, arrays), encoded.append(block)))
+
+    def save_and_record(self: Blocks, block: range, arrays: Arrays) -> None:
+        save(self, block, arrays)
+        encoded.append(block)
+
+    monkeypatch.setattr(Blocks, "_save", save_and_record)
     for number in range(9):  # begun.json, four blocks, codes, labels, header, tidying up
         encoded.clear()
         with stopped_at_write(number), pytest.raises(KeyboardInterrupt):

@@ -34,7 +34,7 @@ def stream(split: Split, data: DataSettings, start: int = 0) -> Generator[torch.
 
 
 def batches(split: Split, number: int, *, start: int = 0, workers: int = 0, crop: str = "random") -> list[torch.Tensor]:
-    data = DataSettings(crop=crop, workers=workers)  # type: ignore[arg-type]
+    data = DataSettings(crop=crop, workers=workers)
     return list(islice(stream(split, data, start), number))
 
 

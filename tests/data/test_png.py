@@ -30,7 +30,8 @@ def test_pillow_and_ours_read_the_same_pixels(compression, height, width):
     for smooth in (False, True):
         pixels = picture(height, width, smooth)
         data = png.encode(pixels, compression)
-        assert np.array_equal(png.decode(data), pixels)
+        decoded = png.decode(data)
+        assert decoded is not None and np.array_equal(decoded, pixels)
         assert np.array_equal(np.asarray(images.decode(data)), pixels)
         Image.open(io.BytesIO(data)).verify()  # the chunks' checksums too
 
@@ -39,7 +40,8 @@ def test_pillow_and_ours_read_the_same_pixels(compression, height, width):
 @settings(max_examples=60, deadline=None)
 def test_every_size_comes_back(height, width, compression, random):
     pixels = np.frombuffer(random.randbytes(height * width * 3), np.uint8).reshape(height, width, 3)
-    assert np.array_equal(png.decode(png.encode(pixels, compression)), pixels)
+    decoded = png.decode(png.encode(pixels, compression))
+    assert decoded is not None and np.array_equal(decoded, pixels)
 
 
 @BOTH

@@ -50,8 +50,14 @@ def test_an_error_is_raised_at_its_turn_and_leaves_no_thread() -> None:
 
 
 def test_closing_early_cancels_what_waits() -> None:
-    before, done = threading.active_count(), []
-    results = map_ahead(lambda item: (time.sleep(0.05), done.append(item)), range(100), threads=1, ahead=50)
+    before = threading.active_count()
+    done: list[int] = []
+
+    def work(item: int) -> None:
+        time.sleep(0.05)
+        done.append(item)
+
+    results = map_ahead(work, range(100), threads=1, ahead=50)
     next(results)
     results.close()  # type: ignore[attr-defined]
     assert threading.active_count() == before and len(done) < 10

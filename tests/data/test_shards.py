@@ -20,6 +20,7 @@ from movq_cli.data.shards import (
     PreparedSet,
     Reject,
     Split,
+    SplitName,
     content_hash,
     inspect_shard,
     member_name,
@@ -43,7 +44,10 @@ def entry(number, label):
 def make(root, *, labelled=True, val=3):
     """Ten training images in shards of at most five, of which number 2 was refused, and `val` others."""
     reports = {}
-    plan = {("train", 0): [0, 1, 2, 3, 4], ("train", 1): [1000, 1001, 1002, 1003, 1004]}
+    plan: dict[tuple[SplitName, int], list[int]] = {
+        ("train", 0): [0, 1, 2, 3, 4],
+        ("train", 1): [1000, 1001, 1002, 1003, 1004],
+    }
     if val:
         plan["val", 0] = list(range(val))
     for (split, shard), numbers in plan.items():
@@ -76,6 +80,7 @@ def test_pixels_labels_names_and_files_come_back(tmp_path):
     train = PreparedSet.open(tmp_path).split("train")
     numbers = [0, 1, 3, 4, 1000, 1001, 1002, 1003, 1004]
     assert len(train) == 9 and train.classes == ("a", "b")
+    assert train.labels is not None
     assert train.labels.dtype == np.int64 and train.labels.tolist() == [n % 2 for n in numbers]
     for index in (8, 0, 3, 4, 5, 1, 7, 2, 6):
         n = numbers[index]

@@ -7,7 +7,7 @@ from random import Random
 
 import numpy as np
 import pytest
-import scipy.linalg  # type: ignore[import-untyped]
+import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st

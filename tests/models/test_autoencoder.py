@@ -34,6 +34,7 @@ def plain_norm(weights: Weights, name: str, x: Tensor, condition: Tensor | None)
     out = F.group_norm(x, 32, weights.get(f"{prefix}.weight"), weights.get(f"{prefix}.bias"), eps=1e-6)
     if prefix == name:
         return out
+    assert condition is not None
     wide = F.interpolate(condition, size=x.shape[-2:])
     return out * plain_conv(weights, f"{name}.conv_y", wide) + plain_conv(weights, f"{name}.conv_b", wide)
 
@@ -109,6 +110,7 @@ def plain_decoder(weights: Weights, levels: int, quantized: Tensor, *, fourier: 
     h, condition = torch.cat([angle.sin(), angle.cos()], 1) if fourier else first, quantized if raw else first
     if "decoder.initial_feature.projection.weight" in weights:
         h = plain_conv(weights, "decoder.initial_feature.projection", quantized).sin()
+    assert h is not None
     h = plain_middle(weights, "decoder.mid", h, condition)
     for level in reversed(range(levels)):
         h = plain_level(weights, f"decoder.up.{level}", h, condition)
@@ -159,6 +161,7 @@ def test_the_shortcut_of_upsampling_has_the_gradients_of_its_two_steps(
     up = Upsample(6).double()
     x = torch.randn(batch, 6, height, width, dtype=torch.float64, requires_grad=True)
     downstream = torch.randn(batch, 6, 2 * height, 2 * width, dtype=torch.float64)
+    assert up.conv.bias is not None
     learned = (x, up.conv.weight, up.conv.bias)
     plain = up.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
     for ours, theirs in zip(
@@ -167,8 +170,8 @@ def test_the_shortcut_of_upsampling_has_the_gradients_of_its_two_steps(
         torch.testing.assert_close(ours, theirs)
 
 
-REFERENCES = {
-    "movq": TINY,
+REFERENCES: dict[str, dict[str, object]] = {
+    "movq": dict(TINY),
     "vqgan": {**dict(TINY), "chunks": 1, "initial_feature": "quantized", "modulation": None},
     "kandinsky": {
         **dict(TINY),
@@ -189,7 +192,7 @@ REFERENCES = {
 def test_encoder_and_decoder_are_their_formulas_layer_by_layer(layout: str, seed: int) -> None:
     """In float64: with some weights, these networks amplify the rounding of float32 to a relative error of 4e-4."""
     torch.manual_seed(seed)
-    chosen = TokenizerSettings.model_validate(dict(REFERENCES[layout]))
+    chosen = TokenizerSettings.model_validate(REFERENCES[layout])
     model = Tokenizer(chosen).double()
     for name, parameter in model.named_parameters():
         if parameter.ndim == 1 or "conv_y" in name or "conv_b" in name:
@@ -202,7 +205,8 @@ def test_encoder_and_decoder_are_their_formulas_layer_by_layer(layout: str, seed
         decoded = model.decoder(model.post_quant_conv(quantized), quantized)
     expected = plain_encoder(weights, levels, images)
     torch.testing.assert_close(encoded, expected, atol=1e-10 * expected.abs().max().item(), rtol=0)
-    fourier, raw = chosen.initial_feature == "fourier", chosen.modulation and chosen.modulation.source == "quantized"
+    fourier = chosen.initial_feature == "fourier"
+    raw = chosen.modulation is not None and chosen.modulation.source == "quantized"
     expected = plain_decoder(weights, levels, quantized, fourier=fourier, raw=raw)
     torch.testing.assert_close(decoded, expected, atol=1e-10 * expected.abs().max().item(), rtol=0)
 
@@ -212,5 +216,6 @@ def test_attention_learns_everywhere_but_in_the_bias_of_the_keys() -> None:
     block, _ = ready(AttentionBlock(64, Norm))
     (block(torch.randn(2, 64, 3, 4).double()) * torch.randn(2, 64, 3, 4).double()).sum().backward()
     for name, parameter in block.named_parameters():
+        assert parameter.grad is not None, name
         size = parameter.grad.abs().max()
         assert size < 1e-11 if name == "k.bias" else size > 1e-3, name

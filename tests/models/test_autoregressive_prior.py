@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from scipy import special, stats
@@ -10,7 +12,7 @@ from torch import Tensor
 from movq_cli import devices, presets
 from movq_cli.models import priors
 from movq_cli.models.autoregressive_prior import AutoregressivePrior, DepthPrior
-from movq_cli.models.transformer import CACHE_INCREMENT
+from movq_cli.models.transformer import CACHE_INCREMENT, Block
 from movq_cli.settings import CodeShape, PriorSettings, SampleSettings
 
 SHAPE = CodeShape(height=3, width=4, chunks=2, codebook_size=11)
@@ -132,7 +134,8 @@ def test_decoding_is_what_a_loop_of_full_passes_gives(mode: str, sample: SampleS
 
 def draw_by_hand(share, number: float, sample: SampleSettings) -> int:
     order = sorted(range(len(share)), key=lambda code: -share[code])[: sample.top_k]
-    kept, mass = [], 0.0
+    kept: list[int] = []
+    mass = 0.0
     for code in order:
         if kept and mass >= sample.top_p:
             break
@@ -193,16 +196,28 @@ def test_known_codes_are_kept_and_seen_by_those_after_them(mode: str) -> None:
     assert stats.chisquare(drawn[likely], next_one[likely] / next_one[likely].sum() * drawn[likely].sum()).pvalue > 1e-3
 
 
-def test_the_depth_prior_spends_a_body_pass_on_each_position_and_no_more() -> None:
-    for mode, expected in (("auto", SHAPE.codes), ("depth", SHAPE.positions)):
-        model = random_model(mode)
-        passes = []
-        plain = model.blocks[0].step
-        model.blocks[0].step = lambda *args, plain=plain, passes=passes: (passes.append(1), plain(*args))[1]
-        model.decode([0], None, SampleSettings())
-        assert len(passes) == expected
-    assert isinstance(random_model("auto"), AutoregressivePrior)
-    assert isinstance(random_model("depth"), DepthPrior)
+@pytest.mark.parametrize(
+    ("mode", "kind", "expected"),
+    [("auto", AutoregressivePrior, SHAPE.codes), ("depth", DepthPrior, SHAPE.positions)],
+)
+def test_the_depth_prior_spends_a_body_pass_on_each_position_and_no_more(
+    mode: str, kind: type[priors.CodePrior], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = random_model(mode)
+    assert isinstance(model, kind)
+    passes = 0
+    block = model.blocks[0]
+    assert isinstance(block, Block)
+    step = block.step
+
+    def counted(*arguments: Any) -> Tensor:
+        nonlocal passes
+        passes += 1
+        return step(*arguments)
+
+    monkeypatch.setattr(block, "step", counted)
+    model.decode([0], None, SampleSettings())
+    assert passes == expected
 
 
 @pytest.mark.parametrize("mode", ["mask", *MODES])
@@ -212,19 +227,25 @@ def test_matrices_stored_as_they_are_multiplied_give_the_same_codes(mode: str) -
         expected = model.decode(range(5), labels, SampleSettings(guidance=1.0))
         devices.cast_linear_layers(model, cpu, "bf16")
         found = model.decode(range(5), labels, SampleSettings(guidance=1.0))
-    assert model.blocks[0].qkv.weight.dtype == torch.bfloat16
+    block = model.blocks[0]
+    assert isinstance(block, Block)
+    assert block.qkv.weight.dtype == torch.bfloat16
     assert model.norm.weight.dtype == model.table.weight.dtype == torch.float32
     assert torch.equal(found, expected)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", MODES)
-def test_drawing_a_position_never_looks_at_its_tensors_from_the_host(mode: str) -> None:
+def test_drawing_a_position_never_looks_at_its_tensors_from_the_host(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What can be traced whole can be recorded as a CUDA graph, and what is traced once serves all positions."""
     model, labels = random_model(mode, 3, layers=3), torch.arange(5) % 3
     sample = SampleSettings(guidance=1.5, guidance_schedule="linear", top_p=0.9)
     expected = model.decode(range(5), labels, sample)
     torch._dynamo.utils.counters.clear()
-    model._draw_position = torch.compile(model._draw_position, backend="aot_eager", fullgraph=True)
+    assert isinstance(model, AutoregressivePrior | DepthPrior)
+    compiled = torch.compile(model._draw_position, backend="aot_eager", fullgraph=True)
+    monkeypatch.setattr(model, "_draw_position", compiled)
     assert torch.equal(model.decode(range(5), labels, sample), expected)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from functools import partial
 
 import torch
 from torch import nn
@@ -29,7 +30,8 @@ def test_what_is_shared_is_made_once_for_a_key_while_the_weights_stay_where_they
 
 
 def test_the_old_is_gone_before_the_new_is_made() -> None:
-    recorder, layer, alive = GraphRecorder(), nn.Linear(3, 3), []
+    recorder, layer = GraphRecorder(), nn.Linear(3, 3)
+    alive: list[int] = []
 
     class Large:
         def __init__(self) -> None:
@@ -46,15 +48,16 @@ def test_the_old_is_gone_before_the_new_is_made() -> None:
 
 def test_copies_share_nothing() -> None:
     recorder, layer = GraphRecorder(), nn.Linear(3, 3)
-    first = recorder.reuse("a", layer.parameters(), list)
+    first: list[int] = recorder.reuse("a", layer.parameters(), list)
     for other in (copy.deepcopy(recorder), pickle.loads(pickle.dumps(recorder))):
         assert other.reuse("a", layer.parameters(), list) is not first
     assert recorder.reuse("a", layer.parameters(), list) is first
 
 
 def test_without_cuda_every_step_is_run() -> None:
-    recorder, called = GraphRecorder(), []
+    recorder = GraphRecorder()
+    called: list[int] = []
     recorder.reuse("a", nn.Linear(3, 3).parameters(), list)
     for number in range(5):
-        recorder.run("one", lambda number=number: called.append(number))
+        recorder.run("one", partial(called.append, number))
     assert called == [0, 1, 2, 3, 4]

@@ -45,6 +45,7 @@ def test_a_logit_sees_its_patch_in_full_and_nothing_else(layers, patch):
     images = torch.randn(1, 3, 128, 128, dtype=torch.float64, requires_grad=True)
     logits = model(images)
     logits[0, 0, logits.shape[2] // 2, logits.shape[3] // 2].backward()
+    assert images.grad is not None
     seen = images.grad[0].abs().sum(0) > 0
     rows, columns = seen.any(1), seen.any(0)
     assert rows.sum() == columns.sum() == patch

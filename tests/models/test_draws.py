@@ -195,7 +195,8 @@ def test_truncation_keeps_the_likeliest_codes_as_a_loop_does(logits, top_k, top_
     share = special.softmax(np.array(logits) / temperature)
     order = sorted(range(len(logits)), key=lambda code: -share[code])[:top_k]
     total = sum(share[code] for code in order)
-    kept, mass = [], 0.0
+    kept: list[int] = []
+    mass = 0.0
     for code in order:
         assume(abs(mass - top_p) > 1e-4)  # on the edge rounding decides
         if mass >= top_p and kept:

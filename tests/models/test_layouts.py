@@ -103,6 +103,7 @@ def test_movq_modulates_the_26_norms_of_the_middle_and_the_three_coarsest_levels
     assert modulated_norms(MOVQ) == expected
     for name in expected:
         norm = on_meta(MOVQ).get_submodule(name)
+        assert isinstance(norm, SpatialNorm)
         assert norm.norm_layer.weight is None
         assert norm.conv_y.weight.shape[1:] == norm.conv_b.weight.shape[1:] == (512, 1, 1)
 
@@ -122,7 +123,9 @@ def test_the_other_reading_modulates_the_middle_alone_from_the_quantized_map() -
     assert len(names) == 5
     assert all(name.startswith("decoder.mid.") for name in names)
     for name in names:
-        assert on_meta(MIDDLE).get_submodule(name).conv_y.weight.shape == (512, 256, 3, 3)
+        norm = on_meta(MIDDLE).get_submodule(name)
+        assert isinstance(norm, SpatialNorm)
+        assert norm.conv_y.weight.shape == (512, 256, 3, 3)
     assert on_meta(MIDDLE).state_dict()["decoder.initial_feature.projection.weight"].shape == (512, 256, 1, 1)
     assert on_meta(MIDDLE).decoder.conv_in is None
 

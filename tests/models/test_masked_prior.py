@@ -258,7 +258,7 @@ def decode_by_hand(model, seed, label, sample, known):
         if step < sample.steps - 1:
             hidden = math.floor(start * math.cos(math.pi / 2 * (step + 1) / sample.steps) + 1e-9)
             hidden = max(1, min(len(confidence) - 1, hidden))
-            for place in sorted(confidence, key=confidence.get)[:hidden]:
+            for place in sorted(confidence, key=confidence.__getitem__)[:hidden]:
                 codes[place] = UNKNOWN
         history.append(codes)
     return history

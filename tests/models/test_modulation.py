@@ -98,6 +98,13 @@ def test_it_starts_as_a_plain_group_norm(kernel, affine):
     assert (norm.norm_layer.weight is not None) == affine
 
 
+def assert_every_weight_learns(module: torch.nn.Module) -> None:
+    """Check that no gradient of a parameter has an element of zero."""
+    for name, parameter in module.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.count_nonzero() == parameter.numel(), name
+
+
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_the_maps_learn_from_the_first_step_and_the_condition_from_the_second(kernel):
     torch.manual_seed(0)
@@ -106,7 +113,8 @@ def test_the_maps_learn_from_the_first_step_and_the_condition_from_the_second(ke
     optimizer = torch.optim.SGD(norm.parameters(), lr=0.1)
     target = torch.randn(2, 32, 4, 4)
     (norm(x, condition) - target).square().mean().backward()
-    assert all(parameter.grad.count_nonzero() == parameter.numel() for parameter in norm.parameters())
+    assert_every_weight_learns(norm)
+    assert condition.grad is not None
     assert condition.grad.count_nonzero() == 0  # both weights are 0
     optimizer.step()
     (norm(x, condition) - target).square().mean().backward()
@@ -146,7 +154,7 @@ def test_the_projected_feature_is_the_sine_of_a_learned_map_of_each_vector():
         vector = quantized[b, :, i, j].double().numpy()
         np.testing.assert_allclose(out[b, :, i, j].detach(), np.sin(weight[:, :, 0, 0] @ vector + bias), atol=1e-5)
     out.square().sum().backward()
-    assert all(parameter.grad.count_nonzero() == parameter.numel() for parameter in feature.parameters())
+    assert_every_weight_learns(feature)
 
 
 def test_sinusoids_are_vaswanis_rows_first():
@@ -183,6 +191,7 @@ def test_the_constant_is_learned_and_the_same_for_every_image():
     assert torch.equal(out, feature.constant.expand(3, -1, -1, -1))
     weight = torch.randn(out.shape)
     (out * weight).sum().backward()
+    assert feature.constant.grad is not None
     torch.testing.assert_close(feature.constant.grad[0], weight.sum(0))
 
 

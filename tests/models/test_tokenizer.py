@@ -99,7 +99,7 @@ def test_decoded_images_are_clamped_and_training_images_are_not() -> None:
     assert seen.min() < -1.1
     assert seen.max() > 1.1
     back = model.decode(model.encode(images))
-    assert (back.min(), back.max()) == (-1, 1)
+    assert (back.min().item(), back.max().item()) == (-1, 1)
     torch.testing.assert_close(back, seen.clamp(-1, 1), atol=1e-3, rtol=0)
 
 

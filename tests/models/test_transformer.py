@@ -105,7 +105,7 @@ def test_the_logits_are_what_their_definition_says(classes):
     logits = model(codes, labels)
     assert logits.shape == (*codes.shape, SHAPE.codebook_size)
     for image in range(3):
-        label = labels[image].item() if classes else None
+        label = labels[image].item() if labels is not None else None
         expected = model_by_hand(model, codes[image].numpy(), label)
         np.testing.assert_allclose(logits[image].detach(), expected, atol=1e-10, rtol=1e-10)
 

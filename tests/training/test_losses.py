@@ -62,16 +62,19 @@ def test_a_discriminator_that_is_sure_and_right_has_nothing_to_learn():
     loss = discriminator_hinge(real, fake)
     loss.backward()
     assert loss == 0
+    assert real.grad is not None and fake.grad is not None
     assert real.grad.count_nonzero() == fake.grad.count_nonzero() == 0
 
 
 def test_the_hinge_pulls_real_logits_up_and_fake_ones_down_each_by_half_a_mean():
     real, fake = torch.tensor([0.5, 2.0, -3.0, 0.0], requires_grad=True), torch.tensor([0.5, -2.0], requires_grad=True)
     discriminator_hinge(real, fake).backward()
+    assert real.grad is not None and fake.grad is not None
     assert real.grad.tolist() == [-1 / 8, 0, -1 / 8, -1 / 8]
     assert fake.grad.tolist() == [1 / 4, 0]
     logits = torch.tensor([[5.0], [-5.0]], requires_grad=True)
     generator_hinge(logits).backward()
+    assert logits.grad is not None
     assert logits.grad.tolist() == [[-0.5], [-0.5]]
 
 

@@ -30,13 +30,13 @@ def rates(settings: TrainSettings, steps: int) -> list[float]:
     return seen
 
 
-def wrapped(model: nn.Module, settings: TrainSettings, steps: int) -> trainable.Trainable[nn.Module]:
+def wrapped(model: nn.Linear, settings: TrainSettings, steps: int) -> trainable.Trainable[nn.Linear]:
     nn.init.zeros_(model.weight)
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
     return trainable.Trainable(model, optimizer, settings, steps, SINGLE_PROCESS)
 
 
-def backward(trained: trainable.Trainable[nn.Module], loss: Tensor) -> Tensor:
+def backward(trained: trainable.Trainable[Any], loss: Tensor) -> Tensor:
     trained.clear()
     loss.backward()
     return trained.clip()
@@ -115,7 +115,8 @@ def test_the_check_reports_the_first_failure_whatever_follows() -> None:
 
 @pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.AdamW])
 def test_replaced_rows_restart_and_the_others_go_on(kind: type[torch.optim.Adam]) -> None:
-    model = nn.Sequential(nn.Linear(3, 4), nn.Conv2d(4, 4, 3))
+    linear, convolution = nn.Linear(3, 4), nn.Conv2d(4, 4, 3)
+    model = nn.Sequential(linear, convolution)
     settings = TrainVQSettings(ema_decay=0.5, base_learning_rate=0.1, batch_size=1)
     trained = trainable.Trainable(model, kind(model.parameters(), fused=True), settings, 10, SINGLE_PROCESS)
     for step in range(3):
@@ -124,11 +125,13 @@ def test_replaced_rows_restart_and_the_others_go_on(kind: type[torch.optim.Adam]
     before = copy.deepcopy(trained.state_dict())
     rows = torch.tensor([True, False, False, True])
     with torch.no_grad():
-        model[1].weight[rows] = 7.0
+        convolution.weight[rows] = 7.0
     trained.reset_rows({"1.weight": rows})
     after = trained.state_dict()
     assert trained.average is not None
-    assert (trained.average.module[1].weight[rows] == 7).all()
+    average = trained.average.module.get_submodule("1")
+    assert isinstance(average, nn.Conv2d)
+    assert (average.weight[rows] == 7).all()
     assert torch.equal(after["average"]["module.1.weight"][~rows], before["average"]["module.1.weight"][~rows])
     for index, (name, _) in enumerate(model.named_parameters()):
         for key, value in after["optimizer"]["state"][index].items():

@@ -16,6 +16,7 @@ from movq_cli.data import pixels
 from movq_cli.data.shards import PreparedSet
 from movq_cli.errors import FailureError
 from movq_cli.models.discriminator import PatchDiscriminator
+from movq_cli.models.quantizer import VectorQuantizer
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.runs import Run, start_or_resume
 from movq_cli.settings import Preset, TrainVQSettings
@@ -161,19 +162,25 @@ def test_what_is_exported_is_the_running_average(tiny: Preset, prepared: Prepare
         assert not torch.equal(value, stage.model.state_dict()[name])
 
 
+def codebook_of(tokenizer: nn.Module) -> Tensor:
+    assert isinstance(tokenizer, Tokenizer)
+    assert isinstance(tokenizer.quantize, VectorQuantizer)
+    return tokenizer.quantize.embedding.weight
+
+
 def test_unused_codebook_entries_come_back_with_their_averages(tiny: Preset, prepared: PreparedSet) -> None:
     stage = TokenizerTraining(tiny, prepared, CPU)
     assert stage.tokenizer.average is not None
     with torch.no_grad():
-        stage.model.quantize.embedding.weight[5:] = 100.0  # so far away that nothing chooses them
+        codebook_of(stage.model)[5:] = 100.0  # so far away that nothing chooses them
     batches = stage.batches(0)
     for step in range(2):
         stage.step(next(batches), step)
-    assert (stage.model.quantize.embedding.weight[5:] > 50).all()
+    assert (codebook_of(stage.model)[5:] > 50).all()
     stage.step(next(batches), 2)  # revive_every is 3
-    weight = stage.model.quantize.embedding.weight
+    weight = codebook_of(stage.model)
     assert weight.abs().max() < 50
-    assert torch.equal(stage.tokenizer.average.module.quantize.embedding.weight[5:], weight[5:])
+    assert torch.equal(codebook_of(stage.tokenizer.average.module)[5:], weight[5:])
     moments = stage.tokenizer.optimizer.state[weight]
     assert not moments["exp_avg"][5:].any()
     assert not moments["exp_avg_sq"][5:].any()
@@ -240,6 +247,7 @@ class Overflowing(TokenizerTraining):
 
     def step(self, batch: Tensor, step: int) -> DeviceMetrics:
         last = self.model.decoder.conv_out
+        assert last.bias is not None
         hook = last.bias.register_hook(lambda gradient: gradient * float("inf")) if step == 4 else None
         metrics = super().step(batch, step)
         if hook is not None:
@@ -330,9 +338,7 @@ def test_a_batch_in_parts_trains_the_discriminator_and_revives_from_all_parts(
     )
     for stage in (whole, parts):
         run_steps(stage, 2)
-    torch.testing.assert_close(
-        whole.model.quantize.embedding.weight, parts.model.quantize.embedding.weight, rtol=1e-3, atol=1e-4
-    )
+    torch.testing.assert_close(codebook_of(whole.model), codebook_of(parts.model), rtol=1e-3, atol=1e-4)
     judged = TokenizerTraining(rare(tiny, accumulate=4), prepared, CPU)
     assert judged.discriminator is not None
     before = [parameter.clone() for parameter in judged.discriminator.model.parameters()]
@@ -399,7 +405,9 @@ def test_validation_gives_the_health_of_each_chunk(tiny: Preset, prepared: Prepa
         assert isinstance(of_chunks, list)
         assert len(of_chunks) == tiny.vq.chunks
         assert min(of_chunks) >= least
-    assert figures["usage"] >= max(figures["usage_of_chunks"])
+    usage, usage_of_chunks = figures["usage"], figures["usage_of_chunks"]
+    assert isinstance(usage, float) and isinstance(usage_of_chunks, list)
+    assert usage >= max(usage_of_chunks)
 
 
 def test_the_log_is_written_for_machines_and_for_tensorboard(
