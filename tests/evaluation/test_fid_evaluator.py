@@ -89,7 +89,7 @@ def test_tokenizers_tell_their_rfid_at_intervals_and_in_the_result(
 ) -> None:
     monkeypatch.chdir(trained)
     settings = ["train_vq.steps=5", "train_vq.evaluate_every=2", "train_vq.evaluate_images=7"]
-    request = TrainRequest("tiny.yaml", settings, run=Path("runs/judged"), device_name="cpu")
+    request = TrainRequest("tiny.yaml", settings, run=Path("runs/evaluated"), device_name="cpu")
     train_vq(request, Console(as_json=True, quiet=True))
     told = json.loads(capsys.readouterr().out)
     found = {step: figures["rfid"] for step, figures in log_of(Path("runs/evaluated")) if "rfid" in figures}
@@ -105,7 +105,7 @@ def test_priors_tell_the_fid_of_their_samples(
     monkeypatch.chdir(trained)
     settings = ["train_prior.steps=3", "train_prior.evaluate_every=3", "train_prior.evaluate_images=9"]
     tokenizer = Path("runs/tiny-vq")
-    request = TrainRequest("tiny.yaml", settings, run=Path("runs/judged"), tokenizer=tokenizer, device_name="cpu")
+    request = TrainRequest("tiny.yaml", settings, run=Path("runs/evaluated"), tokenizer=tokenizer, device_name="cpu")
     train_prior(request, Console(as_json=True, quiet=True))
     told = json.loads(capsys.readouterr().out)
     assert [figures["fid"] for _, figures in log_of(Path("runs/evaluated")) if "fid" in figures] == [told["fid"]]
