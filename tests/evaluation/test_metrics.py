@@ -120,6 +120,7 @@ def run(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedPro
     return done
 
 
+@pytest.mark.processes
 def test_a_registered_class_is_a_metric_of_the_command(tmp_path: Path, images: np.ndarray) -> None:
     sets = ["real", "fake", "--weights", "weights", "--device", "cpu"]
     result = json.loads(run(tmp_path, "evaluate", *sets, "--mae", "--mean-distance", "--json").stdout)
@@ -135,6 +136,7 @@ def test_a_registered_class_is_a_metric_of_the_command(tmp_path: Path, images: n
     assert result["protocol"]["pairs"]["averaged"] == {"mae": 4}
 
 
+@pytest.mark.processes
 def test_it_is_in_the_help_the_tables_and_the_default_metrics(tmp_path: Path, images: np.ndarray) -> None:
     shown = run(tmp_path, "evaluate", "--help").stdout
     assert "--mae" in shown
@@ -148,6 +150,7 @@ def test_it_is_in_the_help_the_tables_and_the_default_metrics(tmp_path: Path, im
     assert cells["mean_distance"] == f"{everything['mean_distance']:.3f}"
 
 
+@pytest.mark.processes
 def test_its_smallest_number_of_images_is_required(tmp_path: Path, images: np.ndarray) -> None:
     sets = ["one real", "one fake", "--weights", "weights", "--device", "cpu"]
     done = run(tmp_path, "evaluate", *sets, "--mean-distance", code=2)
@@ -158,6 +161,7 @@ def test_its_smallest_number_of_images_is_required(tmp_path: Path, images: np.nd
     assert not {"mae", "mean_distance"} & set(json.loads(done.stdout))
 
 
+@pytest.mark.processes
 def test_its_smallest_number_of_images_counts_those_that_can_be_read(tmp_path: Path, images: np.ndarray) -> None:
     for number in (1, 2):
         (tmp_path / "fake" / f"{number}.png").write_bytes(b"corrupt")
@@ -166,6 +170,7 @@ def test_its_smallest_number_of_images_counts_those_that_can_be_read(tmp_path: P
     assert "mean_distance needs at least 3 images in each set, not 2" in done.stderr
 
 
+@pytest.mark.processes
 def test_its_weights_are_required(tmp_path: Path, images: np.ndarray) -> None:
     closed = {"https_proxy": "http://127.0.0.1:9", "HTTPS_PROXY": "http://127.0.0.1:9"}
     with pytest.MonkeyPatch.context() as patch:

@@ -113,6 +113,7 @@ def test_it_learns_a_handful_of_images(tiny: Preset, prepared: PreparedSet) -> N
     assert last < first / 4
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(
     tiny: Preset, prepared: PreparedSet, tmp_path: Path
 ) -> None:
@@ -373,6 +374,7 @@ def test_a_captured_step_gives_the_losses_of_the_plain_one(
     assert plain.model.state_dict().keys() == compiled.model.state_dict().keys()
 
 
+@pytest.mark.slow
 def test_the_best_validations_weights_are_kept_beside_the_last(
     tiny: Preset, prepared: PreparedSet, tmp_path: Path
 ) -> None:
