@@ -42,6 +42,7 @@ def test_the_command_line_is_the_frozen_one() -> None:
     assert current == FROZEN.read_text().splitlines(), "\n".join(current)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["", *COMMANDS])
 def test_help_loads_neither_torch_nor_numpy(command: str) -> None:
     code = (

@@ -102,6 +102,7 @@ def test_quantizers_that_give_other_numbers_do_not_pass_for_equal() -> None:
             quantizer.check_equal_work(right._replace(**{part: wrong}), right)
 
 
+@pytest.mark.slow
 def test_a_missing_peer_is_named_and_ours_is_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quantizer, "PACKAGES", ("torch", "no_such_package"))
     figures = quantizer.report(CPU, [1], [16, 32], repeats=2)

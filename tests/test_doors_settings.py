@@ -55,6 +55,7 @@ def run(folder: Path, *arguments: str, code: int = 0) -> subprocess.CompletedPro
     return done
 
 
+@pytest.mark.slow
 def test_a_new_field_of_the_sample_settings_is_an_option_a_setting_and_a_comment(extended: Path) -> None:
     text = " ".join(run(extended, "sample", "--help").stdout.split())
     assert "--sharpness <float> Strength of the toy effect (above 0 and at most 9)." in text

@@ -58,6 +58,7 @@ def test_a_prior_of_other_classes_or_without_a_tokenizer_is_refused_before_train
     assert not Path("runs").exists()
 
 
+@pytest.mark.slow
 def test_a_locked_run_folder_is_refused_and_a_free_one_is_trained_and_given_as_the_result(
     prepared: PreparedSet, tiny_yaml: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -35,6 +35,7 @@ def pictures(folder: Path) -> list[bytes]:
     return [file.read_bytes() for file in sorted(folder.glob("*.png"))]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("prepared")
 def test_a_quantizer_without_losses_trains_and_reconstructs(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -184,6 +184,7 @@ def test_gumbel_noise_is_finite_and_rising_from_the_smallest_number_to_the_large
     assert (noise.diff() > 0).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     logits=st.lists(st.floats(-8, 8, width=32), min_size=1, max_size=12),

@@ -42,6 +42,7 @@ def larger(tiny: Preset, **changes: object) -> Preset:
     )
 
 
+@pytest.mark.slow
 def test_activations_of_a_tokenizer_are_those_that_a_forward_pass_saves(tiny: Preset) -> None:
     preset = larger(tiny)
     estimate = cost.of_tokenizer(preset.vq, preset.train_vq, CPU, 1).memory
@@ -75,6 +76,7 @@ def test_settings_that_save_memory_lower_the_estimate(tiny: Preset) -> None:
     assert activations(adversarial_weight=0.8, discriminator_channels=64) > full
 
 
+@pytest.mark.slow
 def test_weights_gradients_moments_and_average_are_counted(tiny: Preset) -> None:
     preset = larger(tiny)
     wide = preset.vq.model_copy(update={"codebook_size": 65536})
@@ -85,6 +87,7 @@ def test_weights_gradients_moments_and_average_are_counted(tiny: Preset) -> None
     assert estimate["total"] == pytest.approx(sum(v for k, v in estimate.items() if k != "total"), abs=0.03)
 
 
+@pytest.mark.slow
 def test_the_papers_prior_has_the_known_arithmetic() -> None:
     """A forward pass of the masked prior is 164 GFLOP an image: blocks, attention, head."""
     preset = presets.load("ffhq")
@@ -109,6 +112,7 @@ def test_arithmetic_is_that_of_a_real_step(tiny: Preset) -> None:
     assert cost.of_tokenizer(halves.vq, halves.train_vq, CPU, 1).flops == pytest.approx(estimate, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_lpips_has_the_parameters_of_the_library() -> None:
     import lpips
 

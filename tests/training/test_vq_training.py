@@ -211,6 +211,7 @@ def test_the_adversarial_term_rises_along_its_ramp(tiny: Preset, prepared: Prepa
     assert stage._ramp(stage.discriminator_start) == 1
 
 
+@pytest.mark.slow
 def test_a_run_killed_between_its_last_checkpoint_and_its_end_still_ends(
     tiny: Preset, prepared: PreparedSet, tmp_path: Path
 ) -> None:
@@ -256,6 +257,7 @@ class Overflowing(TokenizerTraining):
         return metrics
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_finite_is_named_with_its_batch_and_the_state_before_it_kept(
     tiny: Preset, prepared: PreparedSet, tmp_path: Path
 ) -> None:
@@ -279,6 +281,7 @@ def test_a_step_that_is_not_finite_is_named_with_its_batch_and_the_state_before_
     assert_equal(bad["stage"], good["stage"])
 
 
+@pytest.mark.slow
 def test_the_run_goes_on_from_there_with_another_rate(tiny: Preset, prepared: PreparedSet, tmp_path: Path) -> None:
     with pytest.raises(FailureError):
         train(rare(tiny), prepared, tmp_path, 10, Overflowing)
@@ -330,6 +333,7 @@ def first_step(stage: TokenizerTraining) -> tuple[dict[str, Tensor], dict[str, f
     return kept, {name: value.item() for name, value in metrics.items()}
 
 
+@pytest.mark.slow
 def test_a_batch_in_parts_trains_the_discriminator_and_revives_from_all_parts(
     tiny: Preset, prepared: PreparedSet
 ) -> None:
@@ -347,6 +351,7 @@ def test_a_batch_in_parts_trains_the_discriminator_and_revives_from_all_parts(
     assert not all(torch.equal(a, b) for a, b in zip(before, judged.discriminator.model.parameters(), strict=True))
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_changes_the_memory_and_not_the_numbers(tiny: Preset, prepared: PreparedSet) -> None:
     plain, sparing = (TokenizerTraining(rare(tiny, activation_checkpointing=on), prepared, CPU) for on in (False, True))
     assert run_steps(plain, 3) == run_steps(sparing, 3)
@@ -412,6 +417,7 @@ def test_validation_gives_the_health_of_each_chunk(tiny: Preset, prepared: Prepa
     assert usage >= max(usage_of_chunks)
 
 
+@pytest.mark.slow
 def test_the_log_is_written_for_machines_and_for_tensorboard(
     tiny: Preset, prepared: PreparedSet, tmp_path: Path
 ) -> None:
