@@ -1,4 +1,4 @@
-"""What the benchmarks share: timing in turn, counts of arithmetic, peak memory, and the output of results."""
+"""The common parts of the benchmarks: timing in turn, counts of arithmetic, peak memory, and the output of results."""
 
 from __future__ import annotations
 

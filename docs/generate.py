@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from movq_cli.app import app
 from movq_cli.cli.options import setting_bounds, setting_description
-from movq_cli.presets import settings_fields
+from movq_cli.presets import section_class, settings_fields
 from movq_cli.settings import Preset
 
 FOLDER = Path(__file__).parent
@@ -49,10 +49,11 @@ def settings_reference() -> str:
     groups: dict[str, list[tuple[str, FieldInfo]]] = {}
     for name, field in settings_fields():
         section = name.partition(".")[0]
-        groups.setdefault(section if _is_section(Preset.model_fields[section]) else "", []).append((name, field))
+        is_section = section_class(Preset.model_fields[section].annotation) is not None
+        groups.setdefault(section if is_section else "", []).append((name, field))
     for section, members in groups.items():
         if section:
-            model = type(Preset.model_fields[section].default)
+            model = section_class(Preset.model_fields[section].annotation)
             lines += [f"## {section}", "", " ".join((inspect.getdoc(model) or "").split("\n\n")[0].split()), ""]
         rows = [
             (f"`{name}`", _type_text(field.annotation), _setting_default(field), setting_bounds(field), _phrase(field))
@@ -151,12 +152,8 @@ def _default_and_help(parameter: Any) -> tuple[str, str]:  # noqa: ANN401 - a pa
     return ("" if parameter.default is None or callable(parameter.default) else f"`{parameter.default}`"), text
 
 
-def _is_section(field: FieldInfo) -> bool:
-    return isinstance(field.default, BaseModel)
-
-
 def _setting_default(field: FieldInfo) -> str:
-    if isinstance(field.default, BaseModel):
+    if section_class(field.annotation) is not None:
         return "the section's defaults"
     _, null = setting_description(field)
     if field.default is None:

@@ -139,6 +139,11 @@ def _close_descriptors(descriptors: list[int]) -> None:
         os.close(descriptors.pop())
 
 
+def cache_folder() -> Path:
+    """Return the folder of downloaded sets and of cached features: `movq` in $XDG_CACHE_HOME, which is ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "movq"
+
+
 def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content in hexadecimal."""
     with path.open("rb") as file:

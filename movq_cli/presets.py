@@ -66,7 +66,7 @@ def settings_fields(model: type[BaseModel] = Preset, prefix: str = "") -> Iterat
     """
     for name, field in model.model_fields.items():
         yield prefix + name, field
-        section = _section(field.annotation)
+        section = section_class(field.annotation)
         if section is not None:
             yield from settings_fields(section, f"{prefix}{name}.")
 
@@ -110,7 +110,7 @@ def _write(values: dict[str, Any], prefix: str, descriptions: dict[str, str], li
             lines.append(f"{indent}{key}: {text}{comment}")
 
 
-def _section(annotation: object) -> type[BaseModel] | None:
+def section_class(annotation: object) -> type[BaseModel] | None:
     """Return the class of settings in a field's annotation (`X` or `X | None`), or None if there is no such class."""
     choices = get_args(annotation) if get_origin(annotation) in (Union, types.UnionType) else (annotation,)
     for choice in choices:

@@ -26,7 +26,7 @@ NORM_GROUPS = 32
 class Settings(BaseModel):
     """Base class of all settings: immutable, and an unknown name is an error."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, defer_build=True)
 
 
 class DataSettings(Settings):
@@ -83,7 +83,8 @@ class TokenizerSettings(Settings):
         "fourier", description="first activation of the decoder, F0 in equation 4; quantized = as in VQGAN"
     )
     modulation: ModulationSettings | None = Field(
-        ModulationSettings(), description="modulated norms (equation 4); null = plain GroupNorm everywhere, as in VQGAN"
+        default_factory=ModulationSettings,
+        description="modulated norms (equation 4); null = plain GroupNorm everywhere, as in VQGAN",
     )
 
     @property
@@ -345,14 +346,14 @@ class Preset(Settings):
     """All settings of one model: its data, both architectures, both trainings and its sampling."""
 
     description: str = Field("", description="line that `movq presets` shows")
-    data: DataSettings = Field(DataSettings(), description="training images")
-    vq: TokenizerSettings = Field(TokenizerSettings(), description="architecture of stage 1")
-    train_vq: TrainVQSettings = Field(TrainVQSettings(), description="training of stage 1")
-    views: ViewSettings = Field(ViewSettings(), description="views of each training image for stage 2")
-    prior: PriorSettings = Field(PriorSettings(), description="architecture of stage 2")
-    train_prior: TrainPriorSettings = Field(TrainPriorSettings(), description="training of stage 2")
-    sample: SampleSettings = Field(SampleSettings(), description="sampling from the prior of stage 2")
-    target: Targets = Field(Targets(), description="published values that the preset should reproduce")
+    data: DataSettings = Field(default_factory=DataSettings, description="training images")
+    vq: TokenizerSettings = Field(default_factory=TokenizerSettings, description="architecture of stage 1")
+    train_vq: TrainVQSettings = Field(default_factory=TrainVQSettings, description="training of stage 1")
+    views: ViewSettings = Field(default_factory=ViewSettings, description="views of each training image for stage 2")
+    prior: PriorSettings = Field(default_factory=PriorSettings, description="architecture of stage 2")
+    train_prior: TrainPriorSettings = Field(default_factory=TrainPriorSettings, description="training of stage 2")
+    sample: SampleSettings = Field(default_factory=SampleSettings, description="sampling from the prior of stage 2")
+    target: Targets = Field(default_factory=Targets, description="published values that the preset should reproduce")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +26,7 @@ from movq_cli.console import Console
 from movq_cli.errors import BadRequestError
 from movq_cli.evaluation import metrics
 from movq_cli.evaluation.request import EvaluationRequest
+from movq_cli.files import cache_folder
 
 F = TypeVar("F", bound=Callable[..., None])
 
@@ -150,7 +150,7 @@ def evaluate(
         strict=strict,
         batch_size=batch_size,
         weights=weights,
-        cache=cache or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "movq",
+        cache=cache or cache_folder(),
         preset=preset,
         device=device,
         gpus=gpus,

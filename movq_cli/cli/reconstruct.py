@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -115,10 +116,11 @@ def reconstruct(
 ) -> None:
     """Encode and decode images with a tokenizer, to PNG files of the same names and sizes."""
     console = console_for(as_json, quiet)
-    if mask_ratio is not None or mask is not None:
+    without_mask = {"--run": run, "--grid": grid, "--metrics": metrics, "--codes": codes}
+    needs_mask = figure is not None or prior is not None or top1 or samples > 1 or steps is not None
+    if _is_filling(mask_ratio, mask, without_mask, needs_mask=needs_mask):
         from movq_cli.commands import fill
 
-        _check_fill_options(mask_ratio, mask, {"--run": run, "--grid": grid, "--metrics": metrics, "--codes": codes})
         filling = fill.FillRequest(
             source=source,
             out=out,
@@ -135,10 +137,6 @@ def reconstruct(
         )
         fill.fill(filling, console)
         return
-    if figure is not None or prior is not None or top1 or samples > 1 or steps is not None:
-        raise BadRequestError(
-            "--figure, --prior, --top1, --samples and --steps need --mask-ratio or --mask", "Add one of these."
-        )
     from movq_cli.commands import reconstruct as command
 
     request = command.ReconstructRequest(
@@ -156,10 +154,28 @@ def reconstruct(
     command.reconstruct(request, console)
 
 
-def _check_fill_options(ratio: float | None, mask: Path | None, others: dict[str, object]) -> None:
-    """Raise a BadRequestError if an option excludes filling in; `others` has the values of such options by name."""
+def _is_filling(
+    ratio: float | None, mask: Path | None, without_mask: Mapping[str, object], *, needs_mask: bool
+) -> bool:
+    """Return whether codes are hidden and filled in.
+
+    Args:
+        ratio: Value of --mask-ratio.
+        mask: Value of --mask.
+        without_mask: Values of the options that cannot be combined with the two, by their name.
+        needs_mask: Whether an option is given that has no meaning without one of the two.
+
+    Raises:
+        BadRequestError: The options exclude each other.
+    """
+    if ratio is None and mask is None:
+        if needs_mask:
+            options = "--figure, --prior, --top1, --samples and --steps"
+            raise BadRequestError(f"{options} need --mask-ratio or --mask", "Add one of these.")
+        return False
     if ratio is not None and mask is not None:
         raise BadRequestError("--mask-ratio and --mask both say what is hidden", "Give one of them.")
-    given = [name for name, value in others.items() if value]
+    given = [name for name, value in without_mask.items() if value]
     if given:
         raise BadRequestError(f"{given[0]} cannot be combined with --mask-ratio or --mask", "Leave it out.")
+    return True

@@ -11,53 +11,67 @@ import typer
 from movq_cli.cli.options import DeviceName, Gpus, Json, Quiet, add_setting_options, console_for
 from movq_cli.settings import SampleSettings
 
+Output = Annotated[
+    Path,
+    typer.Argument(metavar="OUT", help="Folder for the PNG files and their manifest.json, or a .zip or .npz file."),
+]
+
+Number = Annotated[int, typer.Option("--n", "-n", min=1, help="Number of images.")]
+
+Seed = Annotated[
+    int, typer.Option(min=0, max=2**31 - 1, help="Random seed of image 0; the seed of image i is this plus i.")
+]
+
+Classes = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--class",
+        metavar="CLASS",
+        help="Name or index of a class. Repeatable: the images take the classes in turn. [default: all classes]",
+        show_default=False,
+    ),
+]
+
+PriorRun = Annotated[
+    Path | None,
+    typer.Option(
+        "--run",
+        help="Run folder of the prior, or its .safetensors file. [default: the newest finished run]",
+        show_default=False,
+    ),
+]
+
+TokenizerOfPrior = Annotated[
+    Path | None,
+    typer.Option(
+        help="Run folder of the tokenizer, or its .safetensors file. [default: the one in the prior's folder]",
+        show_default=False,
+    ),
+]
+
+BatchSize = Annotated[
+    int,
+    typer.Option(
+        "--batch-size",
+        min=1,
+        help="Number of images in a batch. It changes the images only by rounding: rarely a pixel by one level.",
+    ),
+]
+
+Grid = Annotated[Path | None, typer.Option(help="Also write this picture, a grid of the first hundred images.")]
+
 
 @add_setting_options(SampleSettings, before="batch_size", elsewhere={"steps": "seed"})
 def sample(
-    out: Annotated[
-        Path,
-        typer.Argument(metavar="OUT", help="Folder for the PNG files and their manifest.json, or a .zip or .npz file."),
-    ],
+    out: Output,
     settings: dict[str, Any],
-    n: Annotated[int, typer.Option("--n", "-n", min=1, help="Number of images.")] = 16,
-    seed: Annotated[
-        int, typer.Option(min=0, max=2**31 - 1, help="Random seed of image 0; the seed of image i is this plus i.")
-    ] = 0,
-    classes: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--class",
-            metavar="CLASS",
-            help="Name or index of a class. Repeatable: the images take the classes in turn. [default: all classes]",
-            show_default=False,
-        ),
-    ] = None,
-    run: Annotated[
-        Path | None,
-        typer.Option(
-            "--run",
-            help="Run folder of the prior, or its .safetensors file. [default: the newest finished run]",
-            show_default=False,
-        ),
-    ] = None,
-    tokenizer: Annotated[
-        Path | None,
-        typer.Option(
-            help="Run folder of the tokenizer, or its .safetensors file. [default: the one in the prior's folder]",
-            show_default=False,
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int,
-        typer.Option(
-            "--batch-size",
-            min=1,
-            help="Number of images in a batch. It changes the images only by rounding: rarely a pixel by one level.",
-        ),
-    ] = 64,
-    grid: Annotated[
-        Path | None, typer.Option(help="Also write this picture, a grid of the first hundred images.")
-    ] = None,
+    n: Number = 16,
+    seed: Seed = 0,
+    classes: Classes = None,
+    run: PriorRun = None,
+    tokenizer: TokenizerOfPrior = None,
+    batch_size: BatchSize = 64,
+    grid: Grid = None,
     device_name: DeviceName = None,
     gpus: Gpus = None,
     as_json: Json = False,

@@ -26,7 +26,7 @@ from movq_cli.training.log import Metrics
 from movq_cli.training.stage import Stage
 
 Plan = dict[str, Any]
-"""What a training command is about to do, as a JSON object: parameters, length of the run, cost of a step."""
+"""The plan of a training command, as a JSON object: parameters, length of the run, cost of a step."""
 
 _DISPLAYED_NAMES = {"quantize": "quantizer"}
 """Parts of a model whose displayed name is not the name that published weights use."""

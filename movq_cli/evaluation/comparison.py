@@ -28,7 +28,7 @@ from movq_cli.sources import stream
 
 
 class Comparison:
-    """Measures metrics of two sides, and writes down how.
+    """Measures metrics of two sides, and records in the protocol how they were measured.
 
     Args:
         sides: The real and the fake images.

@@ -33,12 +33,12 @@ class Size(NamedTuple):
 
 @dataclass(frozen=True)
 class ReadReport:
-    """What one rank found on reading its share of a set."""
+    """The results of reading one rank's share of a set, apart from the pixels."""
 
     sizes: Mapping[int, Size]
     """Size of each image that could be read, by its index."""
     unreadable: Mapping[int, str]
-    """What is wrong with each corrupt image, by its index."""
+    """The reason why each corrupt image cannot be used, by its index."""
 
 
 class ImageSet:

@@ -1,4 +1,4 @@
-"""What a metric of two sets is computed from: the features of one network, on the device."""
+"""The inputs of a metric of two sets: the features of one network, on the device."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class Metric(ABC):
     result_keys: ClassVar[tuple[str, ...]]
     """Keys of the JSON result that the metric may give."""
     variant: ClassVar[str]
-    """Which of the metric's many definitions is computed; it stands in the protocol."""
+    """Text that says which of the metric's definitions is computed; the protocol records it."""
     needs: ClassVar[Needs]
     """The images from which the metric is computed."""
     network: ClassVar[Network | None] = None

@@ -1,4 +1,4 @@
-"""What a result says of itself: the protocol beside the metric values, and the published values to compare with."""
+"""The protocol of a result: how its metrics were measured, and the published values to compare with."""
 
 from __future__ import annotations
 

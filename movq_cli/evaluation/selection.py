@@ -1,4 +1,4 @@
-"""Which metrics of a request are computed, which are left out, and why."""
+"""The selection of metrics: those that are computed, those that are left out, and the reasons."""
 
 from __future__ import annotations
 

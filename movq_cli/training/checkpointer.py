@@ -1,4 +1,4 @@
-"""What a training run saves: the last checkpoint, the exported weights, and the weights of its best validation."""
+"""The files that a training run saves: its last checkpoint, the exported weights, and those of its best validation."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def step_seed(seed: int, step: int) -> int:
 
 
 class _Due(NamedTuple):
-    """What is due after a step."""
+    """The tasks that are due after a step."""
 
     validation: bool
     evaluation: bool
@@ -99,7 +99,7 @@ class _Due(NamedTuple):
 
     @classmethod
     def after(cls, step: int, steps: int, settings: TrainSettings, *, is_stopping: bool) -> Self:
-        """Return what is due once `step` of `steps` steps are done; a validation and a checkpoint end the run."""
+        """Return the tasks after `step` of `steps` steps; a validation and a checkpoint end the run."""
         is_last = step == steps
         return cls(
             validation=is_last or step % settings.validate_every == 0,

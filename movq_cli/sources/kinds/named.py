@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import redirect_stdout
@@ -17,6 +16,7 @@ from PIL import Image
 from movq_cli.data.images import encode_png
 from movq_cli.data.shards import SplitName
 from movq_cli.errors import BadRequestError, FailureError
+from movq_cli.files import cache_folder
 from movq_cli.sources.source import Source, SourceKind
 
 
@@ -130,7 +130,7 @@ def _download(name: str, recipe: _Recipe) -> tuple[Any, Any]:
     import torchvision
 
     dataset = getattr(torchvision.datasets, recipe.dataset)
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "movq" / name
+    folder = cache_folder() / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with redirect_stdout(sys.stderr):  # torchvision reports on stdout, which belongs to the result
