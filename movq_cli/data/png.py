@@ -15,16 +15,21 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from movq_cli.data.images import MAX_PIXELS
+from movq_cli.data.images import MAX_PIXELS, BadImageError
 
 Compression = Literal["none", "zlib"]
 
 _NO_FILTER, _UP = 0, 2  # numbers of the two filters in the PNG standard
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_BEFORE_SIZE = _SIGNATURE + b"\0\0\0\rIHDR"  # the signature, and the length and type of the header
 _RGB_8 = b"\x08\x02\x00\x00\x00"  # bit depth, color type, and three zeros: deflate, the five filters, not interlaced
+_HEADER = slice(12, 29)  # type and body of the header chunk; its CRC-32 follows
 _IMAGE_OFFSET = 41  # bytes of the signature, the header, and the length and type of the only chunk of image data
 _AFTER_IMAGE = 16  # bytes of that chunk's checksum and of the end chunk
+_END = b"\0\0\0\0IEND\xae\x42\x60\x82"  # the end chunk, which is the same in all files
+_ZLIB_HEADER = b"\x78\x01"  # of the streams that `encode` does not compress
 _STORED_BYTES = 65_535  # largest number of bytes in an uncompressed block of deflate
+_BLOCK_HEADER = struct.Struct("<BHH")  # of such a block: whether it is the last one, its length, and its complement
 
 
 def encode(pixels: NDArray[np.uint8], compression: Compression) -> bytes:
@@ -49,22 +54,26 @@ def encode(pixels: NDArray[np.uint8], compression: Compression) -> bytes:
 
 
 def decode(data: bytes) -> NDArray[np.uint8] | None:
-    """Decode a PNG file that `encode` made; zlib's checksum of the pixels is verified.
+    """Decode a PNG file that `encode` made. The CRC-32 of each chunk is verified, in files of other programs too.
 
     Returns:
-        [H, W, 3] uint8, possibly read-only; None if another program made the file, or if it is damaged.
+        [H, W, 3] uint8, possibly read-only; None if another program made the file, or if it is no PNG file.
+
+    Raises:
+        BadImageError: The file is damaged; the text says where.
     """
-    if len(data) <= _IMAGE_OFFSET + _AFTER_IMAGE or data[24:29] != _RGB_8 or data[37:_IMAGE_OFFSET] != b"IDAT":
+    view = memoryview(data)
+    if not _has_our_layout(view):
+        check(data)
         return None
-    width, height, chunk = (int.from_bytes(data[start : start + 4]) for start in (16, 20, 33))
+    _check_crc(view[_HEADER], view[29:33], "IHDR")
+    _check_crc(view[37:-_AFTER_IMAGE], view[-_AFTER_IMAGE:-12], "IDAT")
+    width, height = (int.from_bytes(data[start : start + 4]) for start in (16, 20))
     size = height * (1 + 3 * width)
-    if data[:8] != _SIGNATURE or chunk != len(data) - _IMAGE_OFFSET - _AFTER_IMAGE or width * height > MAX_PIXELS:
+    if width * height > MAX_PIXELS:
         return None
-    try:
-        unpacked = zlib.decompress(memoryview(data)[_IMAGE_OFFSET:-_AFTER_IMAGE], bufsize=size)
-    except zlib.error:
-        return None
-    if len(unpacked) != size:
+    unpacked = _unpack(view[_IMAGE_OFFSET:-_AFTER_IMAGE], size)
+    if unpacked is None:
         return None
     rows = np.frombuffer(unpacked, np.uint8).reshape(height, -1)
     filters, values = rows[:, 0], rows[:, 1:]
@@ -73,6 +82,78 @@ def decode(data: bytes) -> NDArray[np.uint8] | None:
     elif filters.any():
         return None
     return values.reshape(height, width, 3)
+
+
+def check(data: bytes) -> None:
+    """Verify the CRC-32 of each chunk of a PNG file. Files of other formats are not examined.
+
+    Pillow does not verify the chunks of pixels, and it ignores damage behind the last pixel.
+
+    Raises:
+        BadImageError: A chunk is damaged, or the file is truncated.
+    """
+    view, position = memoryview(data), len(_SIGNATURE)
+    if data[:position] != _SIGNATURE:
+        return
+    kind = b""
+    while kind != b"IEND":
+        length = int.from_bytes(data[position : position + 4])
+        kind, end = data[position + 4 : position + 8], position + 8 + length
+        if end + 4 > len(data):
+            raise BadImageError("truncated")
+        _check_crc(view[position + 4 : end], view[end : end + 4], kind.decode("latin-1"))
+        position = end + 4
+
+
+def _has_our_layout(view: memoryview) -> bool:
+    """Return whether a file has the chunks of `encode`: a header of 8-bit RGB, one chunk of pixels, and the end."""
+    length = len(view) - _IMAGE_OFFSET - _AFTER_IMAGE
+    return (
+        length > 0
+        and view[:16] == _BEFORE_SIZE
+        and view[24:29] == _RGB_8
+        and view[33:_IMAGE_OFFSET] == struct.pack(">I4s", length, b"IDAT")
+        and view[-len(_END) :] == _END
+    )
+
+
+def _check_crc(chunk: memoryview, expected: memoryview, name: str) -> None:
+    if zlib.crc32(chunk) != int.from_bytes(expected):
+        raise BadImageError(f"the checksum of the chunk {name!r} is wrong")
+
+
+def _unpack(packed: memoryview, size: int) -> bytes | None:
+    """Decompress the pixels, whose CRC-32 has been verified; None if they are not `size` bytes.
+
+    zlib would compute its own checksum of uncompressed blocks too, which takes five times as long as copying them.
+    """
+    blocks = _stored_blocks(packed)
+    if blocks is not None:
+        return b"".join(blocks) if sum(map(len, blocks)) == size else None
+    inflate = zlib.decompressobj()
+    try:
+        unpacked = inflate.decompress(packed, size + 1)  # no more memory than the header's size, whatever follows
+    except zlib.error:
+        return None
+    return unpacked if inflate.eof and len(unpacked) == size else None
+
+
+def _stored_blocks(packed: memoryview) -> list[memoryview] | None:
+    """Return the contents of the blocks of a zlib stream without compression; None if it has other blocks."""
+    if packed[: len(_ZLIB_HEADER)] != _ZLIB_HEADER:
+        return None
+    blocks: list[memoryview] = []
+    position, is_last = len(_ZLIB_HEADER), 0
+    while not is_last:
+        start = position + _BLOCK_HEADER.size
+        if start > len(packed):
+            return None
+        is_last, length, complement = _BLOCK_HEADER.unpack_from(packed, position)
+        if is_last > 1 or length ^ complement != 0xFFFF:
+            return None
+        position = start + length
+        blocks.append(packed[start:position])
+    return blocks if position + 4 == len(packed) else None  # zlib's checksum follows
 
 
 def _cumulative_sum(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -91,7 +172,7 @@ def _cumulative_sum(rows: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _stored(data: bytes) -> bytes:
     """Return a zlib stream without compression. zlib's level 0 is not used, because its blocks differ by version."""
-    parts = [b"\x78\x01"]
+    parts = [_ZLIB_HEADER]
     for start in range(0, len(data), _STORED_BYTES):
         block = data[start : start + _STORED_BYTES]
         last = start + _STORED_BYTES >= len(data)
