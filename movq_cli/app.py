@@ -20,6 +20,7 @@ from movq_cli.cli.reconstruct import reconstruct
 from movq_cli.cli.sample import sample
 from movq_cli.cli.train import train_prior, train_vq
 from movq_cli.cli.weights import weights
+from movq_cli.console import write_line
 from movq_cli.errors import FailureError, MovqError
 from movq_cli.version import __version__
 
@@ -75,7 +76,7 @@ def main() -> NoReturn:
 
 
 def _report(message: str, code: int) -> int:
-    sys.stderr.write(f"error: {message}\n")
+    write_line(f"error: {message}")
     return code
 
 

@@ -1,9 +1,15 @@
-"""The output of all commands: results on stdout, everything else on stderr, progress for terminals and log files."""
+"""The output of all commands: results on stdout, everything else on stderr, progress for terminals and log files.
+
+Names of files, classes and archive members come from elsewhere and may hold anything: sequences that a terminal acts
+on, line ends, bytes that are not UTF-8, Rich's markup. Every text for people passes `printable` here, and Rich never
+reads markup in it. JSON, and text that another program reads from stdout, are exact.
+"""
 
 from __future__ import annotations
 
 import json
 import sys
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
@@ -11,8 +17,37 @@ from typing import Any, Protocol, TextIO
 SECONDS_BETWEEN_LINES = 30.0
 """Interval of progress lines if stderr is not a terminal, so that the log of a job stays readable."""
 
+_LONGEST_LINE = 4000
+"""Largest number of characters in a line for people; the middle of a longer one is left out."""
 
 _NO_VALUES: Mapping[str, str] = {}
+
+
+def printable(text: str, *, is_multiline: bool = False) -> str:
+    """Return a text with escapes such as `\\x1b` in place of the characters that a terminal would not print.
+
+    These are control characters, characters that change the direction of the text, line separators, and surrogates,
+    which stand for bytes that are not UTF-8.
+
+    Args:
+        text: Any text.
+        is_multiline: Whether line ends and tabs remain, and lines may have any length.
+    """
+    if not text.isprintable():
+        shown = "\n\t" if is_multiline else ""
+        text = "".join(
+            char if char.isprintable() or char in shown or unicodedata.category(char) == "Zs" else _escape(char)
+            for char in text
+        )
+    if len(text) > _LONGEST_LINE and not is_multiline:
+        text = f"{text[: _LONGEST_LINE // 2]} ... {text[-_LONGEST_LINE // 2 :]}"
+    return text
+
+
+def write_line(text: str) -> None:
+    """Write a line for people to stderr."""
+    sys.stderr.write(printable(text) + "\n")
+    sys.stderr.flush()
 
 
 class Progress(Protocol):
@@ -46,7 +81,7 @@ class Console:
         self._line(f"warning: {message}")
 
     def result(self, data: Mapping[str, Any], text: str) -> None:
-        """Write the result of the command to stdout.
+        """Write the result of the command to stdout; the text is exact unless stdout is a terminal.
 
         Args:
             data: Result as a JSON object, written with `--json`.
@@ -54,20 +89,30 @@ class Console:
         """
         if self.mute:
             return
-        sys.stdout.write((json.dumps(data, allow_nan=False) if self.as_json else text) + "\n")
+        if self.as_json:
+            text = json.dumps(data, allow_nan=False)
+        elif sys.stdout.isatty():
+            text = printable(text, is_multiline=True)
+        try:
+            sys.stdout.write(text + "\n")
+        except UnicodeEncodeError:  # a path with bytes that are not UTF-8, which another program needs as it is
+            sys.stdout.flush()
+            sys.stdout.buffer.write(f"{text}\n".encode(errors="surrogateescape"))
         sys.stdout.flush()
 
     def table(self, data: Mapping[str, Any], columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """Write a table as the result: with Rich on a terminal, tab-separated elsewhere, as JSON with `--json`."""
         if self.mute or self.as_json or not sys.stdout.isatty():
-            self.result(data, "\n".join("\t".join(row) for row in [columns, *rows]))
+            # A tab or a line end in a cell would be read as the end of the cell.
+            self.result(data, "\n".join("\t".join(map(printable, row)) for row in [columns, *rows]))
             return
         from rich.console import Console as RichConsole
         from rich.table import Table
+        from rich.text import Text
 
         table = Table(*columns)
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(Text(printable(cell)) for cell in row))
         RichConsole().print(table)
 
     @contextmanager
@@ -90,10 +135,12 @@ class Console:
                 yield running
 
     def _line(self, message: str) -> None:
-        if self.mute:
-            return
-        sys.stderr.write(message + "\n")
-        sys.stderr.flush()
+        if not self.mute:
+            write_line(message)
+
+
+def _escape(char: str) -> str:
+    return char.encode("unicode_escape", "surrogatepass").decode()
 
 
 class _NoProgress:
@@ -114,6 +161,7 @@ def _rich(total: int, activity: str, unit: str, done: int) -> Iterator[Progress]
         TimeRemainingColumn,
     )
     from rich.progress import Progress as RichProgress
+    from rich.text import Text
 
     class _Live(RichProgress):
         """The progress bar, with the values below it in as many columns as fit."""
@@ -123,10 +171,14 @@ def _rich(total: int, activity: str, unit: str, done: int) -> Iterator[Progress]
         def get_renderables(self) -> Iterator[RenderableType]:
             yield from super().get_renderables()
             if self.values:
-                yield Columns([f"[dim]{name}[/dim] {value}" for name, value in self.values.items()], padding=(0, 3))
+                cells = [
+                    Text.assemble((printable(name), "dim"), " ", printable(value))
+                    for name, value in self.values.items()
+                ]
+                yield Columns(cells, padding=(0, 3))
 
     bar = _Live(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TextColumn(unit),
@@ -135,7 +187,7 @@ def _rich(total: int, activity: str, unit: str, done: int) -> Iterator[Progress]
         TimeRemainingColumn(),
         console=RichConsole(stderr=True),
     )
-    task = bar.add_task(activity, total=total, completed=done)
+    task = bar.add_task(printable(activity), total=total, completed=done)
 
     class _Running:
         def advance(self, count: int = 1, values: Mapping[str, str] = _NO_VALUES) -> None:
@@ -153,7 +205,7 @@ def _plain(total: int, activity: str, unit: str, done: int) -> Iterator[Progress
     bar = tqdm(
         total=total,
         initial=done,
-        desc=activity,
+        desc=printable(activity),
         unit=f" {unit}",
         file=_Lines(sys.stderr),
         mininterval=SECONDS_BETWEEN_LINES,
@@ -167,7 +219,8 @@ def _plain(total: int, activity: str, unit: str, done: int) -> Iterator[Progress
     class _Running:
         def advance(self, count: int = 1, values: Mapping[str, str] = _NO_VALUES) -> None:
             if values:
-                bar.set_postfix_str(", ".join(f"{name} {value}" for name, value in values.items()), refresh=False)
+                text = ", ".join(f"{name} {value}" for name, value in values.items())
+                bar.set_postfix_str(printable(text), refresh=False)
             bar.update(count)
 
     with bar:
