@@ -24,7 +24,7 @@ _NO_VALUES: Mapping[str, str] = {}
 
 
 def printable(text: str, *, is_multiline: bool = False) -> str:
-    """Return a text with escapes such as `\\x1b` in place of the characters that a terminal would not print.
+    r"""Return a text with escapes such as `\x1b` in place of the characters that a terminal would not print.
 
     These are control characters, characters that change the direction of the text, line separators, and surrogates,
     which stand for bytes that are not UTF-8.

@@ -7,23 +7,26 @@ import struct
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from PIL import Image
 
+from movq_cli.data.array_files import UNREADABLE_ZIP, ArrayHeader, load_member, member_blocks, member_header, reason_of
 from movq_cli.data.images import BadImageError, encode_png
 from movq_cli.errors import BadRequestError
 from movq_cli.files import PositionalFiles
+from movq_cli.sources.labels import class_numbers
 from movq_cli.sources.source import Source, check_bytes
 from movq_cli.sources.temporary import extract_copy
 
 ARRAY = "arr_0.npy"
 """Member of an .npz file with the first array that was saved without a name: the pixels."""
-_LABELS = "arr_1.npy"
-"""Member with the second such array: the labels."""
 
-_LARGE_HEADER = np.lib.format.read_array_header_2_0
+MAX_IMAGES = 2**24
+"""Largest number of images in an array. A name and a number in memory are larger than a tiny image."""
+
+_PIXELS, _LABELS = "arr_0", "arr_1"
+"""Names of the array of pixels, and of the second array without a name: the labels."""
 
 _LENGTHS_OFFSET = 26
 """Offset, in the header of a zip's member, of the lengths of its name and of its extra field, two bytes each."""
@@ -57,47 +60,69 @@ def open_arrays(location: str, path: Path, archive: zipfile.ZipFile) -> Source:
         archive: The file, opened; it has a member `ARRAY`.
 
     Raises:
-        BadRequestError: The array does not hold images.
+        BadRequestError: The array does not hold images, or the file is damaged.
         FailureError: There is no room for a decompressed copy.
     """
-    info = archive.getinfo(ARRAY)
-    with archive.open(info) as member:
-        shape = _pixel_shape(path, member)
-        start = member.tell()
-    if info.compress_type == zipfile.ZIP_STORED:
-        file, start = path, start + _member_offset(path, info)
-    else:
-        with archive.open(info) as member:
-            file = extract_copy(path, member.read, ".npy")
-    count = shape[0]
+    try:
+        header = member_header(archive, _PIXELS)
+        _check_images(path, header)
+        labels = _array_labels(path, archive, header.shape[0])
+        file, start = _random_access(path, archive, header)
+    except UNREADABLE_ZIP as error:
+        raise BadRequestError(f"cannot read the array arr_0 of {path}: {reason_of(error)}") from None
+    count, height, width, _ = header.shape
     digits = max(6, len(str(count - 1)))  # of one width, so that the order of the names is that of the array
-    labels = _array_labels(archive, count)
     return Source(
         location=location,
         names=tuple(f"{index:0{digits}d}.png" for index in range(count)),
         members=tuple(range(count)),
-        reader=PixelReader(file, start, shape[1:]),
+        reader=PixelReader(file, start, header.shape[1:]),
         labels=labels,
-        classes=() if labels is None else tuple(map(str, range(max(labels) + 1))),
-        native_size=shape[1] if shape[1] == shape[2] else None,
+        classes=() if labels is None else class_numbers(f"arr_1 of {path}", max(labels)),
+        native_size=height if height == width else None,
     )
 
 
 def npz_arrays(path: Path) -> set[str]:
-    """Return the names of the arrays in an .npz file; an empty set if the file is not one."""
-    if not zipfile.is_zipfile(path):
+    """Return the names of the arrays in an .npz file; an empty set if the file is not a zip archive.
+
+    Raises:
+        BadRequestError: The archive is damaged.
+    """
+    if not path.is_file() or not zipfile.is_zipfile(path):
         return set()
-    with zipfile.ZipFile(path) as archive:
-        return {name.removesuffix(".npy") for name in archive.namelist()}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return {name.removesuffix(".npy") for name in archive.namelist()}
+    except UNREADABLE_ZIP as error:
+        raise BadRequestError(f"{path} is not an .npz file that can be read: {reason_of(error)}") from None
 
 
-def _pixel_shape(path: Path, member: IO[bytes]) -> tuple[int, ...]:
-    """Return the shape N, H, W, 3 of an array of images, whose type must be uint8."""
-    read = np.lib.format.read_array_header_1_0 if np.lib.format.read_magic(member) == (1, 0) else _LARGE_HEADER
-    shape, is_fortran_order, dtype = read(member)
-    if is_fortran_order or dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
-        raise BadRequestError(f"{path} holds {dtype} {list(shape)} as arr_0, not images: uint8 [N, H, W, 3]")
-    return tuple(shape)
+def _check_images(path: Path, header: ArrayHeader) -> None:
+    """Refuse an array that is not N images of 8-bit RGB."""
+    shape = header.shape
+    if header.is_fortran_order or header.dtype != np.uint8 or len(shape) != 4 or shape[3] != 3 or 0 in shape:
+        raise BadRequestError(f"{path} holds {header} as arr_0, not images: uint8 [N, H, W, 3]")
+    if shape[0] > MAX_IMAGES:
+        raise BadRequestError(
+            f"{path} holds {shape[0]} images, but at most {MAX_IMAGES} can be read from one file",
+            "Save them as several files.",
+        )
+
+
+def _random_access(path: Path, archive: zipfile.ZipFile, header: ArrayHeader) -> tuple[Path, int]:
+    """Return a file with the values of `arr_0`, uncompressed, and their offset in it."""
+    info = archive.getinfo(ARRAY)
+    if info.compress_type == zipfile.ZIP_STORED:
+        file, start = path, _member_offset(path, info) + header.start
+    else:
+        remedy = "If its images really are that uniform, save them with numpy.savez, which does not compress."
+        blocks = member_blocks(archive, info)
+        file = extract_copy(path, blocks, ".npy", compressed=info.compress_size, remedy=remedy)
+        start = header.start
+    if file.stat().st_size < start + header.size:
+        raise ValueError(f"its header promises {header}, which is more than the file holds")
+    return file, start
 
 
 def _member_offset(path: Path, info: zipfile.ZipInfo) -> int:
@@ -107,10 +132,15 @@ def _member_offset(path: Path, info: zipfile.ZipInfo) -> int:
         return file.tell() + 4 + sum(struct.unpack("<HH", file.read(4)))
 
 
-def _array_labels(archive: zipfile.ZipFile, images: int) -> tuple[int, ...] | None:
-    if _LABELS not in archive.namelist():
+def _array_labels(path: Path, archive: zipfile.ZipFile, images: int) -> tuple[int, ...] | None:
+    """Return the labels in `arr_1`; None if there is no such array, or if it does not hold a class for each image."""
+    try:
+        header = member_header(archive, _LABELS)
+        if header.shape != (images,) or not np.issubdtype(header.dtype, np.integer):
+            return None
+        labels = load_member(archive, _LABELS)
+    except KeyError:
         return None
-    with archive.open(_LABELS) as member:
-        labels = np.lib.format.read_array(member)
-    are_labels = labels.shape == (images,) and np.issubdtype(labels.dtype, np.integer) and labels.min() >= 0
-    return tuple(labels.tolist()) if are_labels else None
+    except UNREADABLE_ZIP as error:
+        raise BadRequestError(f"cannot read the array arr_1 of {path}: {reason_of(error)}") from None
+    return tuple(labels.tolist()) if labels.min() >= 0 else None

@@ -10,6 +10,7 @@ from pathlib import Path, PurePosixPath
 from movq_cli.errors import BadRequestError
 from movq_cli.sources.labels import number_classes
 from movq_cli.sources.source import Source
+from movq_cli.sources.text_files import read_lines
 
 _KAGGLE_HEADER = "ImageId,PredictionString"
 _FORMS = (
@@ -56,10 +57,7 @@ def label_held_out(source: Source, path: Path) -> Source:
 
 def _read(path: Path, held_out: Sequence[str], trained: set[str]) -> dict[str, str]:
     """Return the class of each image by its name without folder and suffix."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadRequestError(f"cannot read the labels {path}: {error}") from None
+    lines = [line.strip() for line in read_lines(path, "labels", encoding="utf-8-sig")]
     rows = [re.split(r"[\s,]+", line) for line in lines if line and line != _KAGGLE_HEADER]
     is_from_kaggle = _KAGGLE_HEADER in lines
     if rows and not is_from_kaggle and all(row[-1].isdecimal() and row[-1] not in trained for row in rows):

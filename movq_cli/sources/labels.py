@@ -11,6 +11,9 @@ from movq_cli.data.shards import SplitName
 from movq_cli.errors import BadRequestError
 from movq_cli.sources.source import Reader, Source
 
+MAX_CLASSES = 2**16
+"""Largest number of classes that are known by their numbers: a prior's classes and codes share a table of this size."""
+
 _TRAIN = "train"
 _HELD_OUT = frozenset(["val", "valid", "validation", "test"])
 
@@ -53,6 +56,24 @@ def number_classes(class_names: Sequence[str]) -> tuple[tuple[int, ...], tuple[s
     return tuple(numbers[name] for name in class_names), tuple(numbers)
 
 
+def class_numbers(origin: str, largest: int) -> tuple[str, ...]:
+    """Return the names of the classes 0 to `largest`, which are their numbers.
+
+    Args:
+        origin: File or array that holds the numbers, for the error message.
+        largest: Largest number of a class.
+
+    Raises:
+        BadRequestError: There would be more than `MAX_CLASSES` classes.
+    """
+    if largest >= MAX_CLASSES:
+        number = str(largest) if largest < 10**20 else "of more than 20 digits"
+        message = f"{origin} holds the class number {number}, but the largest possible one is {MAX_CLASSES - 1}"
+        remedy = "Correct it, or remove the class numbers: arr_1 of an .npz file, the .cls and .json files of a tar."
+        raise BadRequestError(message, remedy)
+    return tuple(map(str, range(largest + 1)))
+
+
 def is_image(name: str) -> bool:
     """Return whether the suffix of a file's name is that of an image."""
     return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
@@ -71,7 +92,7 @@ def split_of(path: Path) -> SplitName | None:
 
 def _safe_name(file: str) -> str:
     """Return the name as a relative path: output files are named after images, and must stay in their folder."""
-    return "/".join(part for part in file.split("/") if part not in {"", ".", ".."})
+    return "/".join(part for part in file.replace("\0", "_").split("/") if part not in {"", ".", ".."})
 
 
 def _unique_name(name: str, taken: dict[str, int]) -> str:

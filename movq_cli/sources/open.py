@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+from movq_cli.data.array_files import reason_of
 from movq_cli.data.shards import SplitName
 from movq_cli.errors import BadRequestError, did_you_mean
 from movq_cli.sources import kinds
@@ -34,6 +35,8 @@ def open_source(location: str, split: SplitName | None = None) -> Source:
     """
     with _reading(Path(location)):
         path = Path(location) if location != "" and Path(location).exists() else None
+        if path is not None and not (path.is_file() or path.is_dir()):
+            raise BadRequestError(f"{path} is a device or a pipe, from which images cannot be read in any order")
         kind = next((kind for kind in source_kinds() if kind.matches(location, path)), None)
         if kind is None:
             names = [name for kind in source_kinds() for name in kind.set_names]
@@ -58,5 +61,5 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except UNREADABLE as error:
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise BadRequestError(f"cannot read {getattr(error, 'filename', None) or path}: {reason}") from error
+        name = getattr(error, "filename", None) or path
+        raise BadRequestError(f"cannot read {name}: {reason_of(error)}") from error

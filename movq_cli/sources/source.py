@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import lzma
 import tarfile
-import zipfile
-import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,24 +10,20 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
+from movq_cli.data.array_files import UNREADABLE_ZIP, reason_of
 from movq_cli.data.images import BadImageError
 from movq_cli.data.shards import SplitName
 from movq_cli.errors import BadRequestError
+from movq_cli.sources.temporary import MAX_RATIO
 
 MAX_FILE_BYTES = 2**30
 """Largest size of an image file that is read. No image within the limit of pixels needs a gigabyte, but a
 decompression bomb does."""
 
-UNREADABLE = (
-    OSError,
-    EOFError,
-    RuntimeError,
-    ValueError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-    tarfile.TarError,
-)
+SMALL_FILE_BYTES = 2**26
+"""Size up to which an image file in an archive may inflate to any multiple of its compressed size, bytes."""
+
+UNREADABLE = (*UNREADABLE_ZIP, tarfile.TarError)
 """The exceptions that reading a missing, damaged, encrypted or exotic file or archive raises."""
 
 _UNSAFE_PARTS = ("//", "/./", "/../")
@@ -120,8 +113,7 @@ class Source:
         except UNREADABLE as error:
             if isinstance(error, BadImageError):
                 raise
-            reason = getattr(error, "strerror", None) or str(error)
-            raise BadImageError(f"cannot be read: {reason}") from None
+            raise BadImageError(f"cannot be read: {reason_of(error)}") from None
 
     def take(self, indices: Sequence[int]) -> Source:
         """Return the same source with some of its images only.
@@ -215,14 +207,17 @@ def _is_unsafe(path: str) -> bool:
     return any(part in f"/{path}/" for part in _UNSAFE_PARTS)
 
 
-def check_bytes(size: int) -> None:
+def check_bytes(size: int, compressed: int | None = None) -> None:
     """Refuse a file that is too large for an image, before it is read.
 
     Args:
         size: Size of the file, bytes.
+        compressed: Size of the file as it is stored in an archive, bytes; None = it is not compressed.
 
     Raises:
-        BadImageError: It is larger than `MAX_FILE_BYTES`.
+        BadImageError: It is larger than `MAX_FILE_BYTES`, or inflates as no image does.
     """
     if size > MAX_FILE_BYTES:
         raise BadImageError(f"{size} bytes is more than {MAX_FILE_BYTES}")
+    if compressed is not None and size > max(SMALL_FILE_BYTES, MAX_RATIO * compressed):
+        raise BadImageError(f"inflates from {compressed} to {size} bytes, more than {MAX_RATIO} times its size")

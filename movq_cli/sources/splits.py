@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
 from movq_cli.data.shards import SplitName
 from movq_cli.errors import BadRequestError
 from movq_cli.sources.source import Source
+from movq_cli.sources.text_files import read_lines
 
 _SALT = b"movq:"
 
 NVIDIA = "nvidia"
 """Name of NVIDIA's rule for FFHQ."""
 
+_NUMBER = re.compile("[0-9]{1,18}")
 _NVIDIA_FIRST = 60_000
 """Number of the first image that NVIDIA's rule holds out."""
 
@@ -89,7 +92,7 @@ def _drawn(source: Source, count: int, is_usable: Callable[[int], bool]) -> set[
 def _numbered(source: Source) -> set[int]:
     """Choose images by NVIDIA's rule."""
     stems = [PurePosixPath(name).stem for name in source.names]
-    wrong = next((stem for stem in stems if not (stem.isascii() and stem.isdecimal())), None)
+    wrong = next((stem for stem in stems if _NUMBER.fullmatch(stem) is None), None)
     if wrong is not None:
         message = f"--val {NVIDIA} needs numbers as names, but {source.location} has an image that is called {wrong!r}"
         raise BadRequestError(message, "Give a share, a number of images, or --val-list.")
@@ -102,10 +105,7 @@ def _numbered(source: Source) -> set[int]:
 
 def _listed(source: Source, val_list: Path) -> set[int]:
     """Choose the images that a list names: by their path, their file name, or their file name without suffix."""
-    try:
-        listed = {line.strip() for line in val_list.read_text(encoding="utf-8").splitlines()} - {""}
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadRequestError(f"cannot read the list {val_list}: {error}") from None
+    listed = {line.strip() for line in read_lines(val_list, "names")} - {""}
     found: dict[str, list[int]] = {}
     for index, name in enumerate(source.names):
         path = PurePosixPath(name)

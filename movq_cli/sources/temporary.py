@@ -5,33 +5,55 @@ from __future__ import annotations
 import atexit
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
+from typing import IO
 
-from movq_cli.errors import FailureError
+from movq_cli.errors import BadRequestError, FailureError
+
+MAX_RATIO = 100
+"""Largest size of a copy, as a multiple of the compressed file's size. Photographs are compressed by half at best."""
+
+SMALL_COPY_BYTES = 2**30
+"""Size up to which a copy may be any multiple of the compressed file, bytes."""
 
 
-def extract_copy(path: Path, read: Callable[[int], bytes], suffix: str) -> Path:
+def extract_copy(path: Path, blocks: Iterable[bytes], suffix: str, *, compressed: int, remedy: str) -> Path:
     """Write the decompressed content of a file into a temporary file, which is removed when this process ends.
 
     Args:
         path: The compressed file, for the error message.
-        read: Function that returns the next decompressed bytes, at most as many as its argument says; none at the end.
+        blocks: The decompressed content in blocks of at most a few megabytes.
         suffix: Suffix of the temporary file.
+        compressed: Size of the compressed content, bytes.
+        remedy: What to do about content that is intended in spite of its size.
 
     Returns:
         The path of the temporary file.
 
     Raises:
+        BadRequestError: The content inflates to more than `MAX_RATIO` times its size.
         FailureError: The temporary folder has no room for it.
     """
+    limit = max(SMALL_COPY_BYTES, MAX_RATIO * compressed)
     handle, name = tempfile.mkstemp(prefix="movq-", suffix=suffix)
     atexit.register(Path(name).unlink, missing_ok=True)
-    with os.fdopen(handle, "wb") as copy:
-        while block := read(2**20):
-            try:
-                copy.write(block)
-            except OSError as error:
-                remedy = "Set TMPDIR to a folder with more space, or decompress the archive first."
-                raise FailureError(f"cannot decompress {path} into {name}: {error.strerror}", remedy) from error
+    try:
+        with os.fdopen(handle, "wb") as copy:
+            for block in blocks:
+                if copy.tell() + len(block) > limit:
+                    message = f"{path} inflates to more than {limit} bytes from {compressed}"
+                    raise BadRequestError(f"{message}, as a decompression bomb does", remedy)
+                _write(copy, block, path, name)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)  # now, because a process that goes on would occupy the space
+        raise
     return Path(name)
+
+
+def _write(copy: IO[bytes], block: bytes, path: Path, name: str) -> None:
+    try:
+        copy.write(block)
+    except OSError as error:
+        remedy = "Set TMPDIR to a folder with more space, or decompress the archive first."
+        raise FailureError(f"cannot decompress {path} into {name}: {error.strerror}", remedy) from error

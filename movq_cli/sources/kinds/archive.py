@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from movq_cli.data.array_files import member_blocks
 from movq_cli.sources.arrays import ARRAY, open_arrays
 from movq_cli.sources.labels import assemble
 from movq_cli.sources.source import Source, SourceKind, check_bytes
@@ -28,11 +29,11 @@ class ZipKind(SourceKind):
         """List the images of the archive."""
         assert path is not None
         with zipfile.ZipFile(path) as archive:
-            infos = archive.infolist()
-            if any(info.filename == ARRAY for info in infos):
+            names = archive.namelist()
+            if ARRAY in names:
                 return open_arrays(location, path, archive)
-        # Some programs write backslashes, which the format forbids.
-        files = ["" if info.is_dir() else info.filename.replace("\\", "/") for info in infos]
+        # Some programs write backslashes, which the format forbids. A name that ends with a slash is a folder's.
+        files = ["" if name.endswith("/") else name.replace("\\", "/") for name in names]
         return assemble(location, files, ZipReader(path))
 
 
@@ -51,8 +52,8 @@ class ZipReader:
         """Return the bytes of a member; its checksum is verified."""
         with self.lock:
             info = self._archive.infolist()[member]
-            check_bytes(info.file_size)
-            return self._archive.read(info)
+            check_bytes(info.file_size, info.compress_size)
+            return b"".join(member_blocks(self._archive, info))
 
     def __reduce__(self) -> tuple[type[ZipReader], tuple[Path]]:
         return ZipReader, (self.path,)

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from movq_cli.data.images import BadImageError
+from movq_cli.errors import BadRequestError
 from movq_cli.sources.kinds.tars import open_tars
 from movq_cli.sources.labels import assemble, is_image, is_visible
 from movq_cli.sources.source import Source, SourceKind, check_bytes
+
+_MAX_VISITS = 1000
+"""Largest number of paths to one folder. Folders that link to the next one twice have a path for each subset."""
 
 
 class FolderKind(SourceKind):
@@ -26,7 +31,7 @@ class FolderKind(SourceKind):
     def open(self, location: str, path: Path | None) -> Source:
         """List the images of the folder, or those of its tars."""
         assert path is not None
-        files = tuple(_walk(path, "", frozenset()))
+        files = tuple(_walk(path, "", frozenset(), Counter()))
         tars = sorted(file for file in files if PurePosixPath(file).suffix.lower() == ".tar")
         if tars and not any(map(is_image, files)):
             return open_tars(location, [path / tar for tar in tars])
@@ -50,18 +55,29 @@ class FolderReader:
         return path.read_bytes()
 
 
-def _walk(folder: Path, prefix: str, parents: frozenset[tuple[int, int]]) -> Iterator[str]:
-    """Yield the files below a folder. Links are followed as by `find -L`, except those to a parent folder."""
+def _walk(
+    folder: Path, prefix: str, parents: frozenset[tuple[int, int]], visits: Counter[tuple[int, int]]
+) -> Iterator[str]:
+    """Yield the files below a folder. Links are followed as by `find -L`, except those to a parent folder.
+
+    Raises:
+        BadRequestError: Links lead to a folder more than `_MAX_VISITS` times.
+    """
     status = folder.stat()
     identity = (status.st_dev, status.st_ino)
     if identity in parents:
         return
+    visits[identity] += 1
+    if visits[identity] > _MAX_VISITS:
+        raise BadRequestError(
+            f"links lead to the folder {folder} more than {_MAX_VISITS} times", "Remove some of them."
+        )
     with os.scandir(folder) as entries:
         for entry in entries:
             is_linked_folder = entry.is_symlink() and Path(entry.path).is_dir()
             if is_linked_folder or entry.is_dir(follow_symlinks=False):
                 if is_visible(entry.name):
-                    yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", parents | {identity})
+                    yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", parents | {identity}, visits)
             else:
                 yield prefix + entry.name
 

@@ -9,6 +9,7 @@ from movq_cli.errors import BadRequestError
 from movq_cli.sources.kinds.folder import FolderReader
 from movq_cli.sources.labels import assemble, number_classes
 from movq_cli.sources.source import Source, SourceKind
+from movq_cli.sources.text_files import read_lines
 
 
 class ImageListKind(SourceKind):
@@ -21,7 +22,7 @@ class ImageListKind(SourceKind):
     def open(self, location: str, path: Path | None) -> Source:
         """List the images; their classes count if every line has one."""
         assert path is not None
-        lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+        lines = read_lines(path, "names", errors="surrogateescape")
         rows = [line.partition("\t") for line in lines if line.strip()]
         files = tuple(file for file, _, _ in rows)
         if not any((path.parent / file).exists() for file in files):

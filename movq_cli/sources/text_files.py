@@ -1,0 +1,45 @@
+"""Lists in text files: of images, of their classes, of held-out images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from movq_cli.errors import BadRequestError
+
+MAX_TEXT_BYTES = 2**29
+"""Largest size of a list in bytes: fifteen million images, as ImageNet-21k has, with 35 bytes each."""
+
+MAX_LINE = 2**14
+"""Largest number of characters in a line: a path has at most 4,096 bytes."""
+
+
+def read_lines(path: Path, content: str, *, encoding: str = "utf-8", errors: str = "strict") -> list[str]:
+    """Read the lines of a list.
+
+    Args:
+        path: Path of the file.
+        content: Noun for the content of the file, for error messages, such as "labels".
+        encoding: Encoding of the file.
+        errors: What Python does with bytes that the encoding does not allow.
+
+    Raises:
+        BadRequestError: The file cannot be read, or it is too large for a list, or a line is.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_TEXT_BYTES + 1)
+        if len(data) > MAX_TEXT_BYTES:
+            raise BadRequestError(f"the {content} {path} have more than {MAX_TEXT_BYTES} bytes, the limit of a list")
+        lines = data.decode(encoding, errors).splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadRequestError(f"cannot read the {content} {path}: {_reason(error)}") from None
+    if max(map(len, lines), default=0) > MAX_LINE:
+        number = 1 + next(index for index, line in enumerate(lines) if len(line) > MAX_LINE)
+        raise BadRequestError(
+            f"line {number} of the {content} {path} has more than {MAX_LINE} characters: is it a list?"
+        )
+    return lines
+
+
+def _reason(error: OSError | UnicodeDecodeError) -> str:
+    return str(error.strerror) if isinstance(error, OSError) else f"it is not {error.encoding} at byte {error.start}"
