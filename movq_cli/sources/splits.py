@@ -105,7 +105,7 @@ def _numbered(source: Source) -> set[int]:
 
 def _listed(source: Source, val_list: Path) -> set[int]:
     """Choose the images that a list names: by their path, their file name, or their file name without suffix."""
-    listed = {line.strip() for line in read_lines(val_list, "names")} - {""}
+    listed = {line.strip() for line in read_lines(val_list, "list")} - {""}
     found: dict[str, list[int]] = {}
     for index, name in enumerate(source.names):
         path = PurePosixPath(name)

@@ -18,7 +18,7 @@ def read_lines(path: Path, content: str, *, encoding: str = "utf-8", errors: str
 
     Args:
         path: Path of the file.
-        content: Noun for the content of the file, for error messages, such as "labels".
+        content: Noun for the file in error messages, "list" or "labels".
         encoding: Encoding of the file.
         errors: What Python does with bytes that the encoding does not allow.
 
@@ -29,15 +29,13 @@ def read_lines(path: Path, content: str, *, encoding: str = "utf-8", errors: str
         with path.open("rb") as file:
             data = file.read(MAX_TEXT_BYTES + 1)
         if len(data) > MAX_TEXT_BYTES:
-            raise BadRequestError(f"the {content} {path} have more than {MAX_TEXT_BYTES} bytes, the limit of a list")
+            raise BadRequestError(f"{path} has more than {MAX_TEXT_BYTES} bytes, the limit of a list")
         lines = data.decode(encoding, errors).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise BadRequestError(f"cannot read the {content} {path}: {_reason(error)}") from None
     if max(map(len, lines), default=0) > MAX_LINE:
         number = 1 + next(index for index, line in enumerate(lines) if len(line) > MAX_LINE)
-        raise BadRequestError(
-            f"line {number} of the {content} {path} has more than {MAX_LINE} characters: is it a list?"
-        )
+        raise BadRequestError(f"{path} is no list: line {number} has more than {MAX_LINE} characters")
     return lines
 
 
