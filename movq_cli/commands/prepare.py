@@ -221,5 +221,6 @@ def _manifest(
         rejects=rejects,
         drop_duplicates=plan.duplicates is not None,
         hash=content_hash(reports),
+        digests={name: report.digest for name, report in reports.items()},
         **asdict(plan.preprocessing),
     )

@@ -28,6 +28,7 @@ from movq_cli.data.shards import (
     content_hash,
     decode_stored,
     inspect_shard,
+    shard_name,
     shard_path,
 )
 from movq_cli.errors import BadRequestError, FailureError
@@ -63,7 +64,7 @@ def check(root: Path, *, workers: int, console: Console) -> None:
     """
     manifest = DatasetManifest.read(root)
     shards = {
-        f"{split}/{number:05d}.zip": shard_path(root, split, number)
+        shard_name(split, number): shard_path(root, split, number)
         for split in SPLITS
         for number in range(manifest.shards[split])
     }

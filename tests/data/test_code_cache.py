@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from movq_cli import digests
 from movq_cli.console import Console
 from movq_cli.data import blocks, code_cache, pixels
 from movq_cli.data.blocks import Arrays, Blocks
@@ -213,10 +214,10 @@ def stopped_at_write(number: int) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         for module, name in (
-            (code_cache, "atomic_path"),
-            (code_cache, "atomic_write"),
+            (code_cache, "atomic_file"),
+            (digests, "write_header"),
             (code_cache, "_clear"),
-            (blocks, "atomic_path"),
+            (blocks, "atomic_file"),
         ):
             patch.setattr(module, name, stopping(getattr(module, name)))
         yield
