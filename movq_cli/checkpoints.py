@@ -168,7 +168,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
 
 def _header(path: Path, text: str, kind: type[HeaderT]) -> HeaderT:
     try:
-        return kind.model_validate_json(text)
+        return kind.model_validate_json(text).model_copy(update={"digest": NO_DIGEST})
     except ValidationError:
         model = kind.__name__.removesuffix("Header").lower()
         raise BadRequestError(f"{path} is not a {model} that this version of movq wrote") from None

@@ -79,6 +79,9 @@ def read_header(path: Path, kind: type[HeaderT], remedy: str) -> HeaderT:
         kind: Class of the header.
         remedy: Sentence for the error that says what makes the file again.
 
+    Returns:
+        The header, whose `digest` is `NO_DIGEST` again.
+
     Raises:
         FileNotFoundError: The file does not exist.
         NotADirectoryError: A parent folder of the file does not exist.
@@ -107,7 +110,7 @@ def read_header(path: Path, kind: type[HeaderT], remedy: str) -> HeaderT:
         raise BadRequestError(f"{path} is damaged, or movq did not write it", remedy) from None
     if position < 0 and header.digest != NO_DIGEST:
         raise BadRequestError(f"{path} is damaged: its digest cannot be read", remedy)
-    return header
+    return header.model_copy(update={"digest": NO_DIGEST})
 
 
 def of_file(path: Path) -> str:

@@ -123,7 +123,7 @@ from torch import nn
 from pathlib import Path
 from movq_cli import checkpoints, digests
 from movq_cli.errors import FailureError
-from movq_cli.settings import Settings
+from movq_cli.digests import Header
 import signal
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 big = nn.Linear(1000, 1000)
@@ -131,7 +131,7 @@ try:
     if {function!r} == "save_state":
         checkpoints.save_state(Path({str(path)!r}), big.state_dict())
     else:
-        checkpoints.save_weights(Path({str(path)!r}), big, Settings())
+        checkpoints.save_weights(Path({str(path)!r}), big, Header())
 except FailureError as error:
     print(error)
 """

@@ -40,7 +40,10 @@ BLOCK_VIEWS = 2048
 
 _REMEDY = "Remove the folder, and run `movq train-prior` again: it encodes the images anew."
 
-_HEADER, _IN_PROGRESS, _CODES, _LABELS, _BLOCKS = "header.json", "begun.json", "codes.npy", "labels.npy", "blocks"
+HEADER = "header.json"
+"""Name of the header of a complete cache."""
+
+_IN_PROGRESS, _CODES, _LABELS, _BLOCKS = "begun.json", "codes.npy", "labels.npy", "blocks"
 
 
 class CodeCacheHeader(Header):
@@ -86,7 +89,7 @@ def open_cache(folder: Path, expected: CodeCacheHeader, *, checked: bool = False
         BadRequestError: The folder holds no complete cache, a damaged one, or one of another tokenizer, other images or
             other views.
     """
-    header = _check(folder, folder / _HEADER, expected)
+    header = _check(folder, folder / HEADER, expected)
     if not checked:
         check_files(folder, header)
     return CodeCache(folder, header)
@@ -99,7 +102,9 @@ def check_files(folder: Path, header: CodeCacheHeader) -> None:
         BadRequestError: A file is damaged or missing.
     """
     for name in (_CODES, *([_LABELS] if header.classes else [])):
-        digests.check_file(folder / name, header.files.get(name, ""), _REMEDY)
+        if name not in header.files:
+            raise BadRequestError(f"{folder} was made by an older version of movq: {name} has no digest", _REMEDY)
+        digests.check_file(folder / name, header.files[name], _REMEDY)
 
 
 def read_cache_header(folder: Path) -> CodeCacheHeader:
@@ -108,7 +113,7 @@ def read_cache_header(folder: Path) -> CodeCacheHeader:
     Raises:
         BadRequestError: The folder holds no complete cache, or its header is damaged.
     """
-    return _read_header(folder, folder / _HEADER)
+    return _read_header(folder, folder / HEADER)
 
 
 def load_or_encode(
@@ -154,7 +159,7 @@ def load_or_encode(
         classes=tuple(split.classes),
     )
     folder = folder / _folder_name(header)
-    if not ranks.from_first((folder / _HEADER).is_file):
+    if not ranks.from_first((folder / HEADER).is_file):
         images = loader.Views(split, model.settings.resolution, views)
         _make(folder, header, model, images, loading, batch_size, device, ranks, console)
     elif ranks.is_first:
@@ -248,7 +253,7 @@ def _finish(folder: Path, header: CodeCacheHeader, blocks: Blocks, labels: NDArr
             np.save(file, np.repeat(labels, blocks.rows))
     names = [_CODES, *([_LABELS] if labels is not None else [])]
     files = {name: digests.of_file(folder / name) for name in names}
-    digests.write_header(folder / _HEADER, header.model_copy(update={"files": files}))
+    digests.write_header(folder / HEADER, header.model_copy(update={"files": files}))
     _clear(folder, blocks)
 
 

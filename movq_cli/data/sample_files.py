@@ -31,7 +31,8 @@ MANIFEST = "manifest.json"
 
 _FILE_SUFFIXES = (".zip", ".npz")
 
-_FILE_REMEDY = "Remove it, and run the same command again: it draws the images anew."
+FOLDER_REMEDY = "Run `movq sample` again with the same options: it draws the missing and damaged images."
+"""What makes damaged images in a folder of samples again."""
 
 _DECODERS = min(8, os.cpu_count() or 1)
 
@@ -53,7 +54,9 @@ class SampleManifest(Header):
 
     @cached_property
     def _settings_digest(self) -> str:
-        return digests.of_bytes(json.dumps(self.settings, sort_keys=True).encode())
+        # Without the seed of the set: the image of a seed is the same in every set.
+        settings = {name: value for name, value in self.settings.items() if name != "seed"}
+        return digests.of_bytes(json.dumps(settings, sort_keys=True).encode())
 
 
 def image_name(index: int) -> str:
@@ -63,6 +66,35 @@ def image_name(index: int) -> str:
         index: Index of the image in the set.
     """
     return f"{index:06d}.png"
+
+
+def damaged_samples(folder: Path, console: Console) -> list[str]:
+    """Check all images in a folder of samples.
+
+    Args:
+        folder: Folder with a manifest of `movq sample`.
+        console: Console that shows the progress.
+
+    Returns:
+        The names of the images of the manifest that are missing or damaged.
+
+    Raises:
+        BadRequestError: The manifest is damaged.
+    """
+    remedy = f"Remove {folder}, and run `movq sample` again: it draws the images anew."
+    manifest = digests.read_header(folder / MANIFEST, SampleManifest, remedy)
+    intact = SampleFiles(folder, manifest).intact(console)
+    return [image["file"] for index, image in enumerate(manifest.images) if index not in intact]
+
+
+def file_remedy(path: Path) -> str:
+    """Return the sentence that says what makes a set of samples again that is a file, or its manifest."""
+    return f"Remove {path}, and run `movq sample` again: it draws the images anew."
+
+
+def manifest_of_file(path: Path) -> Path:
+    """Return the path of the manifest beside a set of samples that is a file."""
+    return path.with_name(f"{path.name}.{MANIFEST}")
 
 
 class SampleFiles:
@@ -100,7 +132,7 @@ class SampleFiles:
         found, requested = self._check_same(self.path, self._file_manifest), len(self.manifest.images)
         if found != requested:
             raise BadRequestError(f"{self.path} holds {found} images, not {requested}", self._hint)
-        digests.check(self.path, _FILE_REMEDY)
+        digests.check(self.path, file_remedy(self.path))
         self._clear()
         return True
 
@@ -134,15 +166,27 @@ class SampleFiles:
             raise BadRequestError(f"{self.folder} holds files that `movq sample` did not make", self._hint)
         if found <= len(self.manifest.images):
             digests.write_header(self.folder / MANIFEST, self.manifest)
+        intact = self.intact(console)
+        return [index for index in range(len(self.manifest.images)) if index not in intact]
+
+    def intact(self, console: Console) -> set[int]:
+        """Return the indices of the images whose files exist, are undamaged, and are those of the manifest.
+
+        Args:
+            console: Console that shows the progress.
+        """
+        existing = set(os.listdir(self.folder))  # noqa: PTH208 - only names, which is fast for very many files
         present = [index for index, image in enumerate(self.manifest.images) if image["file"] in existing]
+        if not present:
+            return set()
+        intact: set[int] = set()
         with console.progress(len(present), "checking", "images") as progress:
-            intact = set()
             checked = map_ahead(self._is_intact, present, threads=_DECODERS, ahead=4 * _DECODERS)
             for index, is_intact in zip(present, checked, strict=True):
                 if is_intact:
                     intact.add(index)
                 progress.advance()
-        return [index for index in range(len(self.manifest.images)) if index not in intact]
+        return intact
 
     def write_image(self, index: int, image: Image.Image) -> None:
         """Write the PNG file of an image.
@@ -186,8 +230,7 @@ class SampleFiles:
 
     @property
     def _file_manifest(self) -> Path:
-        """Path of the manifest of a set that is a file."""
-        return self.path.with_name(f"{self.path.name}.{MANIFEST}")
+        return manifest_of_file(self.path)
 
     def _is_foreign(self, name: str) -> bool:
         """Return whether a file in a folder without a manifest could be overwritten, or removed with the folder."""

@@ -189,6 +189,7 @@ def inspect_shard(path: Path) -> ShardReport:
     Raises:
         BadRequestError: The file is damaged.
     """
+    digests.check(path, _SHARD_REMEDY)
     with _reading(path), zipfile.ZipFile(path) as archive:
         index = json.loads(archive.read(INDEX))
         return ShardReport(
@@ -377,7 +378,7 @@ def _check_shard(path: Path, digest: str | None) -> None:
     except OSError as error:
         raise BadRequestError(f"shard {path} cannot be read: {error.strerror}", _SHARD_REMEDY) from None
     if digest is not None and stored != digest:
-        raise BadRequestError(f"shard {path} is damaged, or of another set", _SHARD_REMEDY)
+        raise BadRequestError(f"shard {path} is damaged, or it belongs to another set", _SHARD_REMEDY)
 
 
 @contextmanager

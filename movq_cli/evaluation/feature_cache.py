@@ -45,9 +45,11 @@ from movq_cli.sources import stream
 CACHE_LIMIT_BYTES = 20 * 2**30
 """Cache limit in bytes; the least recently used sets are evicted."""
 
+HEADER = "set.json"
+"""Name of the header of a complete set."""
+
 _BLOCK_IMAGES = 512  # images in a block, which is written at once
 _FORMAT: Literal[2] = 2
-_HEADER = "set.json"
 _IN_PROGRESS = "begun.json"
 _FEATURES = "features.npy"
 _SIZES = "sizes.npy"
@@ -161,13 +163,13 @@ def cached_features(
     key = hashlib.sha256(f"{_FORMAT} {content} {network.name} {network.digest}".encode()).hexdigest()
     folder = cache / f"{network.name}-{key[:16]}"
     header = FeatureCacheHeader(images=len(images), extractor=network.name, key=key, of=images.location)
-    if not ranks.from_first((folder / _HEADER).is_file):
+    if not ranks.from_first((folder / HEADER).is_file):
         _compute(folder, header, images, network, batch_size, device, ranks, console)
         if ranks.is_first:
             _evict(cache, folder)
     elif ranks.is_first:
         check_features(folder)
-        (folder / _HEADER).touch()
+        (folder / HEADER).touch()
     ranks.wait()  # Until rank 0 has found the files intact.
     sizes = np.load(folder / _SIZES)
     images.sizes |= {index: Size(*size) for index, size in enumerate(sizes.tolist()) if size[0]}
@@ -185,7 +187,7 @@ def check_features(folder: Path) -> FeatureCacheHeader:
     """
     remedy = f"Remove {folder}, and run the same command again: it computes the features anew."
     try:
-        header = digests.read_header(folder / _HEADER, FeatureCacheHeader, remedy)
+        header = digests.read_header(folder / HEADER, FeatureCacheHeader, remedy)
     except (FileNotFoundError, NotADirectoryError):
         raise BadRequestError(f"{folder} holds no complete feature cache", remedy) from None
     for name, digest in header.files.items():
@@ -256,7 +258,7 @@ def _compute(
             blocks.join("features", folder / _FEATURES)
             blocks.join("sizes", folder / _SIZES)
             files = {name: digests.of_file(folder / name) for name in (_FEATURES, _SIZES)}
-            digests.write_header(folder / _HEADER, header.model_copy(update={"files": files}))
+            digests.write_header(folder / HEADER, header.model_copy(update={"files": files}))
             blocks.clear()
             (folder / _IN_PROGRESS).unlink()
         barrier()
@@ -291,7 +293,7 @@ def _extract(
 
 def _evict(cache: Path, newest: Path) -> None:
     """Remove the least recently used sets beyond the cache limit, but never the newest."""
-    complete = sorted(cache.glob(f"*/{_HEADER}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    complete = sorted(cache.glob(f"*/{HEADER}"), key=lambda path: path.stat().st_mtime, reverse=True)
     total = 0
     for header in complete:
         total += sum(path.stat().st_size for path in header.parent.iterdir())
