@@ -18,6 +18,7 @@ FILTER = "lanczos"
 """The antialiasing filter of every resize; another filter changes FID by as much as one point."""
 
 _TEXT_KEYWORD = "movq"
+_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk of every PNG file
 
 MAX_PIXELS = 2**27
 """Largest number of pixels of an image: 134 million are 512 MiB as RGBA, and a worker has a few such arrays at once.
@@ -152,6 +153,8 @@ def read_png_text(data: bytes) -> str | None:
     Raises:
         BadImageError: The file is damaged or no PNG file.
     """
+    if not data.endswith(_PNG_END):  # Pillow does not examine it.
+        raise BadImageError("truncated, or followed by other bytes")
     try:
         with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
             text = image.info.get(_TEXT_KEYWORD)
