@@ -62,7 +62,7 @@ format: $(INSTALLED)
 # a folder that SITE names:
 #
 #   pip download --no-deps --only-binary=:all: --python-version 3.12 -d wheels \
-#       pydantic pydantic-core annotated-types typing-inspection lpips torch-fidelity \
+#       pydantic pydantic-core annotated-types typing-inspection xxhash lpips torch-fidelity \
 #       vector-quantize-pytorch einops einx loguru frozendict torch-einops-utils \
 #       diffusers huggingface_hub importlib_metadata taming-transformers-rom1504
 #   pip install --no-index --no-deps --target site wheels/*.whl      # on that machine

@@ -39,7 +39,7 @@ from movq_cli import devices, presets
 from movq_cli.data.shards import PreparedSet
 from movq_cli.errors import MovqError
 from movq_cli.evaluation import metrics
-from movq_cli.files import atomic_path, atomic_write
+from movq_cli.files import atomic_file, atomic_write
 from movq_cli.runs import Run
 from movq_cli.settings import Preset
 
@@ -271,8 +271,8 @@ def draw(figures: Figures, path: Path) -> None:
         f"Figure 6a at a small scale: {made['source']}, {made['side']} pixels, {made['steps']:,} steps of "
         f"{made['batch_size']}, {images['held_out']:,} held-out images"
     )
-    with atomic_path(path) as partial:
-        figure.savefig(partial, format="png")
+    with atomic_file(path) as file:
+        figure.savefig(file, format="png")
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
+from movq_cli.cli.check import check
 from movq_cli.cli.evaluate import evaluate
 from movq_cli.cli.prepare import prepare
 from movq_cli.cli.presets import presets, presets_show
@@ -40,6 +41,7 @@ app.command("train-prior")(train_prior)
 app.command("reconstruct")(reconstruct)
 app.command("sample")(sample)
 app.command("evaluate")(evaluate)
+app.command("check")(check)
 app.command("weights")(weights)
 presets_app = typer.Typer(help="List the presets, or show one of them.", rich_markup_mode=None)
 presets_app.callback()(presets)

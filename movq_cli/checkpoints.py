@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar, cast
 
 import torch
 from pydantic import ValidationError
@@ -17,19 +17,23 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from movq_cli.errors import BadRequestError, FailureError
-from movq_cli.files import atomic_path, atomic_write
+from movq_cli import digests
+from movq_cli.digests import NO_DIGEST, Header
+from movq_cli.errors import BadRequestError
+from movq_cli.files import atomic_file
 from movq_cli.models import priors
 from movq_cli.models.priors import CodePrior
 from movq_cli.models.tokenizer import Tokenizer
-from movq_cli.settings import CodeShape, PriorSettings, SampleSettings, Settings, TokenizerSettings
+from movq_cli.settings import CodeShape, PriorSettings, SampleSettings, TokenizerSettings
 from movq_cli.version import __version__
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
-HeaderT = TypeVar("HeaderT", bound=Settings)
+_WEIGHTS_REMEDY = "Remove it and run the training command of its run folder again, or copy it there again."
+
+HeaderT = TypeVar("HeaderT", bound=Header)
 
 
-class TokenizerHeader(Settings):
+class TokenizerHeader(Header):
     """The metadata of a tokenizer's weight file."""
 
     vq: TokenizerSettings
@@ -37,7 +41,7 @@ class TokenizerHeader(Settings):
     """Version of movq that wrote the file."""
 
 
-class PriorHeader(Settings):
+class PriorHeader(Header):
     """The metadata of a prior's weight file."""
 
     prior: PriorSettings
@@ -52,7 +56,7 @@ class PriorHeader(Settings):
     """Version of movq that wrote the file."""
 
 
-def save_weights(path: Path, model: nn.Module, header: Settings) -> None:
+def save_weights(path: Path, model: nn.Module, header: Header) -> None:
     """Write a model's weights, with the header from which the model can be built.
 
     Raises:
@@ -61,9 +65,9 @@ def save_weights(path: Path, model: nn.Module, header: Settings) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     # The metadata have a single entry, because safetensors writes several entries in a varying order, and files with
     # equal weights must have equal hashes.
-    metadata = {"movq": header.model_dump_json()}
+    metadata = {"movq": header.model_copy(update={"digest": NO_DIGEST}).model_dump_json()}
     # The file is not written by safetensors itself, because only its owner could then read it.
-    atomic_write(path, save(tensors, metadata))
+    digests.write(path, save(tensors, metadata))
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -94,24 +98,53 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     Raises:
         FailureError: The file cannot be written; an existing file is then unchanged.
     """
-    with atomic_path(path) as partial:
+    with atomic_file(path) as file:
+        output = _Output(file)
         try:
-            torch.save(state, partial)
-        except RuntimeError as error:
-            raise OSError(str(error).splitlines()[0]) from None  # The zip writer reports a full disk so.
+            torch.save(state, cast(BinaryIO, output))
+        except (RuntimeError, OSError):
+            if output.error is None:
+                raise
+            raise output.error from None
+        digests.append_to_zip(file)
 
 
-def load_state(path: Path, device: torch.device) -> dict[str, Any]:
+class _Output:
+    """The file of a training state, which stores the error of a failed write: torch's zip writer raises another one."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Write bytes to the file."""
+        try:
+            return self._file.write(data)
+        except OSError as error:
+            self.error = self.error or error
+            raise
+
+    def flush(self) -> None:
+        """Do nothing; the file is flushed when it is complete."""
+
+
+def load_state(path: Path, device: torch.device, remedy: str) -> dict[str, Any]:
     """Load a training state, with its tensors on `device`.
 
+    Args:
+        path: File of the state.
+        device: Device of the tensors.
+        remedy: Sentence for the error that says what makes the file again.
+
     Raises:
-        FailureError: The file is damaged.
+        BadRequestError: The file is damaged.
     """
+    digests.check(path, remedy)
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise FailureError(f"{path} is damaged: {reason}", "Remove it to train from the start.") from None
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
+        # torch's own text advises to load the file with weights_only=False, which would run any code that is in it.
+        raise BadRequestError(f"{path} is not a training state that this version of movq wrote", remedy) from None
     return state
 
 
@@ -120,17 +153,22 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
         raise BadRequestError(
             f"there are no weights at {path}", "Name a run folder or a .safetensors file that movq wrote."
         )
+    has_digest = digests.check(path, _WEIGHTS_REMEDY, required=False)
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-            return {name: file.get_tensor(name) for name in file.keys()}, metadata.get("movq", "")  # noqa: SIM118
+            text = metadata.get("movq", "")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
-        raise BadRequestError(f"{path} is not a complete safetensors file: {error}") from None
+        raise BadRequestError(f"{path} is not a complete safetensors file: {error}", _WEIGHTS_REMEDY) from None
+    if '"digest"' in text and not has_digest:
+        raise BadRequestError(f"{path} is damaged: its digest cannot be read", _WEIGHTS_REMEDY)
+    return tensors, text
 
 
 def _header(path: Path, text: str, kind: type[HeaderT]) -> HeaderT:
     try:
-        return kind.model_validate_json(text)
+        return kind.model_validate_json(text).model_copy(update={"digest": NO_DIGEST})
     except ValidationError:
         model = kind.__name__.removesuffix("Header").lower()
         raise BadRequestError(f"{path} is not a {model} that this version of movq wrote") from None

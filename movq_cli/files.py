@@ -6,12 +6,14 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import threading
 import uuid
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from movq_cli.errors import BadRequestError, FailureError
 
@@ -28,15 +30,17 @@ _REMEDIES = {
     errno.ENOTDIR: "Choose another path: one of its parent folders is a file.",
     errno.EEXIST: "Choose another path: one of its parent folders is a file.",
     errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.EBUSY: "Wait until that process has ended.",
 }
 
 
 @contextmanager
-def atomic_path(path: Path, *, concurrent: bool = False) -> Iterator[Path]:
-    """Write a temporary file, and rename it to `path` when the block ends without an error.
+def atomic_file(path: Path, *, concurrent: bool = False) -> Iterator[BinaryIO]:
+    """Open a new temporary file, and rename it to `path` when the block ends without an error.
 
     Every reader of `path` sees the old file or the complete new one, even after a crash or a power failure.
-    The name of the temporary file is fixed, so that the next run overwrites what a killed run left behind.
+    The temporary file is created exclusively, so that a link with its name is never followed. Its name is fixed, so
+    that the next run removes what a killed run left behind.
 
     Args:
         path: File to write; its parent folders are created.
@@ -44,26 +48,27 @@ def atomic_path(path: Path, *, concurrent: bool = False) -> Iterator[Path]:
             name of its own, and the one of a killed process stays until its folder is removed.
 
     Yields:
-        The temporary file `<path>.partial`, which the block must write and close.
+        The temporary file `<path>.partial`, open for writing and reading.
 
     Raises:
         FailureError: The disk is full, the path cannot be written, or the block raised an `OSError`.
     """
     unique = f".{uuid.uuid4().hex}" if concurrent else ""
     partial = path.with_name(f"{path.name}{unique}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        _sync(partial)
-        partial.replace(path)
-        _sync(path.parent)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise FailureError(f"cannot write {path}: {reason}", _REMEDIES.get(error.errno or 0, "")) from error
-    finally:
-        # After a success it no longer exists. If even the removal fails, the first error is the one to report.
-        with suppress(OSError):
-            partial.unlink()
+    with _failures(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _create(partial) as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+                _require_same_file(partial, file)
+                partial.replace(path)
+            _sync(path.parent)
+        finally:
+            # After a success it no longer exists. If even the removal fails, the first error is the one to report.
+            with suppress(OSError):
+                partial.unlink()
 
 
 def atomic_write(path: Path, data: bytes, *, concurrent: bool = False) -> None:
@@ -72,13 +77,13 @@ def atomic_write(path: Path, data: bytes, *, concurrent: bool = False) -> None:
     Args:
         path: File to create or replace; its parent folders are created.
         data: Content of the file.
-        concurrent: Whether several processes may write the file at once, as for `atomic_path`.
+        concurrent: Whether several processes may write the file at once, as for `atomic_file`.
 
     Raises:
         FailureError: The file could not be written; an existing file is then unchanged.
     """
-    with atomic_path(path, concurrent=concurrent) as partial:
-        partial.write_bytes(data)
+    with atomic_file(path, concurrent=concurrent) as file:
+        file.write(data)
 
 
 def write_once(path: Path, data: bytes) -> None:
@@ -87,15 +92,74 @@ def write_once(path: Path, data: bytes) -> None:
     Raises:
         FailureError: The file could not be written.
     """
-    own = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
-    atomic_write(own, data)
+    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    with _failures(path):
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _create(partial) as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            with suppress(FileExistsError):
+                os.link(partial, path)
+            _sync(path.parent)
+        finally:
+            with suppress(OSError):
+                partial.unlink()
+
+
+def link_or_copy(source: Path, target: Path) -> None:
+    """Give a file a second name, atomically; if the file system allows no such link, the file is copied.
+
+    Args:
+        source: The file. It must not be changed in place later, because both names may share its bytes.
+        target: The second name, which may exist.
+
+    Raises:
+        FailureError: The target could not be written; an existing file is then unchanged.
+    """
+    partial = target.with_name(f"{target.name}.partial")
+    with _failures(target):
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            partial.unlink(missing_ok=True)
+            os.link(source, partial)
+            partial.replace(target)  # Has no effect if both are the same file already; then the next line removes it.
+            partial.unlink(missing_ok=True)
+            _sync(target.parent)
+            return
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+    with atomic_file(target) as copy, source.open("rb") as original:
+        shutil.copyfileobj(original, copy, 2**20)
+
+
+_NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
+"""Error numbers of file systems, or pairs of them, on which a file can have one name only."""
+
+
+def _create(partial: Path) -> BinaryIO:
+    """Create a file that did not exist; what a killed run left under its name is removed first."""
+    partial.unlink(missing_ok=True)
+    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    return os.fdopen(descriptor, "w+b")
+
+
+def _require_same_file(partial: Path, file: BinaryIO) -> None:
+    """Raise an error if another process has replaced the temporary file, which must not be renamed then."""
+    if not os.path.samestat(partial.lstat(), os.fstat(file.fileno())):
+        raise OSError(errno.EBUSY, "another process is writing this file")
+
+
+@contextmanager
+def _failures(path: Path) -> Iterator[None]:
+    """Turn the operating system's errors into one that names the file and the remedy."""
     try:
-        with suppress(FileExistsError):
-            os.link(own, path)
+        yield
     except OSError as error:
-        raise FailureError(f"cannot write {path}: {error.strerror}", _REMEDIES.get(error.errno or 0, "")) from error
-    finally:
-        own.unlink()
+        reason = error.strerror or str(error)
+        raise FailureError(f"cannot write {path}: {reason}", _REMEDIES.get(error.errno or 0, "")) from error
 
 
 @contextmanager

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from pydantic import ValidationError
 
+from movq_cli import digests
+from movq_cli.digests import Header
 from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_write
-from movq_cli.settings import Preset, Settings, TokenizerSettings
+from movq_cli.settings import Preset, TokenizerSettings
 from movq_cli.version import __version__
 
 Kind = Literal["vq", "prior"]
@@ -41,7 +42,7 @@ _FREE_TO_CHANGE = frozenset(
 after training has become unstable."""
 
 
-class RunManifest(Settings):
+class RunManifest(Header):
     """The content of `run.json`: what a run trains, and how far it is."""
 
     kind: Kind
@@ -127,20 +128,17 @@ class Run:
             BadRequestError: The folder is not a run folder, or its manifest is damaged.
         """
         try:
-            return RunManifest.model_validate_json(self.manifest_file.read_text(encoding="utf-8"))
+            return digests.read_header(
+                self.manifest_file, RunManifest, "Remove the folder, or name another run folder."
+            )
         except (FileNotFoundError, NotADirectoryError):
             raise BadRequestError(
                 f"{self.folder} is not a run folder (it has no run.json)", _train_first(self.kind)
             ) from None
-        except (ValidationError, UnicodeDecodeError) as error:
-            reason = str(error).splitlines()[0]
-            raise BadRequestError(
-                f"{self.manifest_file} cannot be read: {reason}", "Remove the folder or name another run folder."
-            ) from None
 
     def write(self, manifest: RunManifest) -> None:
         """Replace the manifest."""
-        atomic_write(self.manifest_file, manifest.model_dump_json(indent=2).encode())
+        digests.write_header(self.manifest_file, manifest)
 
 
 def start_or_resume(

@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 from torch.multiprocessing.spawn import spawn
 
+from movq_cli import digests
 from movq_cli.commands.prepare import PrepareRequest, prepare
 from movq_cli.commands.prepare_plan import Preprocessing
 from movq_cli.console import Console
@@ -139,6 +140,12 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, known in list(WEIGHTS.items()):
         closed = dataclasses.replace(known, url=f"http://127.0.0.1:9/{known.file}")
         monkeypatch.setitem(WEIGHTS, name, closed)
+
+
+def edit_header(path: Path, **changes: object) -> None:
+    """Change fields of a JSON file that carries its digest, and give it the digest of its new content."""
+    values = {**json.loads(path.read_text()), **changes, "digest": digests.NO_DIGEST}
+    path.write_bytes(digests.with_digest(json.dumps(values).encode()))
 
 
 Movq = Callable[..., subprocess.CompletedProcess[str]]

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 FROZEN = Path(__file__).parent / "command_line.txt"
 DOCS = Path(__file__).parents[1] / "docs"
-COMMANDS = ("prepare", "train-vq", "train-prior", "reconstruct", "sample", "evaluate", "weights", "presets")
+COMMANDS = ("prepare", "train-vq", "train-prior", "reconstruct", "sample", "evaluate", "check", "weights", "presets")
 
 
 def declared(command: Any, name: str) -> Iterator[str]:
@@ -252,7 +252,7 @@ def test_damaged_files_are_named(movq: Movq, tiny_yaml: Path, trained: Path) -> 
     weights.write_bytes(weights.read_bytes()[:1000])
     assert "tokenizer.safetensors" in line(movq("reconstruct", shapes, "out", code=2).stderr)
     (run / "checkpoint.pt").write_bytes(b"PK")
-    again = movq("train-vq", "--preset", tiny_yaml, "-o", "train_vq.steps=20", code=1)
+    again = movq("train-vq", "--preset", tiny_yaml, "-o", "train_vq.steps=20", code=2)
     assert "checkpoint.pt" in line(again.stderr)
 
 

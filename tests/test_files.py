@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from movq_cli.errors import FailureError
-from movq_cli.files import PositionalFiles, atomic_path, atomic_write, write_once
+from movq_cli.files import PositionalFiles, atomic_file, atomic_write, write_once
 
 
 def test_a_write_creates_the_parent_folders_and_leaves_no_other_file(tmp_path: Path) -> None:
@@ -32,10 +32,9 @@ def test_the_temporary_file_of_a_killed_run_is_overwritten(tmp_path: Path) -> No
 
 
 def test_two_writers_of_one_file_use_temporary_files_of_their_own(tmp_path: Path) -> None:
-    with atomic_path(tmp_path / "f", concurrent=True) as one, atomic_path(tmp_path / "f", concurrent=True) as two:
-        assert one != two
-        one.write_bytes(b"one")
-        two.write_bytes(b"two")
+    with atomic_file(tmp_path / "f", concurrent=True) as one, atomic_file(tmp_path / "f", concurrent=True) as two:
+        one.write(b"one")
+        two.write(b"two")
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("f", b"one")]
 
 
@@ -53,8 +52,8 @@ def test_of_several_writers_of_a_new_file_one_succeeds_completely(tmp_path: Path
 def test_an_error_in_the_block_keeps_the_old_file_and_is_raised(tmp_path: Path, error: type[BaseException]) -> None:
     path = tmp_path / "f"
     path.write_bytes(b"old")
-    with pytest.raises(error), atomic_path(path) as partial:
-        partial.write_bytes(b"half")
+    with pytest.raises(error), atomic_file(path) as file:
+        file.write(b"half")
         raise error
     assert [(entry.name, entry.read_bytes()) for entry in tmp_path.iterdir()] == [("f", b"old")]
 
@@ -63,7 +62,7 @@ def test_a_full_device_is_a_failure_that_names_the_path(tmp_path: Path) -> None:
     path = tmp_path / "f"
     with (
         pytest.raises(FailureError, match=r"cannot write .*f: No space left.*Free some space"),
-        atomic_path(path),
+        atomic_file(path),
         Path("/dev/full").open("wb", buffering=0) as full,
     ):
         full.write(b"x")
@@ -110,9 +109,9 @@ def test_a_kill_in_the_middle_of_a_write_leaves_the_old_file(tmp_path: Path) -> 
     path = tmp_path / "f"
     path.write_bytes(b"old")
     code = (
-        "import os, signal, sys; from pathlib import Path; from movq_cli.files import atomic_path\n"
-        "with atomic_path(Path(sys.argv[1])) as partial:\n"
-        "    partial.write_bytes(b'half'); os.kill(os.getpid(), signal.SIGKILL)\n"
+        "import os, signal, sys; from pathlib import Path; from movq_cli.files import atomic_file\n"
+        "with atomic_file(Path(sys.argv[1])) as file:\n"
+        "    file.write(b'half'); file.flush(); os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     assert subprocess.run([sys.executable, "-c", code, str(path)], check=False).returncode == -signal.SIGKILL
     assert path.read_bytes() == b"old"

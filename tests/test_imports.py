@@ -25,6 +25,7 @@ LAYERS = [
     {"ranks"},
     {"presets", "checkpoints", "devices", "runs"},
     {"models"},
+    {"digests"},
     {"console", "files", "signals"},
     {"settings"},
     {"errors", "version"},

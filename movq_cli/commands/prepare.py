@@ -194,7 +194,7 @@ def _finish(plan: Plan, reports: Mapping[str, ShardReport], console: Console) ->
         if not counts[split]:
             _refuse_empty_split(plan, split, [reject for its_split, reject in rejects if its_split == split])
     manifest = _manifest(plan, reports, counts, len(rejects))
-    for partial in (path for split in SPLITS for path in (plan.out / split).glob("*.partial")):
+    for partial in (path for folder in ("", *SPLITS) for path in (plan.out / folder).glob("*.partial")):
         partial.unlink(missing_ok=True)  # killed jobs have left them
     manifest.write(plan.out, concurrent=plan.is_shared)
     return manifest
@@ -221,5 +221,6 @@ def _manifest(
         rejects=rejects,
         drop_duplicates=plan.duplicates is not None,
         hash=content_hash(reports),
+        digests={name: reports[name].digest for name in sorted(reports)},
         **asdict(plan.preprocessing),
     )

@@ -22,7 +22,9 @@ from movq_cli.data.shards import (
     ShardReport,
     SplitName,
     inspect_shard,
+    is_complete,
     member_name,
+    shard_name,
     shard_path,
     write_shard,
 )
@@ -79,7 +81,7 @@ class Shard(NamedTuple):
     @property
     def name(self) -> str:
         """Path of the shard's file from the set's folder on."""
-        return f"{self.split}/{self.number:05d}.zip"
+        return shard_name(self.split, self.number)
 
 
 @dataclass(frozen=True)
@@ -97,15 +99,14 @@ class Plan:
     """Whether other processes may be making shards of the same set."""
 
     def make_shard(self, number: int) -> ShardReport:
-        """Make one of the shards, unless it exists, and report what its file holds.
+        """Make one of the shards, unless it exists undamaged, and report what its file holds.
 
         Raises:
-            BadRequestError: The existing file is damaged.
             FailureError: The file could not be written.
         """
         shard = self.shards[number]
         path = shard_path(self.out, shard.split, shard.number)
-        if not path.exists():
+        if not is_complete(path, [self.source.names[index] for index in shard.indices]):
             write_shard(path, self._images(shard), concurrent=self.is_shared)
         return inspect_shard(path)
 

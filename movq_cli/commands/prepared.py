@@ -28,6 +28,7 @@ from movq_cli.data.shards import (
     content_hash,
     decode_stored,
     inspect_shard,
+    shard_name,
     shard_path,
 )
 from movq_cli.errors import BadRequestError, FailureError
@@ -62,13 +63,39 @@ def check(root: Path, *, workers: int, console: Console) -> None:
         FailureError: The set is damaged.
     """
     manifest = DatasetManifest.read(root)
+    errors = find_errors(root, manifest, workers=workers, console=console)
+    for error in errors:
+        console.warn(error)
+    if errors:
+        raise FailureError(f"the prepared set {root} is damaged: {len(errors)} errors", remedy(root))
+    train, held_out = (manifest.counts[split] for split in SPLITS)
+    others = {"rejected": manifest.rejects, "classes": len(manifest.classes), "hash": manifest.hash}
+    shards = sum(manifest.shards.values())
+    text = f"{root}\t{train} train, {held_out} val, {shards} shards: no errors"
+    console.result({"path": str(root), "train": train, "val": held_out, **others}, text)
+
+
+def remedy(root: Path) -> str:
+    """Return the sentence that says how the damaged shards of a set are made again."""
+    return f"Remove the shards that are named and {root / MANIFEST}, and run the same `movq prepare` again."
+
+
+def find_errors(root: Path, manifest: DatasetManifest, *, workers: int, console: Console) -> list[str]:
+    """Verify a prepared set, and return one sentence for each error; each begins with the path of the file.
+
+    Args:
+        root: The set's folder.
+        manifest: The set's manifest.
+        workers: Number of threads.
+        console: Console for progress.
+    """
     shards = {
-        f"{split}/{number:05d}.zip": shard_path(root, split, number)
+        shard_name(split, number): shard_path(root, split, number)
         for split in SPLITS
         for number in range(manifest.shards[split])
     }
     reports: dict[str, ShardReport] = {}
-    errors = 0
+    errors: list[str] = []
     with (
         ThreadPoolExecutor(max(1, workers)) as pool,
         console.progress(len(shards), "checking", "shards") as progress,
@@ -76,20 +103,9 @@ def check(root: Path, *, workers: int, console: Console) -> None:
         for name, inspection in zip(shards, pool.map(partial(_inspect, manifest), shards.values()), strict=True):
             if inspection.report is not None:
                 reports[name] = inspection.report
-            for error in inspection.errors:
-                console.warn(f"{shards[name]}: {error}")
-            errors += len(inspection.errors)
+            errors += [f"{shards[name]}: {error}" for error in inspection.errors]
             progress.advance()
-    for error in _errors_of_set(root, manifest, reports) if not errors else ():
-        console.warn(f"{root}: {error}")
-        errors += 1
-    if errors:
-        remedy = f"Remove the shards named above and {root / MANIFEST}, and run the same `movq prepare` again."
-        raise FailureError(f"the prepared set {root} is damaged: {errors} errors", remedy)
-    train, held_out = (manifest.counts[split] for split in SPLITS)
-    others = {"rejected": manifest.rejects, "classes": len(manifest.classes), "hash": manifest.hash}
-    text = f"{root}\t{train} train, {held_out} val, {len(shards)} shards: no errors"
-    console.result({"path": str(root), "train": train, "val": held_out, **others}, text)
+    return errors or [f"{root}: {error}" for error in _errors_of_set(root, manifest, reports)]
 
 
 def _inspect(manifest: DatasetManifest, path: Path) -> _Inspection:

@@ -19,10 +19,10 @@ from movq_cli import devices, runs, signals
 from movq_cli.api import Prior
 from movq_cli.console import Console
 from movq_cli.data import pixels
-from movq_cli.data.images import decode, encode_png
+from movq_cli.data.images import decode
 from movq_cli.data.sample_files import SampleFiles, SampleManifest, image_name
 from movq_cli.errors import BadRequestError
-from movq_cli.files import atomic_write, sha256
+from movq_cli.files import sha256
 from movq_cli.presets import explain
 from movq_cli.ranks import Ranks, is_launched, joined_ranks, launch
 from movq_cli.settings import SampleSettings
@@ -97,7 +97,7 @@ def sample(request: SampleRequest, *, arguments: Sequence[str], console: Console
             console.log(f"{request.out} is already finished ({request.n} images)")
         else:
             with target.locked() if ranks.is_first else nullcontext():
-                missing = ranks.from_first(target.begin)
+                missing = ranks.from_first(partial(target.begin, console))
                 made = len(missing)
                 draw = partial(prior.sample, seed=request.seed, classes=class_ids, settings=settings)
                 # On CUDA, results are rounded differently in batches of another size: the last batch is padded.
@@ -221,7 +221,7 @@ def _draw_missing(
         for indices, batch in zip(batches, devices.copied_to_cpu(map(draw_batch, batches)), strict=True):
             _wait_for(writes)  # one batch is encoded while the next one is drawn, so that memory is bounded
             writes = [
-                encoders.submit(_write, target.folder / images[index]["file"], image)
+                encoders.submit(_write, target, index, image)
                 for index, image in zip(indices, batch, strict=False)  # without the padding
             ]
             progress.advance(counter.add(len(indices)))
@@ -235,8 +235,8 @@ def _wait_for(writes: Sequence[Future[None]]) -> None:
         write.result()
 
 
-def _write(path: Path, image: Tensor) -> None:
-    atomic_write(path, encode_png(pixels.to_image(image)))
+def _write(target: SampleFiles, index: int, image: Tensor) -> None:
+    target.write_image(index, pixels.to_image(image))
 
 
 def _report(request: SampleRequest, made: int, class_ids: Sequence[int], console: Console) -> None:

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from functools import partial
-from pathlib import Path
 
 import torch
 
@@ -17,7 +14,7 @@ from movq_cli.data import code_cache, loader
 from movq_cli.data.shards import PreparedSet, SplitName
 from movq_cli.errors import BadRequestError
 from movq_cli.evaluation.fid_evaluator import FIDEvaluator
-from movq_cli.files import atomic_path, sha256
+from movq_cli.files import link_or_copy, sha256
 from movq_cli.models import priors
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.runs import Run, RunManifest
@@ -134,7 +131,8 @@ def _start_or_resume(context: TrainContext, tokenizer_run: Run, digest: str) -> 
         data=context.images.manifest.hash,
         tokenizer=digest,
     )
-    _link_tokenizer(tokenizer_run.weights, context.run.tokenizer)
+    # So sampling needs this folder alone, even after a move.
+    link_or_copy(tokenizer_run.weights, context.run.tokenizer)
     return manifest
 
 
@@ -155,12 +153,3 @@ def _check_tokenizer(settings: Preset, model: Tokenizer, tokenizer_run: Run) -> 
                 f"the tokenizer in {tokenizer_run.folder} has vq.{name} = {actual}, not the preset's {value}",
                 "Name a tokenizer of this preset with --tokenizer, or set the values with which it was trained.",
             )
-
-
-def _link_tokenizer(weights: Path, target: Path) -> None:
-    """Store the tokenizer in the prior's run folder, so that sampling needs this folder alone, even after a move."""
-    with atomic_path(target) as partial_file:
-        try:
-            os.link(weights, partial_file)
-        except OSError:  # The folders are on different file systems, or their file system has no links.
-            shutil.copyfile(weights, partial_file)

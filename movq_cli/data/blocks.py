@@ -8,6 +8,7 @@ one file, the blocks need not be joined, but a network file system may lose what
 from __future__ import annotations
 
 import shutil
+import zipfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from movq_cli import digests
 from movq_cli.console import Progress
-from movq_cli.files import atomic_path
+from movq_cli.errors import BadRequestError
+from movq_cli.files import atomic_file
 from movq_cli.ranks import Ranks
 
 Arrays = Mapping[str, NDArray[np.generic]]
@@ -38,9 +41,13 @@ class Blocks:
         return [range(start, min(start + self.size, self.items)) for start in range(0, self.items, self.size)]
 
     def missing(self) -> list[range]:
-        """Return the blocks that have not been made."""
+        """Return the blocks that have not been made, or whose file is damaged."""
         existing = self._existing_files()
-        return [block for block in self.ranges() if self._file(block).name not in existing]
+        return [
+            block
+            for block in self.ranges()
+            if self._file(block).name not in existing or not _is_intact(self._file(block))
+        ]
 
     def make(
         self,
@@ -76,21 +83,25 @@ class Blocks:
     def join(self, name: str, path: Path) -> None:
         """Write the rows of all blocks as an `.npy` file, with one block in memory at a time.
 
+        The file is written like any other one and not through a memory map, because a full disk would then kill the
+        process with SIGBUS.
+
         Args:
             name: Name of the array in the blocks.
             path: Path of the file.
+
+        Raises:
+            FailureError: The file could not be written.
+            BadRequestError: A block is damaged.
         """
-        with atomic_path(path) as partial:
-            joined: NDArray[np.generic] | None = None
+        with atomic_file(path) as joined:
             for block in self.ranges():
-                with np.load(self._file(block), allow_pickle=False) as file:
-                    part = file[name]
-                if joined is None:
-                    shape = (self.items * self.rows, *part.shape[1:])
-                    joined = np.lib.format.open_memmap(partial, mode="w+", dtype=part.dtype, shape=shape)
-                joined[block.start * self.rows : block.stop * self.rows] = part
-            assert isinstance(joined, np.memmap)
-            joined.flush()
+                part = self._load(block, name)
+                if block.start == 0:
+                    description = np.lib.format.header_data_from_array_1_0(part)
+                    description["shape"] = (self.items * self.rows, *part.shape[1:])
+                    np.lib.format.write_array_header_1_0(joined, description)
+                joined.write(part.data)
 
     def clear(self) -> None:
         """Remove the files, which are not needed after they are joined."""
@@ -103,8 +114,17 @@ class Blocks:
 
     def _save(self, block: range, arrays: Arrays) -> None:
         # Contested, because a rank of a killed run may live on for a while and write the same block.
-        with atomic_path(self._file(block), concurrent=True) as partial, partial.open("wb") as file:
+        with atomic_file(self._file(block), concurrent=True) as file:
             np.savez(file, **dict[str, Any](arrays))
+            digests.append_to_zip(file)
+
+    def _load(self, block: range, name: str) -> NDArray[np.generic]:
+        path = self._file(block)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return np.ascontiguousarray(file[name])
+        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+            raise BadRequestError(f"{path} is damaged", "Run the same command again: it makes the file anew.") from None
 
     def _file(self, block: range) -> Path:
         """Return the file of a block. It is named after the items, so that blocks of another size are not confused."""
@@ -112,6 +132,13 @@ class Blocks:
 
     def _existing_files(self) -> set[str]:
         return {path.name for path in self.folder.glob("*.npz")}
+
+
+def _is_intact(path: Path) -> bool:
+    try:
+        return digests.check(path, "")
+    except BadRequestError:
+        return False
 
 
 @dataclass

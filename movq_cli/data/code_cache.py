@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -21,25 +20,33 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 
+from movq_cli import digests
 from movq_cli.console import Console, Progress
 from movq_cli.data import loader, pixels
 from movq_cli.data.blocks import Arrays, Blocks
 from movq_cli.data.shards import Split
+from movq_cli.digests import Header
 from movq_cli.errors import BadRequestError
-from movq_cli.files import atomic_path, atomic_write, locked
+from movq_cli.files import atomic_file, locked
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
-from movq_cli.settings import DataSettings, Settings, ViewSettings
+from movq_cli.settings import DataSettings, ViewSettings
 
 BLOCK_VIEWS = 2048
 """Largest number of image views in a block, which a killed run has to encode again: some seconds of work on a GPU, and
 4 MiB of 16 x 16 x 4 codes. The 26 million views of ImageNet need some 12,600 files until they are joined."""
 
-_HEADER, _IN_PROGRESS, _CODES, _LABELS, _BLOCKS = "header.json", "begun.json", "codes.npy", "labels.npy", "blocks"
+_REMEDY = "Remove the folder, and run `movq train-prior` again: it encodes the images anew."
+
+HEADER = "header.json"
+"""Name of the header of a complete cache."""
+
+_IN_PROGRESS, _CODES, _LABELS, _BLOCKS = "begun.json", "codes.npy", "labels.npy", "blocks"
 
 
-class CodeCacheHeader(Settings):
+class CodeCacheHeader(Header):
     """The content of `header.json`. The file is written last, so that a cache that has it is complete."""
 
     tokenizer: str
@@ -54,6 +61,8 @@ class CodeCacheHeader(Settings):
     """Settings of the views of each image."""
     classes: tuple[str, ...]
     """Names of the classes; empty if the set has none."""
+    files: dict[str, str] = Field({})
+    """Digest of each array file; empty while the cache is in progress."""
 
 
 class CodeCache:
@@ -68,18 +77,43 @@ class CodeCache:
         return self.header.views
 
 
-def open_cache(folder: Path, expected: CodeCacheHeader) -> CodeCache:
+def open_cache(folder: Path, expected: CodeCacheHeader, *, checked: bool = False) -> CodeCache:
     """Open the cache in a folder.
 
     Args:
         folder: Folder of the cache.
-        expected: Header that the cache must have.
+        expected: Header that the cache must have; its digests do not matter.
+        checked: Whether another rank has compared the files with their digests already, which reads them completely.
 
     Raises:
-        BadRequestError: The folder holds no complete cache, or one of another tokenizer, other images or other views.
+        BadRequestError: The folder holds no complete cache, a damaged one, or one of another tokenizer, other images or
+            other views.
     """
-    _check(folder, folder / _HEADER, expected)
-    return CodeCache(folder, expected)
+    header = _check(folder, folder / HEADER, expected)
+    if not checked:
+        check_files(folder, header)
+    return CodeCache(folder, header)
+
+
+def check_files(folder: Path, header: CodeCacheHeader) -> None:
+    """Compare the array files of a complete cache with their digests.
+
+    Raises:
+        BadRequestError: A file is damaged or missing.
+    """
+    for name in (_CODES, *([_LABELS] if header.classes else [])):
+        if name not in header.files:
+            raise BadRequestError(f"{folder} was made by an older version of movq: {name} has no digest", _REMEDY)
+        digests.check_file(folder / name, header.files[name], _REMEDY)
+
+
+def read_cache_header(folder: Path) -> CodeCacheHeader:
+    """Read the header of the complete cache in a folder.
+
+    Raises:
+        BadRequestError: The folder holds no complete cache, or its header is damaged.
+    """
+    return _read_header(folder, folder / HEADER)
 
 
 def load_or_encode(
@@ -125,12 +159,12 @@ def load_or_encode(
         classes=tuple(split.classes),
     )
     folder = folder / _folder_name(header)
-    if not ranks.from_first((folder / _HEADER).is_file):
+    if not ranks.from_first((folder / HEADER).is_file):
         images = loader.Views(split, model.settings.resolution, views)
         _make(folder, header, model, images, loading, batch_size, device, ranks, console)
     elif ranks.is_first:
         _clear(folder, _blocks(folder, header))  # a run that was killed at the very end has left its blocks
-    return open_cache(folder, header)
+    return open_cache(folder, header, checked=not ranks.is_first)
 
 
 def _folder_name(header: CodeCacheHeader) -> str:
@@ -172,7 +206,7 @@ def _begin(folder: Path, header: CodeCacheHeader, blocks: Blocks) -> list[range]
     if in_progress.is_file():
         _check(folder, in_progress, header)
     else:
-        atomic_write(in_progress, header.model_dump_json(indent=2).encode())
+        digests.write_header(in_progress, header)
     return blocks.missing()
 
 
@@ -215,9 +249,11 @@ def _finish(folder: Path, header: CodeCacheHeader, blocks: Blocks, labels: NDArr
     """
     blocks.join("codes", folder / _CODES)
     if labels is not None:
-        with atomic_path(folder / _LABELS) as partial_file, partial_file.open("wb") as file:
+        with atomic_file(folder / _LABELS) as file:
             np.save(file, np.repeat(labels, blocks.rows))
-    atomic_write(folder / _HEADER, header.model_dump_json(indent=2).encode())
+    names = [_CODES, *([_LABELS] if labels is not None else [])]
+    files = {name: digests.of_file(folder / name) for name in names}
+    digests.write_header(folder / HEADER, header.model_copy(update={"files": files}))
     _clear(folder, blocks)
 
 
@@ -232,23 +268,26 @@ def _blocks(folder: Path, header: CodeCacheHeader) -> Blocks:
     return Blocks(folder / _BLOCKS, header.views // count, max(1, BLOCK_VIEWS // count), count)
 
 
-def _check(folder: Path, file: Path, expected: CodeCacheHeader) -> None:
-    """Refuse a cache, complete or in progress, whose header differs from the expected one."""
+def _read_header(folder: Path, file: Path) -> CodeCacheHeader:
     try:
-        header = CodeCacheHeader.model_validate(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        raise BadRequestError(
-            f"{folder} holds no complete code cache", "Remove the folder, and the next run makes it again."
-        ) from None
+        return digests.read_header(file, CodeCacheHeader, _REMEDY)
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadRequestError(f"{folder} holds no complete code cache", _REMEDY) from None
+
+
+def _check(folder: Path, file: Path, expected: CodeCacheHeader) -> CodeCacheHeader:
+    """Refuse a cache, complete or in progress, whose header differs from the expected one; return its header."""
+    header = _read_header(folder, file)
     if header.tokenizer != expected.tokenizer:
         raise BadRequestError(
             f"the codes in {folder} were made by another tokenizer "
             f"({header.tokenizer[:12]}, not {expected.tokenizer[:12]})",
-            "Remove the folder, and the next run makes them again; or choose the tokenizer that made them.",
+            f"{_REMEDY} Or choose the tokenizer that made them.",
         )
-    differing = [name for name, value in expected if getattr(header, name) != value]
+    differing = [name for name, value in expected if name not in {"digest", "files"} and getattr(header, name) != value]
     if differing:
         raise BadRequestError(
             f"the codes in {folder} are of other images or views ({file.name} differs in {', '.join(differing)})",
-            "Remove the folder, and the next run makes them again.",
+            _REMEDY,
         )
+    return header

@@ -11,28 +11,33 @@ import os
 import shutil
 import zipfile
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
+from movq_cli import digests
 from movq_cli.console import Console, Progress
-from movq_cli.data.images import BadImageError, decode
+from movq_cli.data.images import BadImageError, decode, encode_png, read_png_text
 from movq_cli.data.prefetch import map_ahead
+from movq_cli.digests import Header
 from movq_cli.errors import BadRequestError, FailureError
-from movq_cli.files import atomic_path, atomic_write, locked
+from movq_cli.files import atomic_file, atomic_write, locked
 
 MANIFEST = "manifest.json"
 
 _FILE_SUFFIXES = (".zip", ".npz")
 
+FOLDER_REMEDY = "Run `movq sample` again with the same options: it draws the missing and damaged images."
+"""What makes damaged images in a folder of samples again."""
+
 _DECODERS = min(8, os.cpu_count() or 1)
 
 
-@dataclass(frozen=True)
-class SampleManifest:
+class SampleManifest(Header):
     """Description of a set of samples, from which each image can be drawn again."""
 
     settings: dict[str, Any]
@@ -42,9 +47,16 @@ class SampleManifest:
     images: list[dict[str, Any]]
     """File, seed and class of each image."""
 
-    def encode(self) -> bytes:
-        """Return the manifest as the content of a JSON file."""
-        return json.dumps(vars(self), indent=1).encode()
+    def text_of(self, index: int) -> str:
+        """Return the text in the PNG file of an image, by which it is recognized: its seed, class and settings."""
+        image = self.images[index]
+        return json.dumps({"seed": image["seed"], "class": image["class"], "settings": self._settings_digest})
+
+    @cached_property
+    def _settings_digest(self) -> str:
+        # Without the seed of the set: the image of a seed is the same in every set.
+        settings = {name: value for name, value in self.settings.items() if name != "seed"}
+        return digests.of_bytes(json.dumps(settings, sort_keys=True).encode())
 
 
 def image_name(index: int) -> str:
@@ -54,6 +66,35 @@ def image_name(index: int) -> str:
         index: Index of the image in the set.
     """
     return f"{index:06d}.png"
+
+
+def damaged_samples(folder: Path, console: Console) -> list[str]:
+    """Check all images in a folder of samples.
+
+    Args:
+        folder: Folder with a manifest of `movq sample`.
+        console: Console that shows the progress.
+
+    Returns:
+        The names of the images of the manifest that are missing or damaged.
+
+    Raises:
+        BadRequestError: The manifest is damaged.
+    """
+    remedy = f"Remove {folder}, and run `movq sample` again: it draws the images anew."
+    manifest = digests.read_header(folder / MANIFEST, SampleManifest, remedy)
+    intact = SampleFiles(folder, manifest).intact(console)
+    return [image["file"] for index, image in enumerate(manifest.images) if index not in intact]
+
+
+def file_remedy(path: Path) -> str:
+    """Return the sentence that says what makes a set of samples again that is a file, or its manifest."""
+    return f"Remove {path}, and run `movq sample` again: it draws the images anew."
+
+
+def manifest_of_file(path: Path) -> Path:
+    """Return the path of the manifest beside a set of samples that is a file."""
+    return path.with_name(f"{path.name}.{MANIFEST}")
 
 
 class SampleFiles:
@@ -91,6 +132,7 @@ class SampleFiles:
         found, requested = self._check_same(self.path, self._file_manifest), len(self.manifest.images)
         if found != requested:
             raise BadRequestError(f"{self.path} holds {found} images, not {requested}", self._hint)
+        digests.check(self.path, file_remedy(self.path))
         self._clear()
         return True
 
@@ -105,8 +147,13 @@ class SampleFiles:
         """
         return locked(self.folder, "movq sample")
 
-    def begin(self) -> list[int]:
+    def begin(self, console: Console) -> list[int]:
         """Write the manifest, by which a later run recognizes the set, and return the indices of the missing images.
+
+        An image whose file is damaged, or is not the image that the manifest describes, is missing too.
+
+        Args:
+            console: Console that shows the progress.
 
         Raises:
             BadRequestError: The folder holds samples of other settings, or files that `movq sample` did not make.
@@ -118,8 +165,41 @@ class SampleFiles:
         elif any(map(self._is_foreign, existing)):
             raise BadRequestError(f"{self.folder} holds files that `movq sample` did not make", self._hint)
         if found <= len(self.manifest.images):
-            atomic_write(self.folder / MANIFEST, self.manifest.encode())
-        return [index for index, image in enumerate(self.manifest.images) if image["file"] not in existing]
+            digests.write_header(self.folder / MANIFEST, self.manifest)
+        intact = self.intact(console)
+        return [index for index in range(len(self.manifest.images)) if index not in intact]
+
+    def intact(self, console: Console) -> set[int]:
+        """Return the indices of the images whose files exist, are undamaged, and are those of the manifest.
+
+        Args:
+            console: Console that shows the progress.
+        """
+        existing = set(os.listdir(self.folder))  # noqa: PTH208 - only names, which is fast for very many files
+        present = [index for index, image in enumerate(self.manifest.images) if image["file"] in existing]
+        if not present:
+            return set()
+        intact: set[int] = set()
+        with console.progress(len(present), "checking", "images") as progress:
+            checked = map_ahead(self._is_intact, present, threads=_DECODERS, ahead=4 * _DECODERS)
+            for index, is_intact in zip(present, checked, strict=True):
+                if is_intact:
+                    intact.add(index)
+                progress.advance()
+        return intact
+
+    def write_image(self, index: int, image: Image.Image) -> None:
+        """Write the PNG file of an image.
+
+        Args:
+            index: Index of the image in the set.
+            image: The image.
+
+        Raises:
+            FailureError: The file could not be written.
+        """
+        path = self.folder / self.manifest.images[index]["file"]
+        atomic_write(path, encode_png(image, text=self.manifest.text_of(index)))
 
     def finish(self, labels: list[int], console: Console) -> None:
         """Pack the images, none of which is missing, if the set is a file; then remove their folder.
@@ -134,26 +214,23 @@ class SampleFiles:
         if self._suffix is None:
             return
         images = [self.folder / image["file"] for image in self.manifest.images]
-        atomic_write(self._file_manifest, self.manifest.encode())
-        with (
-            atomic_path(self.path) as partial,
-            zipfile.ZipFile(partial, "w") as archive,
-            console.progress(len(images), "packing", "images") as progress,
-        ):
-            if self._suffix == ".zip":
-                archive.writestr(_member(MANIFEST), self.manifest.encode())
-                _pack_files(archive, images, progress)
-            else:
-                _pack_array(archive, images, progress)
-                if labels:
-                    with archive.open(_member("arr_1.npy"), "w") as member:
-                        np.lib.format.write_array(member, np.array(labels, dtype=np.int64))
+        digests.write_header(self._file_manifest, self.manifest)
+        with atomic_file(self.path) as file, console.progress(len(images), "packing", "images") as progress:
+            with zipfile.ZipFile(file, "w") as archive:
+                if self._suffix == ".zip":
+                    archive.writestr(_member(MANIFEST), digests.encode_header(self.manifest))
+                    _pack_files(archive, images, progress)
+                else:
+                    _pack_array(archive, images, progress)
+                    if labels:
+                        with archive.open(_member("arr_1.npy"), "w") as member:
+                            np.lib.format.write_array(member, np.array(labels, dtype=np.int64))
+            digests.append_to_zip(file)
         self._clear()
 
     @property
     def _file_manifest(self) -> Path:
-        """Path of the manifest of a set that is a file."""
-        return self.path.with_name(f"{self.path.name}.{MANIFEST}")
+        return manifest_of_file(self.path)
 
     def _is_foreign(self, name: str) -> bool:
         """Return whether a file in a folder without a manifest could be overwritten, or removed with the folder."""
@@ -166,19 +243,23 @@ class SampleFiles:
 
     def _check_same(self, path: Path, manifest: Path) -> int:
         """Refuse an earlier set with other settings or classes, and return its number of images."""
-        try:
-            earlier = json.loads(manifest.read_text(encoding="utf-8"))
-            settings, images = earlier["settings"], earlier["images"]
-        except (ValueError, KeyError, TypeError):
-            raise BadRequestError(f"{manifest} is not a manifest of `movq sample`", self._hint) from None
-        ours = self.manifest
-        if settings != ours.settings:
-            changed = [name for name in {**ours.settings, **settings} if settings.get(name) != ours.settings.get(name)]
+        earlier, ours = digests.read_header(manifest, SampleManifest, self._hint), self.manifest
+        if earlier.settings != ours.settings:
+            names = {**ours.settings, **earlier.settings}
+            changed = [name for name in names if earlier.settings.get(name) != ours.settings.get(name)]
             raise BadRequestError(f"{path} holds samples of other settings ({', '.join(changed)})", self._hint)
-        shared = min(len(images), len(ours.images))
-        if images[:shared] != ours.images[:shared]:
+        shared = min(len(earlier.images), len(ours.images))
+        if earlier.images[:shared] != ours.images[:shared]:
             raise BadRequestError(f"{path} holds samples of other classes", self._hint)
-        return len(images)
+        return len(earlier.images)
+
+    def _is_intact(self, index: int) -> bool:
+        """Return whether the file of an image is undamaged and the one that the manifest describes."""
+        path = self.folder / self.manifest.images[index]["file"]
+        try:
+            return read_png_text(path.read_bytes()) == self.manifest.text_of(index)
+        except (OSError, BadImageError):
+            return False
 
 
 def _member(name: str) -> zipfile.ZipInfo:

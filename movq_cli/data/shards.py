@@ -32,13 +32,14 @@ from typing import Any, Literal, NamedTuple, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import ValidationError
+from pydantic import Field
 
+from movq_cli import digests
 from movq_cli.data import png
 from movq_cli.data.images import BadImageError, decode
+from movq_cli.digests import Header
 from movq_cli.errors import BadRequestError, FailureError
-from movq_cli.files import PositionalFiles, atomic_path, atomic_write, sha256
-from movq_cli.settings import Settings
+from movq_cli.files import PositionalFiles, atomic_file, sha256
 
 SplitName = Literal["train", "val"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
@@ -80,9 +81,10 @@ class ShardReport(NamedTuple):
     rejects: tuple[Reject, ...]
     sides: tuple[int, int] | None  # smallest and largest side, pixels; None = there are no images
     sha256: str  # hash of the file
+    digest: str  # the digest that the file carries
 
 
-class DatasetManifest(Settings):
+class DatasetManifest(Header):
     """Description of a prepared set: its content, and the settings with which it was made."""
 
     format: Literal[1] = 1
@@ -102,6 +104,7 @@ class DatasetManifest(Settings):
     max_side: int
     rejects: int  # number of rejected images
     hash: str  # hash of the content: SHA-256 over the shards' names and SHA-256s
+    digests: dict[str, str] = Field({})  # digest of each shard by its name
 
     @classmethod
     def read(cls, root: Path) -> Self:
@@ -110,13 +113,12 @@ class DatasetManifest(Settings):
         Raises:
             BadRequestError: There is none, or another version wrote it; the message says what to run.
         """
+        remedy = f"Remove it, and run the same `movq prepare SOURCE {root}` again."
         try:
-            return cls.model_validate_json((root / MANIFEST).read_bytes())
-        except OSError:
+            return digests.read_header(root / MANIFEST, cls, remedy)
+        except (FileNotFoundError, NotADirectoryError):
             state = "unfinished: run the same `movq prepare` again" if (root / PLAN).is_file() else "missing"
             raise BadRequestError(f"no prepared set in {root} ({state})", _remedy(root)) from None
-        except ValidationError:
-            raise BadRequestError(f"{root / MANIFEST} is damaged or of another version", _remedy(root)) from None
 
     def write(self, root: Path, *, concurrent: bool = False) -> None:
         """Write the manifest into the folder `root`, which makes the set a finished one.
@@ -128,7 +130,7 @@ class DatasetManifest(Settings):
         Raises:
             FailureError: It could not be written.
         """
-        atomic_write(root / MANIFEST, (self.model_dump_json(indent=2) + "\n").encode(), concurrent=concurrent)
+        digests.write_header(root / MANIFEST, self, concurrent=concurrent)
 
 
 def member_name(number: int) -> str:
@@ -148,7 +150,12 @@ def shard_path(root: Path, split: SplitName, shard: int) -> Path:
         split: Split of the shard.
         shard: Number of the shard in its split.
     """
-    return root / split / f"{shard:05d}.zip"
+    return root / shard_name(split, shard)
+
+
+def shard_name(split: SplitName, shard: int) -> str:
+    """Return the name of a shard: its path from the set's folder on."""
+    return f"{split}/{shard:05d}.zip"
 
 
 def write_shard(path: Path, images: Iterable[Entry | Reject], *, concurrent: bool = False) -> None:
@@ -164,17 +171,16 @@ def write_shard(path: Path, images: Iterable[Entry | Reject], *, concurrent: boo
     """
     entries: list[Entry] = []
     rejects: list[Reject] = []
-    with (
-        atomic_path(path, concurrent=concurrent) as partial,
-        zipfile.ZipFile(partial, "w", zipfile.ZIP_STORED) as archive,
-    ):
-        for image in images:
-            if isinstance(image, Reject):
-                rejects.append(image)
-            else:
-                archive.writestr(_member(image.name), image.data)
-                entries.append(image._replace(data=image.data[:_PNG_HEADER]))
-        archive.writestr(_member(INDEX), json.dumps(_describe(entries, rejects)))
+    with atomic_file(path, concurrent=concurrent) as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+            for image in images:
+                if isinstance(image, Reject):
+                    rejects.append(image)
+                else:
+                    archive.writestr(_member(image.name), image.data)
+                    entries.append(image._replace(data=image.data[:_PNG_HEADER]))
+            archive.writestr(_member(INDEX), json.dumps(_describe(entries, rejects)))
+        digests.append_to_zip(file)
 
 
 def inspect_shard(path: Path) -> ShardReport:
@@ -183,6 +189,7 @@ def inspect_shard(path: Path) -> ShardReport:
     Raises:
         BadRequestError: The file is damaged.
     """
+    digests.check(path, _SHARD_REMEDY)
     with _reading(path), zipfile.ZipFile(path) as archive:
         index = json.loads(archive.read(INDEX))
         return ShardReport(
@@ -190,7 +197,25 @@ def inspect_shard(path: Path) -> ShardReport:
             rejects=tuple(Reject(*reject) for reject in index["rejects"]),
             sides=tuple(index["sides"]) if index["sides"] else None,
             sha256=sha256(path),
+            digest=digests.stored_in(path) or "",
         )
+
+
+def is_complete(path: Path, sources: Iterable[str]) -> bool:
+    """Return whether a shard exists, is undamaged, and was made from these images.
+
+    Args:
+        path: Path of the zip file.
+        sources: Names of the images in their source, those of rejected images included.
+    """
+    try:
+        digests.check(path, _SHARD_REMEDY)
+        with _reading(path), zipfile.ZipFile(path) as archive:
+            index = json.loads(archive.read(INDEX))
+            found = [*index["sources"].values(), *(name for name, _ in index["rejects"])]
+    except BadRequestError:
+        return False
+    return sorted(found) == sorted(sources)
 
 
 def content_hash(reports: Mapping[str, ShardReport]) -> str:
@@ -225,8 +250,7 @@ class PreparedSet:
         for split, count in manifest.shards.items():
             for shard in range(count):
                 path = shard_path(root, split, shard)
-                if not path.is_file():
-                    raise BadRequestError(f"prepared set {root} is damaged: no {path}", _remedy(root))
+                _check_shard(path, manifest.digests.get(shard_name(split, shard)))
         return cls(root, manifest)
 
     def split(self, name: SplitName) -> Split:
@@ -294,8 +318,7 @@ class Split:
             return decode_stored(self.read(index))
         except BadImageError as error:
             path = self.paths[int(self.extents[index, 0])]
-            remedy = "Remove the set and prepare it again."
-            raise FailureError(f"{self.name(index)} in {path} is damaged ({error})", remedy) from None
+            raise FailureError(f"{self.name(index)} in shard {path} is damaged ({error})", _SHARD_REMEDY) from None
 
 
 def decode_stored(data: bytes) -> NDArray[np.uint8]:
@@ -344,14 +367,30 @@ def _read_directory(shard: int, path: Path) -> tuple[NDArray[np.int64], list[int
     return np.array(extents, np.int64).reshape(-1, 4), [label for _, label in labels or ()]
 
 
+def _check_shard(path: Path, digest: str | None) -> None:
+    """Refuse a missing shard, and one whose digest is not that of the manifest; the shard is not read completely.
+
+    Raises:
+        BadRequestError: The shard is missing, or it is the shard of another set.
+    """
+    try:
+        stored = digests.stored_in(path)
+    except OSError as error:
+        raise BadRequestError(f"shard {path} cannot be read: {error.strerror}", _SHARD_REMEDY) from None
+    if digest is not None and stored != digest:
+        raise BadRequestError(f"shard {path} is damaged, or it belongs to another set", _SHARD_REMEDY)
+
+
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
     """Turn the exceptions of a damaged shard into an error that names it."""
     try:
         yield
     except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError, struct.error) as error:
-        remedy = "Remove it and run the same `movq prepare` again."
-        raise BadRequestError(f"shard {path} is damaged ({error})", remedy) from None
+        raise BadRequestError(f"shard {path} is damaged ({error})", _SHARD_REMEDY) from None
+
+
+_SHARD_REMEDY = "Remove it and run the same `movq prepare` again."
 
 
 def _remedy(root: Path) -> str:

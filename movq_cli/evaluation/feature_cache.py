@@ -23,32 +23,53 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import Field
 from torch import Tensor
 
+from movq_cli import digests
 from movq_cli.console import Console, Progress
 from movq_cli.data.blocks import Arrays, Blocks
+from movq_cli.digests import Header
 from movq_cli.errors import BadRequestError
 from movq_cli.evaluation.distributions import FeatureStatistics
 from movq_cli.evaluation.image_sets import ImageSet, Size
-from movq_cli.files import atomic_path, atomic_write, locked
+from movq_cli.files import atomic_file, locked
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.sources import stream
 
 CACHE_LIMIT_BYTES = 20 * 2**30
 """Cache limit in bytes; the least recently used sets are evicted."""
 
+HEADER = "set.json"
+"""Name of the header of a complete set."""
+
 _BLOCK_IMAGES = 512  # images in a block, which is written at once
-_FORMAT = 1
-_HEADER = "set.json"
+_FORMAT: Literal[2] = 2
 _IN_PROGRESS = "begun.json"
 _FEATURES = "features.npy"
 _SIZES = "sizes.npy"
 _STATISTICS = "statistics.npz"
+
+
+class FeatureCacheHeader(Header):
+    """The content of `set.json`. The file is written last, so that a set that has it is complete."""
+
+    format: Literal[2] = _FORMAT
+    images: int
+    """Number of images N."""
+    extractor: str
+    """Name of the feature extractor."""
+    key: str
+    """SHA-256 of the format, the bytes of the images, the crop, and the network with its weights."""
+    of: str
+    """Location of the set."""
+    files: dict[str, str] = Field({})
+    """Digest of each array file; empty while the computation is in progress."""
 
 
 class Extractor(Protocol):
@@ -141,13 +162,15 @@ def cached_features(
     content = ranks.from_first(lambda: images.content_hash)
     key = hashlib.sha256(f"{_FORMAT} {content} {network.name} {network.digest}".encode()).hexdigest()
     folder = cache / f"{network.name}-{key[:16]}"
-    header = {"format": _FORMAT, "images": len(images), "extractor": network.name, "key": key, "of": images.location}
-    if not ranks.from_first((folder / _HEADER).is_file):
+    header = FeatureCacheHeader(images=len(images), extractor=network.name, key=key, of=images.location)
+    if not ranks.from_first((folder / HEADER).is_file):
         _compute(folder, header, images, network, batch_size, device, ranks, console)
         if ranks.is_first:
             _evict(cache, folder)
     elif ranks.is_first:
-        (folder / _HEADER).touch()
+        check_features(folder)
+        (folder / HEADER).touch()
+    ranks.wait()  # Until rank 0 has found the files intact.
     sizes = np.load(folder / _SIZES)
     images.sizes |= {index: Size(*size) for index, size in enumerate(sizes.tolist()) if size[0]}
     # The cache does not store what is wrong with a corrupt image, so these are read again.
@@ -156,12 +179,31 @@ def cached_features(
     return Features(folder, np.flatnonzero(sizes[:, 0]))
 
 
+def check_features(folder: Path) -> FeatureCacheHeader:
+    """Compare the files of a complete feature cache with their digests, and return its header.
+
+    Raises:
+        BadRequestError: A file is damaged or missing, or the folder holds no complete feature cache.
+    """
+    remedy = f"Remove {folder}, and run the same command again: it computes the features anew."
+    try:
+        header = digests.read_header(folder / HEADER, FeatureCacheHeader, remedy)
+    except (FileNotFoundError, NotADirectoryError):
+        raise BadRequestError(f"{folder} holds no complete feature cache", remedy) from None
+    for name, digest in header.files.items():
+        digests.check_file(folder / name, digest, remedy)
+    if (folder / _STATISTICS).is_file():
+        digests.check(folder / _STATISTICS, remedy)
+    return header
+
+
 def read_reference(path: Path) -> Reference:
     """Read the statistics of a network's features from an .npz file that holds `mu` and `sigma`.
 
     Raises:
-        BadRequestError: The file cannot be read, or does not hold such statistics.
+        BadRequestError: The file is damaged, cannot be read, or does not hold such statistics.
     """
+    digests.check(path, "Make it again with `movq evaluate --stats`.", required=False)
     try:
         with np.load(path, allow_pickle=False) as file:
             mu, sigma = (torch.from_numpy(file[key]).double() for key in ("mu", "sigma"))
@@ -187,13 +229,14 @@ def write_reference(path: Path, mu: Tensor, sigma: Tensor, protocol: dict[str, A
         FailureError: The file cannot be written.
     """
     mean, covariance = mu.cpu().numpy(), sigma.cpu().numpy()
-    with atomic_path(path) as partial, partial.open("wb") as file:
+    with atomic_file(path) as file:
         np.savez(file, mu=mean, sigma=covariance, protocol=np.array(json.dumps(protocol)))
+        digests.append_to_zip(file)
 
 
 def _compute(
     folder: Path,
-    header: dict[str, Any],
+    header: FeatureCacheHeader,
     images: ImageSet,
     network: Extractor,
     batch_size: int,
@@ -205,7 +248,7 @@ def _compute(
     blocks = Blocks(folder / "blocks", len(images), _BLOCK_IMAGES)
     with ranks.long_barrier() as barrier, locked(folder, "movq evaluate") if ranks.is_first else nullcontext():
         if ranks.is_first:
-            atomic_write(folder / _IN_PROGRESS, json.dumps(header, indent=1).encode())
+            digests.write_header(folder / _IN_PROGRESS, header)
         missing = ranks.from_first(blocks.missing)
         done = len(images) - sum(map(len, missing))
         with console.progress(len(images), f"features of {images.role}", "images", done) as progress:
@@ -214,7 +257,8 @@ def _compute(
         if ranks.is_first:
             blocks.join("features", folder / _FEATURES)
             blocks.join("sizes", folder / _SIZES)
-            atomic_write(folder / _HEADER, json.dumps(header, indent=1).encode())
+            files = {name: digests.of_file(folder / name) for name in (_FEATURES, _SIZES)}
+            digests.write_header(folder / HEADER, header.model_copy(update={"files": files}))
             blocks.clear()
             (folder / _IN_PROGRESS).unlink()
         barrier()
@@ -249,7 +293,7 @@ def _extract(
 
 def _evict(cache: Path, newest: Path) -> None:
     """Remove the least recently used sets beyond the cache limit, but never the newest."""
-    complete = sorted(cache.glob(f"*/{_HEADER}"), key=lambda path: path.stat().st_mtime, reverse=True)
+    complete = sorted(cache.glob(f"*/{HEADER}"), key=lambda path: path.stat().st_mtime, reverse=True)
     total = 0
     for header in complete:
         total += sum(path.stat().st_size for path in header.parent.iterdir())

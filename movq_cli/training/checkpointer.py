@@ -31,7 +31,8 @@ class Checkpointer:
         """Load the last checkpoint if there is one, and return the number of steps already done."""
         if not self.run.checkpoint.exists():
             return 0
-        state = checkpoints.load_state(self.run.checkpoint, torch.device("cpu"))
+        remedy = f"Remove {self.run.folder} to train from the start."
+        state = checkpoints.load_state(self.run.checkpoint, torch.device("cpu"), remedy)
         for name, part in self.stage.parts().items():
             part.load_state_dict(state["stage"][name])
         step = int(state["step"])

@@ -558,16 +558,18 @@ def test_a_split_without_a_good_image_is_a_bad_request_with_the_reasons(tmp_path
     assert folder.exists()
 
 
-def test_a_damaged_shard_of_an_unfinished_run_is_named(tmp_path, small_shards):
+def test_a_damaged_shard_of_an_unfinished_set_is_made_again(tmp_path, small_shards):
     folder = images(tmp_path / "in", 12)
     prepare(folder, tmp_path / "out")
-    (tmp_path / "out" / "manifest.json").unlink()
-    shard = tmp_path / "out" / "train" / "00001.zip"
-    shard.write_bytes(shard.read_bytes()[:100])
-    with pytest.raises(BadRequestError, match=r"00001\.zip is damaged .*Remove it"):
+    shard, other = (tmp_path / "out" / "train" / name for name in ("00001.zip", "00000.zip"))
+    complete = shard.read_bytes()
+    flipped = bytearray(complete)
+    flipped[len(complete) // 2] ^= 1
+    for damaged in (b"", complete[:100], bytes(flipped), other.read_bytes()):
+        shard.write_bytes(damaged)
+        (tmp_path / "out" / "manifest.json").unlink()
         prepare(folder, tmp_path / "out", workers=2)
-    shard.unlink()
-    prepare(folder, tmp_path / "out")
+        assert shard.read_bytes() == complete
 
 
 def test_a_small_set_whose_held_out_image_is_bad_still_gets_a_validation_split(tmp_path):

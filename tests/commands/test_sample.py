@@ -26,6 +26,7 @@ from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.models import masked_prior
 from movq_cli.settings import SampleSettings
 from movq_cli.sources.open import open_source
+from tests.conftest import edit_header
 
 if TYPE_CHECKING:
     from tests.conftest import Movq
@@ -221,7 +222,7 @@ def test_files_of_another_program_are_not_changed(draw: Draw, tmp_path: Path) ->
         "new.npz": "did not make",
         "file": "is a file",
         "folder.zip": "is a folder",
-        "damaged": "not a manifest",
+        "damaged": "is damaged, or movq did not write it",
     }
     for name, words in refused.items():
         with pytest.raises(BadRequestError, match=words):
@@ -271,9 +272,7 @@ def test_a_finished_file_is_not_changed_and_another_number_of_images_refused(
 def test_a_run_can_be_resumed_with_other_versions_and_devices(draw: Draw, tmp_path: Path) -> None:
     draw("out", n=2)
     path = tmp_path / "out" / "manifest.json"
-    manifest = json.loads(path.read_text())
-    manifest["made_with"] = {"movq": "0", "torch": "0", "device": "cuda"}
-    path.write_text(json.dumps(manifest))
+    edit_header(path, made_with={"movq": "0", "torch": "0", "device": "cuda"})
     assert draw("out", n=3)["made"] == 1
 
 
@@ -283,14 +282,14 @@ def _kill(*_: object, **__: object) -> None:
 
 def _after(count: int, act: Callable[[], object]) -> Callable[..., None]:
     """Return a function that writes images, and calls `act` before it writes image number `count`."""
-    written: list[Path] = []
+    written: list[int] = []
     write = command._write
 
-    def counted(path: Path, image: Any) -> None:
+    def counted(target: sample_files.SampleFiles, index: int, image: Any) -> None:
         if len(written) == count:
             act()
-        written.append(path)
-        write(path, image)
+        written.append(index)
+        write(target, index, image)
 
     return counted
 

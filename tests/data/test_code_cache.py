@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,6 +17,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
+from movq_cli import digests
 from movq_cli.console import Console
 from movq_cli.data import blocks, code_cache, pixels
 from movq_cli.data.blocks import Arrays, Blocks
@@ -176,15 +178,16 @@ def test_a_cache_of_other_views_under_this_ones_name_is_refused(tmp_path: Path, 
         make(tmp_path / "tokens", model, split)
 
 
-def test_one_from_before_there_were_views_is_one_of_centre_crops(
-    tmp_path: Path, model: Tokenizer, split: Split
-) -> None:
-    make(tmp_path / "tokens", model, split)
+def test_a_cache_without_digests_is_refused_and_encoded_anew(tmp_path: Path, model: Tokenizer, split: Split) -> None:
+    made = make(tmp_path / "tokens", model, split)
     (header,) = (tmp_path / "tokens").glob("*/header.json")
     values = json.loads(header.read_text())
-    del values["view_settings"]
+    del values["digest"], values["files"]
     header.write_text(json.dumps(values))
-    assert len(make(tmp_path / "tokens", model, split)) == 12
+    with pytest.raises(BadRequestError, match=r"older version of movq: codes.npy has no digest. Remove the folder"):
+        make(tmp_path / "tokens", model, split)
+    shutil.rmtree(header.parent)
+    np.testing.assert_array_equal(make(tmp_path / "tokens", model, split).codes, made.codes)
 
 
 def test_one_that_another_command_is_making_is_left_to_it(tmp_path: Path, model: Tokenizer, split: Split) -> None:
@@ -213,10 +216,10 @@ def stopped_at_write(number: int) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         for module, name in (
-            (code_cache, "atomic_path"),
-            (code_cache, "atomic_write"),
+            (code_cache, "atomic_file"),
+            (digests, "write_header"),
             (code_cache, "_clear"),
-            (blocks, "atomic_path"),
+            (blocks, "atomic_file"),
         ):
             patch.setattr(module, name, stopping(getattr(module, name)))
         yield

@@ -71,6 +71,7 @@ def make(root, *, labelled=True, val=3):
         max_side=10,
         rejects=1,
         hash=content_hash(reports),
+        digests={name: report.digest for name, report in reports.items()},
     ).write(root)
     return reports
 

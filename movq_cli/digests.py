@@ -1,0 +1,264 @@
+"""Digests: a file that movq writes and reads again carries a hash of its content, which is checked when it is read.
+
+The hash is XXH3 with 128 bits, which is as fast as memory. It finds damage, but it is no protection against somebody
+who changes the digest as well. It stands in the file itself, as `xxh3-128:` and 32 hexadecimal digits, so that file and
+digest are always written together. It is the hash of the file in which these 32 digits are zeros. Its position depends
+on the format:
+
+    JSON, safetensors       a field at the beginning of the file (of the header)
+    zip, npz, checkpoint    the comment of the zip file, at its end
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+from typing import BinaryIO, TypeVar
+
+import xxhash
+from pydantic import ValidationError
+
+from movq_cli.errors import BadRequestError
+from movq_cli.files import atomic_file, atomic_write
+from movq_cli.settings import Settings
+
+HeaderT = TypeVar("HeaderT", bound="Header")
+
+_MARK = b"xxh3-128:"
+_DIGITS = 32
+_LENGTH = len(_MARK) + _DIGITS
+_ZEROS = b"0" * _DIGITS
+
+NO_DIGEST = (_MARK + _ZEROS).decode()
+"""The text that `write` and `append_to_zip` replace by the digest."""
+
+_HEAD_BYTES = 2**16  # bytes at the beginning of a file among which a digest is looked for
+_BLOCK_BYTES = 2**22  # bytes that are read at once
+_ZIP_END = b"PK\x05\x06"  # signature of the last record of a zip file, which has 22 bytes without a comment
+_ZIP_END_BYTES = 22
+
+
+class Header(Settings):
+    """The content of a JSON file that carries its digest."""
+
+    digest: str = NO_DIGEST
+    """Hash of the file, `xxh3-128:` and 32 hexadecimal digits, computed with zeros in place of these digits."""
+
+
+def write_header(path: Path, header: Header, *, concurrent: bool = False) -> None:
+    """Write a header as a JSON file with its digest.
+
+    Args:
+        path: File to create or replace.
+        header: Content of the file; the value of its `digest` does not matter.
+        concurrent: Whether several processes may write the file at once, as for `files.atomic_file`.
+
+    Raises:
+        FailureError: The file could not be written.
+    """
+    atomic_write(path, encode_header(header), concurrent=concurrent)
+
+
+def encode_header(header: Header) -> bytes:
+    """Return the content of the JSON file of a header, with its digest; the value of its `digest` does not matter."""
+    text = header.model_copy(update={"digest": NO_DIGEST}).model_dump_json(indent=2)
+    return with_digest(text.encode() + b"\n")
+
+
+def with_digest(data: bytes) -> bytes:
+    """Return the content of a file with its digest in place of the first `NO_DIGEST`."""
+    return data.replace(NO_DIGEST.encode(), of_bytes(data).encode(), 1)
+
+
+def read_header(path: Path, kind: type[HeaderT], remedy: str) -> HeaderT:
+    """Read a header from a JSON file and check its digest.
+
+    Args:
+        path: The file.
+        kind: Class of the header.
+        remedy: Sentence for the error that says what makes the file again.
+
+    Returns:
+        The header, whose `digest` is `NO_DIGEST` again.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        NotADirectoryError: A parent folder of the file does not exist.
+        BadRequestError: The file is damaged or cannot be read, or another version of movq wrote it.
+    """
+    try:
+        data = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        raise
+    except OSError as error:
+        raise BadRequestError(f"{path} cannot be read: {error.strerror}", remedy) from None
+    position = data.find(_MARK)
+    if position >= 0:
+        hasher = xxhash.xxh3_128()
+        _update(hasher, data, 0, position + len(_MARK))
+        if data[position + len(_MARK) : position + _LENGTH] != hasher.hexdigest().encode():
+            raise BadRequestError(f"{path} is damaged: its content does not fit its digest", remedy)
+    try:
+        header = kind.model_validate_json(data)
+    except ValidationError as error:
+        if position >= 0:  # The file is intact, so that another version must have written it.
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            message = f"{path} was written by another version of movq ({name}: {first['msg']})"
+            raise BadRequestError(message, remedy) from None
+        raise BadRequestError(f"{path} is damaged, or movq did not write it", remedy) from None
+    if position < 0 and header.digest != NO_DIGEST:
+        raise BadRequestError(f"{path} is damaged: its digest cannot be read", remedy)
+    return header.model_copy(update={"digest": NO_DIGEST})
+
+
+def of_file(path: Path) -> str:
+    """Return the digest of a complete file, for a file that cannot carry its own digest.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        return _MARK.decode() + _hash(file, None)
+
+
+def of_bytes(data: bytes) -> str:
+    """Return the digest of bytes."""
+    return _MARK.decode() + xxhash.xxh3_128_hexdigest(data)
+
+
+def write(path: Path, data: bytes, *, concurrent: bool = False) -> None:
+    """Write a file with its digest in place of the first `NO_DIGEST`.
+
+    Args:
+        path: File to create or replace.
+        data: Content of the file, which contains `NO_DIGEST`.
+        concurrent: Whether several processes may write the file at once, as for `files.atomic_file`.
+
+    Raises:
+        FailureError: The file could not be written.
+    """
+    position = data.index(NO_DIGEST.encode()) + len(_MARK)
+    with atomic_file(path, concurrent=concurrent) as file:
+        file.write(data)
+        file.seek(position)
+        file.write(xxhash.xxh3_128_hexdigest(data).encode())
+
+
+def append_to_zip(file: BinaryIO) -> None:
+    """Add the digest of a zip file as its comment.
+
+    Args:
+        file: The complete zip file without a comment, open for reading and writing.
+    """
+    end = file.seek(-_ZIP_END_BYTES, os.SEEK_END) + _ZIP_END_BYTES
+    record = file.read(_ZIP_END_BYTES)
+    assert record[:4] == _ZIP_END, "the zip file has a comment already"
+    file.seek(end - 2)
+    file.write(struct.pack("<H", _LENGTH) + NO_DIGEST.encode())
+    file.flush()
+    digest = _hash(file, None).encode()
+    file.seek(end + len(_MARK))
+    file.write(digest)
+
+
+def check(path: Path, remedy: str, *, required: bool = True) -> bool:
+    """Check the digest that a zip file, a checkpoint or a safetensors file carries.
+
+    Args:
+        path: The file.
+        remedy: Sentence for the error that says what makes the file again.
+        required: Whether a file without a digest is refused; otherwise another program may have written it.
+
+    Returns:
+        Whether the file carries a digest.
+
+    Raises:
+        BadRequestError: The file is missing, cannot be read, or is damaged.
+    """
+    try:
+        with path.open("rb") as file:
+            position = _find(file)
+            if position is None and not required:
+                return False
+            if position is not None:
+                file.seek(position)
+                stored = file.read(_DIGITS)
+                is_intact = _hash(file, position).encode() == stored
+    except OSError as error:
+        raise BadRequestError(f"{path} cannot be read: {error.strerror}", remedy) from None
+    if position is None:
+        raise BadRequestError(f"{path} is damaged or not a file of movq: it has no digest", remedy)
+    if not is_intact:
+        raise BadRequestError(f"{path} is damaged: its content does not fit its digest", remedy)
+    return True
+
+
+def check_file(path: Path, digest: str, remedy: str) -> None:
+    """Check a file whose digest is stored elsewhere, as `of_file` returned it.
+
+    Raises:
+        BadRequestError: The file is missing, cannot be read, or is damaged.
+    """
+    try:
+        is_intact = of_file(path) == digest
+    except OSError as error:
+        raise BadRequestError(f"{path} cannot be read: {error.strerror}", remedy) from None
+    if not is_intact:
+        raise BadRequestError(f"{path} is damaged: its content does not fit its digest", remedy)
+
+
+def stored_in(path: Path) -> str | None:
+    """Return the digest that a file carries without checking it; None if it carries none.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with path.open("rb") as file:
+        position = _find(file)
+        if position is None:
+            return None
+        file.seek(position)
+        return (_MARK + file.read(_DIGITS)).decode()
+
+
+def _find(file: BinaryIO) -> int | None:
+    """Return the offset of the digest's digits, or None if the file carries no digest."""
+    size = file.seek(0, os.SEEK_END)
+    start = max(0, size - _LENGTH)
+    file.seek(start)
+    if (tail := file.read(_LENGTH)).startswith(_MARK) and _is_hexadecimal(tail[len(_MARK) :]):
+        return start + len(_MARK)
+    file.seek(0)
+    head = file.read(_HEAD_BYTES)
+    if head.startswith(b"PK"):  # A member of the zip file may carry a digest of its own.
+        return None
+    position = head.find(_MARK) + len(_MARK)
+    return position if position >= len(_MARK) and _is_hexadecimal(head[position : position + _DIGITS]) else None
+
+
+def _is_hexadecimal(digits: bytes) -> bool:
+    return len(digits) == _DIGITS and not digits.strip(b"0123456789abcdef")
+
+
+def _hash(file: BinaryIO, position: int | None) -> str:
+    """Return the hash of a file, with zeros in place of the digits at an offset; None = nothing is replaced."""
+    hasher = xxhash.xxh3_128()
+    block = bytearray(_BLOCK_BYTES)
+    offset = file.seek(0)
+    while length := file.readinto(block):  # type: ignore[attr-defined]
+        _update(hasher, memoryview(block)[:length], offset, position)
+        offset += length
+    return hasher.hexdigest()
+
+
+def _update(hasher: xxhash.xxh3_128, data: bytes | memoryview, offset: int, position: int | None) -> None:
+    """Hash the bytes of a file from an offset on, with zeros in place of the digits at `position`."""
+    view = memoryview(data)
+    if position is not None:
+        start, stop = (min(max(edge - offset, 0), len(view)) for edge in (position, position + _DIGITS))
+        hasher.update(view[:start])
+        hasher.update(_ZEROS[: stop - start])
+        view = view[stop:]
+    hasher.update(view)

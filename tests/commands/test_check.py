@@ -1,0 +1,127 @@
+"""`movq check` finds every damaged file of a run, a prepared set, a cache and samples, and its remedies work."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from movq_cli.commands.check import check
+from movq_cli.console import Console
+from movq_cli.errors import BadRequestError, FailureError
+from tests.conftest import Movq, run_movq
+
+WITHOUT_DIGEST = {"settings.yaml", "log.jsonl", "rejects.jsonl", "plan.json", "tiny.yaml"}
+"""Files that are only written, that a person may edit, or that are compared with what the command would write."""
+
+
+@pytest.fixture(scope="module")
+def everything(trained_once: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a prepared set, runs of both stages, caches, and samples in two forms; it must not be changed."""
+    folder = tmp_path_factory.mktemp("everything") / "all"
+    shutil.copytree(trained_once, folder)
+    shutil.rmtree(folder / "pictures")
+    for out in ("samples", "samples.zip"):
+        run_movq(folder, "sample", out, "--n", "3", "--run", "runs/tiny-prior")
+    return folder
+
+
+@pytest.fixture
+def copy(everything: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(everything, tmp_path / "all")
+
+
+def files_with_digest(folder: Path) -> list[Path]:
+    return sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and path.name not in WITHOUT_DIGEST and not {"pictures", "tensorboard"} & set(path.parts)
+    )
+
+
+def errors(path: Path, capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Check a path, and return the errors that are found."""
+    try:
+        check(path, workers=2, console=Console(as_json=True, quiet=True))
+    except FailureError:
+        found: list[str] = json.loads(capsys.readouterr().out)["errors"]
+        assert found
+        return found
+    assert not json.loads(capsys.readouterr().out)["errors"]
+    return []
+
+
+DAMAGES: dict[str, Callable[[bytes], bytes]] = {
+    "flipped bit": lambda data: data[: len(data) // 3] + bytes([data[len(data) // 3] ^ 4]) + data[len(data) // 3 + 1 :],
+    "truncated by one byte": lambda data: data[:-1],
+    "half": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+    "appended": lambda data: data + b"\0",
+    "other content": lambda data: b"{}",
+}
+
+
+def test_undamaged_folders_and_files_have_no_errors(everything: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert errors(everything, capsys) == []
+    for name in ("data", "runs", "runs/tiny-vq", "runs/tiny-vq/tokens", "samples", "samples.zip"):
+        assert errors(everything / name, capsys) == []
+    assert errors(everything / "runs/tiny-prior/prior.safetensors", capsys) == []
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_each_damaged_file_is_named(copy: Path, damage: str, capsys: pytest.CaptureFixture[str]) -> None:
+    files = files_with_digest(copy)
+    assert {path.suffix for path in files} >= {".json", ".safetensors", ".pt", ".npy", ".zip", ".png"}
+    for path in files:
+        content = path.read_bytes()
+        path.write_bytes(DAMAGES[damage](content))
+        found = errors(copy, capsys)
+        assert any(path.name in error for error in found), (path, found)
+        assert all("\n" not in error for error in found)
+        path.write_bytes(content)
+    assert errors(copy, capsys) == []
+
+
+def test_a_missing_file_is_named(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("codes.npy", "labels.npy", "checkpoint.pt", "000001.png", "00000.zip"):
+        (path, *_) = sorted(copy.rglob(name))
+        content = path.read_bytes()
+        path.unlink()
+        assert any(name in error for error in errors(copy, capsys)), name
+        path.write_bytes(content)
+
+
+def test_a_shard_and_an_image_of_another_set_are_found(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(copy / "data/val/00000.zip", copy / "data/train/00000.zip")
+    shutil.copy(copy / "samples/000000.png", copy / "samples/000001.png")
+    found = errors(copy, capsys)
+    assert any("000001.png" in error for error in found)
+    assert any(str(copy / "data") in error for error in found)
+
+
+def test_a_folder_with_nothing_to_check_is_a_bad_request(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a")
+    for path in (tmp_path, tmp_path / "none", tmp_path / "a.txt"):
+        with pytest.raises(BadRequestError, match=str(path)):
+            check(path, workers=1, console=Console(quiet=True))
+
+
+@pytest.mark.processes
+@pytest.mark.slow
+def test_the_command_ends_with_1_and_names_the_remedy_which_works(copy: Path, movq: Movq) -> None:
+    image = copy / "samples" / "000001.png"
+    content = image.read_bytes()
+    image.write_bytes(content[:-20])
+    done = movq("check", copy, code=1)
+    assert done.stdout == f"{copy}\t{files_of(done.stdout)} files: 1 errors\n"
+    assert f"{image} is missing or damaged. Run `movq sample` again with the same options" in done.stderr
+    run_movq(copy, "sample", "samples", "--n", "3", "--run", "runs/tiny-prior")
+    assert image.read_bytes() == content
+    assert movq("check", copy).stdout.endswith("no errors\n")
+
+
+def files_of(line: str) -> int:
+    return int(line.split("\t")[1].split(maxsplit=1)[0])
