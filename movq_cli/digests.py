@@ -7,6 +7,7 @@ on the format:
 
     JSON, safetensors       a field at the beginning of the file (of the header)
     zip, npz, checkpoint    the comment of the zip file, at its end
+    npy of code maps        behind the array, at the end of the file
 """
 
 from __future__ import annotations
@@ -87,30 +88,47 @@ def read_header(path: Path, kind: type[HeaderT], remedy: str) -> HeaderT:
         NotADirectoryError: A parent folder of the file does not exist.
         BadRequestError: The file is damaged or cannot be read, or another version of movq wrote it.
     """
+    data, has_digest = read_json(path, remedy)
+    try:
+        header = kind.model_validate_json(data)
+    except ValidationError as error:
+        if has_digest:  # The file is intact, so that another version must have written it.
+            first = error.errors()[0]
+            name = ".".join(map(str, first["loc"]))
+            message = f"{path} was written by another version of movq ({name}: {first['msg']})"
+            raise BadRequestError(message, remedy) from None
+        raise BadRequestError(f"{path} is damaged, or movq did not write it", remedy) from None
+    if not has_digest and header.digest != NO_DIGEST:
+        raise BadRequestError(f"{path} is damaged: its digest cannot be read", remedy)
+    return header.model_copy(update={"digest": NO_DIGEST})
+
+
+def read_json(path: Path, remedy: str) -> tuple[bytes, bool]:
+    """Return the content of a JSON file, and whether it carries a digest, which is then checked.
+
+    Args:
+        path: The file.
+        remedy: Sentence for the error that says what makes the file again.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        NotADirectoryError: A parent folder of the file does not exist.
+        BadRequestError: The file is damaged or cannot be read.
+    """
     try:
         data = path.read_bytes()
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
         raise BadRequestError(f"{path} cannot be read: {error.strerror}", remedy) from None
-    position = data.find(_MARK)
-    if position >= 0:
-        hasher = xxhash.xxh3_128()
-        _update(hasher, data, 0, position + len(_MARK))
-        if data[position + len(_MARK) : position + _LENGTH] != hasher.hexdigest().encode():
-            raise BadRequestError(f"{path} is damaged: its content does not fit its digest", remedy)
-    try:
-        header = kind.model_validate_json(data)
-    except ValidationError as error:
-        if position >= 0:  # The file is intact, so that another version must have written it.
-            first = error.errors()[0]
-            name = ".".join(map(str, first["loc"]))
-            message = f"{path} was written by another version of movq ({name}: {first['msg']})"
-            raise BadRequestError(message, remedy) from None
-        raise BadRequestError(f"{path} is damaged, or movq did not write it", remedy) from None
-    if position < 0 and header.digest != NO_DIGEST:
-        raise BadRequestError(f"{path} is damaged: its digest cannot be read", remedy)
-    return header.model_copy(update={"digest": NO_DIGEST})
+    position = data.find(_MARK) + len(_MARK)
+    if position < len(_MARK):
+        return data, False
+    hasher = xxhash.xxh3_128()
+    _update(hasher, data, 0, position)
+    if data[position : position + _DIGITS] != hasher.hexdigest().encode():
+        raise BadRequestError(f"{path} is damaged: its content does not fit its digest", remedy)
+    return data, True
 
 
 def of_file(path: Path) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from movq_cli import digests
 from movq_cli.console import Console
 from movq_cli.errors import BadRequestError
 from movq_cli.evaluation import cautions, codebook, metrics
@@ -42,15 +43,15 @@ def tabulate(files: Sequence[str], console: Console) -> None:
 
 
 def _read(path: Path) -> dict[str, Any]:
+    remedy = "Make one with `movq evaluate REAL FAKE --out FILE`."
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = json.loads(digests.read_json(path, remedy)[0])
         if not isinstance(result["protocol"], dict):
             raise TypeError("its protocol is not an object")
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
-        remedy = "Make one with `movq evaluate REAL FAKE --out FILE`."
         raise BadRequestError(f"{path} is not a result of `movq evaluate` ({reason})", remedy) from None
-    return dict(result)
+    return {name: value for name, value in result.items() if name != "digest"}
 
 
 def _format(key: str, row: dict[str, Any]) -> str:

@@ -14,12 +14,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from movq_cli import checkpoints, devices, runs
+from movq_cli import checkpoints, devices, digests, runs
 from movq_cli.console import Console, Progress
 from movq_cli.data import pixels
 from movq_cli.data.coding import decode_batch, encode_batch
 from movq_cli.data.images import BadImageError, encode_png
 from movq_cli.data.shards import SplitName
+from movq_cli.digests import NO_DIGEST
 from movq_cli.errors import BadRequestError
 from movq_cli.evaluation import extractors, paired
 from movq_cli.evaluation.metrics import load_scorers
@@ -178,6 +179,7 @@ def read_map(path: Path, settings: TokenizerSettings) -> NDArray[np.integer[Any]
     Raises:
         BadRequestError: The file does not contain codes of this tokenizer.
     """
+    digests.check(path, "Make it again with `movq reconstruct --codes`.", required=False)
     try:
         codes = np.load(path, allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
@@ -194,7 +196,7 @@ def read_map(path: Path, settings: TokenizerSettings) -> NDArray[np.integer[Any]
 def _encode_npy(codes: Tensor) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, codes.numpy().astype(np.uint16))
-    return buffer.getvalue()
+    return digests.with_digest(buffer.getvalue() + NO_DIGEST.encode())  # Readers of arrays ignore what follows them.
 
 
 def _decode_readable(images: Source, unreadable: list[str], progress: Progress) -> Iterator[tuple[int, Tensor]]:

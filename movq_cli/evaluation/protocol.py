@@ -11,7 +11,9 @@ from typing import Any
 
 import torch
 
+from movq_cli import digests
 from movq_cli.console import Console
+from movq_cli.digests import NO_DIGEST
 from movq_cli.evaluation import metrics, pretrained
 from movq_cli.evaluation.metric import MetricValues
 from movq_cli.evaluation.pretrained import Network
@@ -95,4 +97,5 @@ def report(values: MetricValues, protocol: dict[str, Any], out: Path | None, con
         rows.append([key, "inf" if value is None else f"{value:.6g}", *beside, protocol["variants"][key]])
     console.table(result, columns, rows)
     if out is not None:
-        atomic_write(out, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
+        text = json.dumps({"digest": NO_DIGEST, **result}, indent=2, allow_nan=False) + "\n"
+        atomic_write(out, digests.with_digest(text.encode()))

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from movq_cli.commands.check import check
@@ -125,3 +126,24 @@ def test_the_command_ends_with_1_and_names_the_remedy_which_works(copy: Path, mo
 
 def files_of(line: str) -> int:
     return int(line.split("\t")[1].split(maxsplit=1)[0])
+
+
+def test_a_changed_digit_in_a_result_and_a_changed_code_are_found(copy: Path, tmp_path: Path, movq: Movq) -> None:
+    result, codes = tmp_path / "result.json", tmp_path / "codes" / "000000.npy"
+    movq("reconstruct", copy / "samples", "again", "--run", copy / "runs/tiny-vq", "--codes", "codes")
+    movq("evaluate", "--psnr", copy / "samples", "again", "--crop", "16", "--out", result)
+    assert json.loads(result.read_text())["digest"].startswith("xxh3-128:")
+    assert "digest" not in movq("evaluate", "--table", result, "--json").stdout
+    result.write_text(result.read_text().replace('"psnr": ', '"psnr": 1', 1))
+    assert f"{result} is damaged" in movq("evaluate", "--table", result, code=2).stderr
+    assert np.load(codes).shape == (8, 8, 1) == np.load(codes, mmap_mode="r").shape
+    movq("reconstruct", "codes", "decoded", "--run", copy / "runs/tiny-vq")
+    changed = np.load(codes)
+    changed[0, 0, 0] ^= 1
+    content = codes.read_bytes()
+    codes.write_bytes(content.replace(np.load(codes).tobytes(), changed.tobytes()))
+    assert (
+        "000000.npy is damaged" in movq("reconstruct", "codes", "other", "--run", copy / "runs/tiny-vq", code=2).stderr
+    )
+    np.save(codes, changed)  # Another program has written it.
+    movq("reconstruct", "codes", "other", "--run", copy / "runs/tiny-vq")
