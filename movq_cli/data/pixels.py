@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
-from torchvision.utils import make_grid
 
 from movq_cli.data.images import encode_png
 from movq_cli.files import atomic_write
+
+_LINE = 2  # width of the lines between the images of a grid, pixels
 
 
 def from_array(pixels: NDArray[np.uint8]) -> Tensor:
@@ -45,10 +46,23 @@ def save_grid(path: Path, pixels: Tensor, columns: int, scale: int = 1) -> None:
         columns: Number of images in a row.
         scale: Factor by which the images are enlarged.
     """
-    grid = make_grid(pixels, nrow=columns, padding=2, pad_value=255)
+    grid = _grid(pixels, columns)
     if scale > 1:
         grid = F.interpolate(grid[None].float(), scale_factor=float(scale), mode="nearest")[0].to(torch.uint8)
     atomic_write(path, encode_png(to_image(grid)))
+
+
+def _grid(pixels: Tensor, columns: int) -> Tensor:
+    """Return images [B, 3, H, W] as one picture with white lines of two pixels around them.
+
+    torchvision's `make_grid` does the same, but importing torchvision takes as long as importing torch.
+    """
+    columns = min(columns, len(pixels))
+    rows = -(-len(pixels) // columns)
+    framed = F.pad(pixels, (_LINE, 0, _LINE, 0, 0, 0, 0, rows * columns - len(pixels)), value=255)
+    _, channels, height, width = framed.shape
+    picture = framed.view(rows, columns, channels, height, width).permute(2, 0, 3, 1, 4)
+    return F.pad(picture.reshape(channels, rows * height, columns * width), (0, _LINE, 0, _LINE), value=255)
 
 
 def evenly_spaced(total: int, limit: int) -> list[int]:
