@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from movq_cli.data import png
-from movq_cli.data.images import BadImageError, decode
+from movq_cli.data.images import MAX_PIXELS, BadImageError, decode
 from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.files import PositionalFiles, atomic_path, atomic_write, sha256
 from movq_cli.settings import Settings
@@ -94,6 +94,7 @@ class DatasetManifest(Settings):
     background: tuple[int, int, int]
     orientation: bool
     compression: png.Compression = "zlib"
+    max_pixels: int = MAX_PIXELS  # largest number of pixels of a source image
     drop_duplicates: bool = False
     counts: dict[SplitName, int]  # number of images
     shards: dict[SplitName, int]  # number of shards
