@@ -8,6 +8,7 @@ the file alone. A training state is a file that torch.save wrote, with tensors a
 from __future__ import annotations
 
 import pickle
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -16,10 +17,11 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from movq_cli import digests
 from movq_cli.digests import NO_DIGEST, Header
-from movq_cli.errors import BadRequestError
+from movq_cli.errors import BadRequestError, MovqError
 from movq_cli.files import atomic_file
 from movq_cli.models import priors
 from movq_cli.models.priors import CodePrior
@@ -78,7 +80,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """
     tensors, text = _read_weights(path)
     header = _header(path, text, TokenizerHeader)
-    return _with_weights(path, Tokenizer(header.vq), tensors)
+    return _with_weights(path, lambda: Tokenizer(header.vq), tensors)
 
 
 def load_prior(path: Path) -> tuple[CodePrior, PriorHeader]:
@@ -89,7 +91,7 @@ def load_prior(path: Path) -> tuple[CodePrior, PriorHeader]:
     """
     tensors, text = _read_weights(path)
     header = _header(path, text, PriorHeader)
-    return _with_weights(path, priors.build(header.prior, header.shape), tensors), header
+    return _with_weights(path, lambda: priors.build(header.prior, header.shape), tensors), header
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -174,11 +176,49 @@ def _header(path: Path, text: str, kind: type[HeaderT]) -> HeaderT:
         raise BadRequestError(f"{path} is not a {model} that this version of movq wrote") from None
 
 
-def _with_weights(path: Path, model: ModelT, tensors: dict[str, Tensor]) -> ModelT:
-    """Load tensors into a model, and return it in eval mode."""
+def _with_weights(path: Path, build: Callable[[], ModelT], tensors: dict[str, Tensor]) -> ModelT:
+    """Build a model whose parameters are the tensors of a file, in eval mode.
+
+    The model gets memory only after the shapes of its parameters, which follow from the settings in the file, have been
+    compared with the tensors in the file: the settings can be those of a model of any size.
+    """
     try:
-        model.load_state_dict(tensors)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise BadRequestError(f"{path} does not fit its own settings: {reason}") from None
+        with torch.device("meta"), _WithoutInitialization():
+            expected = {name: tensor.shape for name, tensor in build().state_dict().items()}
+    except (MovqError, RuntimeError) as error:
+        raise BadRequestError(f"the settings in {path} are those of no model: {error}") from None
+    problem = _shape_problem(expected, {name: tensor.shape for name, tensor in tensors.items()})
+    if problem is not None:
+        raise BadRequestError(f"{path} does not fit its own settings: {problem}")
+    model = build()
+    model.load_state_dict(tensors)
     return model.eval()
+
+
+class _WithoutInitialization(TorchFunctionMode):
+    """Skips the functions of `nn.init`: on the meta device there are no values, and some would import a compiler."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - the result of any function of torch
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def _shape_problem(expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -> str | None:
+    """Return the first difference between the shapes of a model and those in a file; None if there is none."""
+    for name in sorted(expected.keys() | found.keys()):
+        by_settings, in_file = expected.get(name), found.get(name)
+        if by_settings != in_file:
+            return f"{name} is {_describe(in_file)} in the file, and {_describe(by_settings)} by the settings"
+    return None
+
+
+def _describe(shape: torch.Size | None) -> str:
+    return "missing" if shape is None else str(list(shape))

@@ -13,6 +13,14 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=1, le=2**14)]
+"""Side of an image or of a code map. The upper bounds are far beyond all models: they protect against damaged files."""
+
+Channels = Annotated[int, Field(ge=1, le=2**16)]
+Depth = Annotated[int, Field(ge=1, le=2**6)]
+Parts = Annotated[int, Field(ge=1, le=2**10)]
+"""Number of layers, heads or chunks."""
+
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]
 
@@ -67,16 +75,18 @@ class ModulationSettings(Settings):
 class TokenizerSettings(Settings):
     """The architecture of stage 1: encoder and decoder of VQGAN, quantizer and modulation of MoVQ (section 3.1)."""
 
-    resolution: Positive = Field(256, description="side of the training images, in pixels")
-    channels: Positive = Field(128, description="number of channels at the finest level, before the multipliers")
-    multipliers: tuple[Positive, ...] = Field(
-        (1, 1, 2, 2, 4), description="channels of each level over `channels`, finest first"
+    resolution: Side = Field(256, description="side of the training images, in pixels")
+    channels: Channels = Field(128, description="number of channels at the finest level, before the multipliers")
+    multipliers: tuple[Depth, ...] = Field(
+        (1, 1, 2, 2, 4), max_length=14, description="channels of each level over `channels`, finest first"
     )
-    blocks: Positive = Field(2, description="residual blocks in each level of the encoder; the decoder has one more")
-    attention_resolutions: tuple[Positive, ...] = Field((16,), description="feature map sides with self-attention")
-    z_channels: Positive = Field(256, description="output channels of the encoder")
-    embed_dim: Positive = Field(256, description="channels of the quantized map, all chunks together")
-    chunks: Positive = Field(4, description="number of chunks of the channels, each coded by the shared codebook")
+    blocks: Depth = Field(2, description="residual blocks in each level of the encoder; the decoder has one more")
+    attention_resolutions: tuple[Side, ...] = Field(
+        (16,), max_length=14, description="feature map sides with self-attention"
+    )
+    z_channels: Channels = Field(256, description="output channels of the encoder")
+    embed_dim: Channels = Field(256, description="channels of the quantized map, all chunks together")
+    chunks: Parts = Field(4, description="number of chunks of the channels, each coded by the shared codebook")
     codebook_size: int = Field(1024, ge=2, le=65536, description="number of entries of the codebook, K")
     quantizer: str = Field("vq", description="quantizer between encoder and decoder: vq = nearest codebook entry")
     initial_feature: Literal["quantized", "sinusoid", "constant", "fourier", "projected"] = Field(
@@ -143,9 +153,9 @@ class TokenizerSettings(Settings):
 class CodeShape(Settings):
     """The shape of the codes of one image: h x w positions, c codes at each position, K possible values of a code."""
 
-    height: Positive
-    width: Positive
-    chunks: Positive
+    height: Side
+    width: Side
+    chunks: Parts
     codebook_size: int = Field(ge=2, le=65536)
 
     @property
@@ -171,11 +181,13 @@ class PriorSettings(Settings):
         "mask",
         description="decoding: mask = in parallel, auto = autoregressive, depth = by a depth transformer",
     )
-    layers: Positive = Field(24, description="transformer blocks; with mode=depth, 2 of them run over the chunks")
-    heads: Positive = Field(16, description="number of attention heads")
-    width: Positive = Field(1024, description="width of the embeddings")
-    hidden: Positive = Field(4096, description="hidden width of the MLP in each block")
-    classes: int = Field(0, ge=0, description="number of classes on which the prior is conditioned; 0 = unconditional")
+    layers: Parts = Field(24, description="transformer blocks; with mode=depth, 2 of them run over the chunks")
+    heads: Parts = Field(16, description="number of attention heads")
+    width: Channels = Field(1024, description="width of the embeddings")
+    hidden: Annotated[int, Field(ge=1, le=2**20)] = Field(4096, description="hidden width of the MLP in each block")
+    classes: int = Field(
+        0, ge=0, le=65536, description="number of classes on which the prior is conditioned; 0 = unconditional"
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -265,8 +277,8 @@ class TrainVQSettings(TrainSettings):
         0, description="start of the adversarial loss: a step (30001), '3 epochs', or '50%' of the run"
     )
     discriminator_ramp: int = Field(0, ge=0, description="steps over which that loss then rises to its weight")
-    discriminator_channels: Positive = Field(64, description="channels of the discriminator's first layer (PatchGAN)")
-    discriminator_layers: Positive = Field(3, description="number of strided layers of the discriminator")
+    discriminator_channels: Channels = Field(64, description="channels of the discriminator's first layer (PatchGAN)")
+    discriminator_layers: Depth = Field(3, description="number of strided layers of the discriminator")
 
     def discriminator_step(self, steps: int, steps_per_epoch: int) -> int:
         """Return the first step with the adversarial loss.
@@ -301,7 +313,7 @@ class TrainPriorSettings(TrainSettings):
 class SampleSettings(Settings):
     """The settings of sampling from a prior. Each field is also an option of `movq sample`, which takes precedence."""
 
-    steps: Positive = Field(8, description="number of decoding steps of a masked prior")
+    steps: Annotated[int, Field(ge=1, le=2**20)] = Field(8, description="number of decoding steps of a masked prior")
     temperature: float = Field(1.0, gt=0, description="temperature of the codes' distributions; 1 = as learned")
     top_k: Positive | None = Field(None, description="draw only among this many most likely codes; null = all codes")
     top_p: float = Field(

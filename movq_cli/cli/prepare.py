@@ -71,6 +71,16 @@ Compression = Annotated[
     ),
 ]
 
+MaxPixels = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        help="Reject images with more pixels. An image that is decoded takes up to 16 bytes of memory a pixel in each "
+        "worker. [default: 134217728]",
+        show_default=False,
+    ),
+]
+
 Workers = Annotated[
     int | None, typer.Option(min=0, help="Number of processes. [default: one per core]", show_default=False)
 ]
@@ -107,6 +117,7 @@ def prepare(
     labels: Labels = True,
     orientation: Orientation = True,
     compression: Compression = "none",
+    max_pixels: MaxPixels = None,
     workers: Workers = None,
     drop_duplicates: DropDuplicates = False,
     shard: Shard = None,
@@ -132,10 +143,11 @@ def prepare(
     from movq_cli.commands import prepare as command
     from movq_cli.commands.prepare_plan import Preprocessing
 
+    limit = {} if max_pixels is None else {"max_pixels": max_pixels}
     request = command.PrepareRequest(
         source,
         out or Path("data") / Path(source).resolve().stem.removesuffix(".tar"),
-        Preprocessing(size, square, upscale, _color(background), orientation, _compression(compression)),
+        Preprocessing(size, square, upscale, _color(background), orientation, _compression(compression), **limit),
         val=val,
         val_list=val_list,
         val_labels=val_labels,

@@ -7,13 +7,21 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from movq_cli.data import png
-from movq_cli.data.images import FILTER, BadImageError, center_crop, decode, resize_short_side
+from movq_cli.data.images import (
+    FILTER,
+    MAX_PIXELS,
+    BadImageError,
+    center_crop,
+    check_stored_size,
+    decode,
+    resize_short_side,
+)
 from movq_cli.data.shards import (
     SHARD_IMAGES,
     SPLITS,
@@ -50,6 +58,8 @@ class Preprocessing:
     """Whether images are turned upright as their EXIF data says."""
     compression: png.Compression = "none"
     """Compression of the stored PNG files."""
+    max_pixels: int = MAX_PIXELS
+    """Largest number of pixels of a source image; larger ones are rejected."""
 
     def apply(self, data: bytes) -> Image.Image:
         """Decode, resize and crop an image file.
@@ -57,10 +67,16 @@ class Preprocessing:
         Raises:
             BadImageError: The image cannot be used; the text says why.
         """
-        image = decode(data, background=self.background, orientation=self.orientation)
+        image = decode(data, background=self.background, orientation=self.orientation, max_pixels=self.max_pixels)
         size = self.size or min(DEFAULT_MAX_SIDE, *image.size)
         image = resize_short_side(image, size, upscale=self.upscale)
-        return center_crop(image, size) if self.square else image
+        image = center_crop(image, size) if self.square else image
+        check_stored_size(*image.size)
+        return image
+
+    def as_settings(self) -> dict[str, Any]:
+        """Return the settings by name; without the limit of pixels unless it is changed, as in plans without it."""
+        return {name: value for name, value in asdict(self).items() if name != "max_pixels" or value != MAX_PIXELS}
 
     def accepts(self, source: Source, index: int) -> bool:
         """Return whether an image of a source can be used."""
@@ -132,7 +148,7 @@ class Plan:
             "format": 1,
             "source": str(path.resolve()) if path.exists() else self.source.location,
             "filter": FILTER,
-            **asdict(self.preprocessing),
+            **self.preprocessing.as_settings(),
             "drop_duplicates": self.duplicates is not None,
         }
         content = [

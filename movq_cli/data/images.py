@@ -14,6 +14,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
+from movq_cli.data import png_chunks
+
 FILTER = "lanczos"
 """The antialiasing filter of every resize; another filter changes FID by as much as one point."""
 
@@ -23,8 +25,11 @@ _PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk of every PNG file
 MAX_PIXELS = 2**27
 """Largest number of pixels of an image: 134 million are 512 MiB as RGBA, and a worker has a few such arrays at once.
 
-A photograph of 108 megapixels is below it, and it is below Pillow's own limit.
+A photograph of 108 megapixels is below it, and it is below Pillow's own limit. `movq prepare --max-pixels` raises it.
 """
+
+MAX_SCANS = 500
+"""Largest number of scans of a JPEG. Ten are usual; each one takes as long as decoding the complete image."""
 
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"]) | {
     ".jp2",
@@ -38,6 +43,8 @@ IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", "
 
 # The formats are listed, because Pillow would also run Ghostscript on an EPS file and read nearly any bytes as a TGA.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF")
+
+_JPEG_START, _JPEG_SCAN = b"\xff\xd8", b"\xff\xda"  # markers; the second one stands before each scan
 
 _ORIENTATION = 0x0112  # EXIF tag
 _UPRIGHT = {
@@ -58,41 +65,60 @@ class BadImageError(ValueError):
     """An image cannot be used; the text is the reason in a few words."""
 
 
-def decode(data: bytes, *, background: tuple[int, int, int] = (255, 255, 255), orientation: bool = True) -> Image.Image:
+def decode(
+    data: bytes,
+    *,
+    background: tuple[int, int, int] = (255, 255, 255),
+    orientation: bool = True,
+    max_pixels: int = MAX_PIXELS,
+) -> Image.Image:
     """Decode an image file, or the first frame of an animation.
 
     Args:
         data: Bytes of the file; the content decides the format, not the suffix.
         background: Color that transparent pixels are composited over, RGB in 0..255.
         orientation: Whether the image is turned upright as its EXIF data says. (Pillow always does so for TIFF.)
+        max_pixels: Largest number of pixels that is decoded.
 
     Returns:
         An RGB image with 8 bits per channel, without metadata.
 
     Raises:
         BadImageError: The file is not an image, is damaged, has an unknown range of values, or has more pixels than
-            `MAX_PIXELS`.
+            `max_pixels`.
     """
     if not data:
         raise BadImageError("empty file")
+    _raise_pillows_limit(max_pixels)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            image = Image.open(io.BytesIO(data), formats=_formats())
-            _check_size(*image.size)
+            image = _open(data)
+            _check_size(*image.size, max_pixels)
             image.load()
+            _check_size(*image.size, max_pixels)  # a frame can be larger than the canvas that the header declares
             rgb = _to_rgb(image, background)
             turn = _exif_turn(image) if orientation else None
         except (BadImageError, MemoryError):
             raise  # too little memory is no property of the image: skipping it would make the set depend on the machine
         except Image.DecompressionBombError:
-            raise BadImageError(f"more than {MAX_PIXELS} pixels") from None
+            raise BadImageError(_too_many("the number of its pixels", max_pixels)) from None
         except UnidentifiedImageError:
             raise BadImageError("not an image") from None
         except Exception as error:
             # Pillow's parsers raise nearly every type of exception for damaged bytes.
             raise BadImageError(_reason(error)) from None
     return rgb if turn is None else rgb.transpose(turn)
+
+
+def check_stored_size(width: int, height: int) -> None:
+    """Refuse an image that is too large to be stored: those who read it apply the usual limit.
+
+    Raises:
+        BadImageError: It has more pixels than `MAX_PIXELS`.
+    """
+    if width * height > MAX_PIXELS:
+        raise BadImageError(f"{width} x {height} pixels is more than {MAX_PIXELS}, the limit of a resized image")
 
 
 def resize_short_side(image: Image.Image, size: int, *, upscale: bool) -> Image.Image:
@@ -116,7 +142,7 @@ def resize_short_side(image: Image.Image, size: int, *, upscale: bool) -> Image.
     if short < size and not upscale:
         raise BadImageError(f"too small: {image.width} x {image.height} pixels, short side below {size}")
     width, height = (size if side == short else round(side * size / short) for side in image.size)
-    _check_size(width, height)
+    check_stored_size(width, height)
     return image.resize((width, height), Image.Resampling[FILTER.upper()])
 
 
@@ -171,9 +197,28 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def _check_size(width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise BadImageError(f"{width} x {height} pixels is more than {MAX_PIXELS}")
+def _open(data: bytes) -> Image.Image:
+    """Open an image without decoding it, and without what can make that take memory or time beyond its pixels."""
+    if data.startswith(png_chunks.SIGNATURE):
+        data = png_chunks.without_metadata(data)
+    elif data.startswith(_JPEG_START) and data.count(_JPEG_SCAN) > MAX_SCANS:
+        raise BadImageError(f"more than {MAX_SCANS} scans")
+    return Image.open(io.BytesIO(data), formats=_formats())
+
+
+def _raise_pillows_limit(max_pixels: int) -> None:
+    """Raise Pillow's own limit if it is lower. Pillow has one limit for all threads, so it is never lowered again."""
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > 2 * Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if width * height > max_pixels:
+        raise BadImageError(_too_many(f"{width} x {height} pixels", max_pixels))
+
+
+def _too_many(subject: str, max_pixels: int) -> str:
+    return f"{subject} is more than {max_pixels}, the limit that `movq prepare --max-pixels` raises"
 
 
 def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:

@@ -16,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from movq_cli.data.images import MAX_PIXELS, BadImageError
+from movq_cli.data.png_chunks import SIGNATURE, chunks
 
 Compression = Literal["none", "zlib"]
 
 _NO_FILTER, _UP = 0, 2  # numbers of the two filters in the PNG standard
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_BEFORE_SIZE = _SIGNATURE + b"\0\0\0\rIHDR"  # the signature, and the length and type of the header
+_BEFORE_SIZE = SIGNATURE + b"\0\0\0\rIHDR"  # the signature, and the length and type of the header
 _RGB_8 = b"\x08\x02\x00\x00\x00"  # bit depth, color type, and three zeros: deflate, the five filters, not interlaced
 _HEADER = slice(12, 29)  # type and body of the header chunk; its CRC-32 follows
 _IMAGE_OFFSET = 41  # bytes of the signature, the header, and the length and type of the only chunk of image data
@@ -50,7 +50,7 @@ def encode(pixels: NDArray[np.uint8], compression: Compression) -> bytes:
     data = rows.tobytes()
     packed = _stored(data) if compression == "none" else zlib.compress(data, level=1)
     header = struct.pack(">II", width, height) + _RGB_8
-    return b"".join([_SIGNATURE, *_chunk(b"IHDR", header), *_chunk(b"IDAT", packed), *_chunk(b"IEND", b"")])
+    return b"".join([SIGNATURE, *_chunk(b"IHDR", header), *_chunk(b"IDAT", packed), *_chunk(b"IEND", b"")])
 
 
 def decode(data: bytes) -> NDArray[np.uint8] | None:
@@ -92,17 +92,15 @@ def check(data: bytes) -> None:
     Raises:
         BadImageError: A chunk is damaged, or the file is truncated.
     """
-    view, position = memoryview(data), len(_SIGNATURE)
-    if data[:position] != _SIGNATURE:
+    if not data.startswith(SIGNATURE):
         return
     kind = b""
-    while kind != b"IEND":
-        length = int.from_bytes(data[position : position + 4])
-        kind, end = data[position + 4 : position + 8], position + 8 + length
-        if end + 4 > len(data):
-            raise BadImageError("truncated")
-        _check_crc(view[position + 4 : end], view[end : end + 4], kind.decode("latin-1"))
-        position = end + 4
+    for chunk in chunks(data):
+        kind = chunk.kind
+        if not chunk.is_intact:
+            raise BadImageError(f"the checksum of the chunk {kind.decode('latin-1')!r} is wrong")
+    if kind != b"IEND":
+        raise BadImageError("truncated")
 
 
 def _has_our_layout(view: memoryview) -> bool:

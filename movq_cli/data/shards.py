@@ -36,7 +36,7 @@ from pydantic import Field
 
 from movq_cli import digests
 from movq_cli.data import png
-from movq_cli.data.images import BadImageError, decode
+from movq_cli.data.images import MAX_PIXELS, BadImageError, decode
 from movq_cli.digests import Header
 from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.files import PositionalFiles, atomic_file, sha256
@@ -96,6 +96,7 @@ class DatasetManifest(Header):
     background: tuple[int, int, int]
     orientation: bool
     compression: png.Compression = "zlib"
+    max_pixels: int = MAX_PIXELS  # largest number of pixels of a source image
     drop_duplicates: bool = False
     counts: dict[SplitName, int]  # number of images
     shards: dict[SplitName, int]  # number of shards
