@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import ProcessContext, start_processes
 
 from movq_cli import digests
 from movq_cli.commands.prepare import PrepareRequest, prepare
@@ -29,6 +29,7 @@ from movq_cli.data.shards import PreparedSet
 from movq_cli.evaluation.pretrained import WEIGHTS
 from movq_cli.ranks import Ranks, joined_ranks
 from movq_cli.settings import Preset
+from tests import forked_movq
 
 TINY = {
     "description": "seconds on a CPU",
@@ -160,7 +161,7 @@ def movq(tmp_path: Path) -> Movq:
 def run_movq(
     folder: Path, *arguments: str | Path, code: int = 0, **environment: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run `movq` as a process in a folder, and check its exit code.
+    """Run `movq` as a process of its own in a folder, and check its exit code.
 
     Args:
         folder: Working directory.
@@ -168,16 +169,12 @@ def run_movq(
         code: Expected exit code.
         environment: Additional environment variables.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", "movq_cli", *map(str, arguments)],
-        cwd=folder,
-        env=os.environ
-        | {"OMP_NUM_THREADS": "1", "TORCH_HOME": str(folder / "torch"), "XDG_CACHE_HOME": str(folder / "cache")}
-        | environment,
-        capture_output=True,
-        text=True,
+    folders = {"TORCH_HOME": str(folder / "torch"), "XDG_CACHE_HOME": str(folder / "cache")}
+    done = forked_movq.run(
+        [str(argument) for argument in arguments],
+        folder,
+        os.environ | {"OMP_NUM_THREADS": "1", **folders} | environment,
         timeout=300,
-        check=False,
     )
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert "Traceback" not in done.stderr, done.stderr
@@ -230,14 +227,21 @@ def on_ranks(work: Work, argument: object, folder: Path, world: int) -> list[Any
         folder: Folder for the results.
         world: Number of ranks.
     """
-    spawn(_run_rank, (world, free_port(), work, argument, folder), nprocs=world)
+    _start(world, work, argument, folder, join=True)
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world)]
 
 
 def start_ranks(work: Work, argument: object, folder: Path, world: int) -> list[Any]:
     """Start `work` on several ranks as `on_ranks` does, and return their processes without waiting for them."""
+    processes = _start(world, work, argument, folder, join=False)
+    assert processes is not None
+    return processes.processes
+
+
+def _start(world: int, work: Work, argument: object, folder: Path, *, join: bool) -> ProcessContext | None:
+    forked_movq.context()  # It sets what the server of these processes has imported.
     arguments = (world, free_port(), work, argument, folder)
-    return spawn(_run_rank, arguments, nprocs=world, join=False).processes
+    return start_processes(_run_rank, arguments, nprocs=world, join=join, start_method="forkserver")
 
 
 def free_port() -> int:

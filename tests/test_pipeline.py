@@ -20,6 +20,7 @@ from movq_cli.commands.reconstruct import read_map
 from movq_cli.errors import BadRequestError
 
 if TYPE_CHECKING:
+    from movq_cli.data.shards import PreparedSet
     from tests.conftest import Movq
 
 
@@ -187,24 +188,24 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGKILL, -9), (signal.SIGTERM, 130), (signal.SIGINT, 130)])
-def test_a_run_that_is_stopped_at_any_moment_ends_with_the_same_weights(
-    movq: Movq, shapes: Path, tiny_yaml: Path, tmp_path: Path, number: signal.Signals, code: int
+def test_a_run_that_is_stopped_by_any_signal_ends_with_the_same_weights(
+    movq: Movq, prepared: PreparedSet, tiny_yaml: Path, tmp_path: Path
 ) -> None:
-    movq("prepare", shapes, "data", "--size", "16", "--val", "12")
-    length = ["-o", "train_vq.steps=60", "-o", "train_vq.checkpoint_every=3", "-o", "train_vq.validate_every=60"]
+    length = ["-o", "train_vq.steps=40", "-o", "train_vq.checkpoint_every=3", "-o", "train_vq.validate_every=40"]
     movq("train-vq", "--preset", tiny_yaml, "--run", "uninterrupted", *length)
-    process = start(tmp_path, "train-vq", "--preset", tiny_yaml, "--run", "parts", *length)
-    wait_for(tmp_path / "parts" / "checkpoint.pt", process)
-    process.send_signal(number)
-    _, errors = process.communicate()
-    assert process.returncode == code, errors
-    if code == 130:
-        assert "Run the same command again to resume" in errors
-    done = movq("train-vq", "--preset", tiny_yaml, "--run", "parts", *length)
-    assert "resuming from step" in done.stderr
-    expected, resumed = (tmp_path / name / "tokenizer.safetensors" for name in ("uninterrupted", "parts"))
-    assert expected.read_bytes() == resumed.read_bytes()
+    for number, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 130), (signal.SIGINT, 130)):
+        run = tmp_path / f"stopped-by-{number}"
+        process = start(tmp_path, "train-vq", "--preset", tiny_yaml, "--run", run, *length)
+        wait_for(run / "checkpoint.pt", process)
+        process.send_signal(number)
+        _, errors = process.communicate()
+        assert process.returncode == code, errors
+        if code == 130:
+            assert "Run the same command again to resume" in errors
+        done = movq("train-vq", "--preset", tiny_yaml, "--run", run, *length)
+        assert "resuming from step" in done.stderr
+        expected, resumed = (folder / "tokenizer.safetensors" for folder in (tmp_path / "uninterrupted", run))
+        assert expected.read_bytes() == resumed.read_bytes()
 
 
 def test_the_python_classes_give_the_same_images_as_the_commands(

@@ -247,9 +247,8 @@ def weights(run: Path) -> dict[str, Tensor]:
 
 
 def test_movq_starts_ranks_itself_and_torchrun_starts_the_same(
-    movq: Movq, shapes: Path, tiny_yaml: Path, tmp_path: Path
+    movq: Movq, prepared: PreparedSet, tiny_yaml: Path, tmp_path: Path
 ) -> None:
-    movq("prepare", shapes, "data", "--size", "16", "--val", "12")
     length = ["-o", "train_vq.steps=4", "-o", "train_vq.discriminator_start=2"]
     arguments = ["train-vq", "--preset", tiny_yaml, "--device", "cpu", *length, "--json"]
     one = movq(*arguments, "--run", "one")
@@ -307,12 +306,12 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-@pytest.mark.parametrize("to", ["the launcher", "everyone"])
+@pytest.mark.parametrize(
+    ("number", "to"), [(signal.SIGTERM, "the launcher"), (signal.SIGINT, "the launcher"), (signal.SIGINT, "everyone")]
+)
 def test_ranks_stop_together_and_keep_a_checkpoint(
-    movq: Movq, shapes: Path, tiny_yaml: Path, tmp_path: Path, number: signal.Signals, to: str
+    prepared: PreparedSet, tiny_yaml: Path, tmp_path: Path, number: signal.Signals, to: str
 ) -> None:
-    movq("prepare", shapes, "data", "--size", "16", "--val", "12")
     process = start(tmp_path, tiny_yaml, "--run", "run", *LONG)
     wait_for(tmp_path / "run" / "checkpoint.pt", process)
     if to == "everyone":  # This is what a terminal does.
@@ -328,9 +327,8 @@ def test_ranks_stop_together_and_keep_a_checkpoint(
 
 
 def test_when_a_rank_is_killed_the_others_end_and_the_run_can_be_resumed(
-    movq: Movq, shapes: Path, tiny_yaml: Path, tmp_path: Path
+    movq: Movq, prepared: PreparedSet, tiny_yaml: Path, tmp_path: Path
 ) -> None:
-    movq("prepare", shapes, "data", "--size", "16", "--val", "12")
     process = start(tmp_path, tiny_yaml, "--run", "run", *LONG)
     wait_for(tmp_path / "run" / "checkpoint.pt", process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -346,9 +344,8 @@ def test_when_a_rank_is_killed_the_others_end_and_the_run_can_be_resumed(
 
 
 def test_a_run_folder_in_use_is_refused_to_another_command(
-    movq: Movq, shapes: Path, tiny_yaml: Path, tmp_path: Path
+    movq: Movq, prepared: PreparedSet, tiny_yaml: Path, tmp_path: Path
 ) -> None:
-    movq("prepare", shapes, "data", "--size", "16", "--val", "12")
     process = start(tmp_path, tiny_yaml, "--run", "run", *LONG)
     wait_for(tmp_path / "run" / "checkpoint.pt", process)
     done = movq("train-vq", "--preset", tiny_yaml, "--run", "run", *LONG, code=2)

@@ -50,9 +50,12 @@ def test_ten_steps_give_the_committed_losses(tiny: Preset, tmp_path: Path) -> No
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", ["mask", "auto", "depth"])
-def test_it_overfits_a_handful_of_code_maps_and_draws_them_back_exactly(
-    tiny: Preset, tmp_path: Path, mode: str
+@pytest.mark.parametrize(
+    ("mode", "repeats", "training_steps", "decoding_steps"),
+    [("mask", 4, 500, (1, 4, 8)), ("auto", 1, 300, (1,)), ("depth", 1, 300, (1,))],
+)
+def test_a_prior_overfits_three_code_maps_and_draws_them_exactly(
+    tiny: Preset, tmp_path: Path, mode: str, repeats: int, training_steps: int, decoding_steps: tuple[int, ...]
 ) -> None:
     settings = tiny.train_prior.model_copy(
         update={
@@ -60,16 +63,16 @@ def test_it_overfits_a_handful_of_code_maps_and_draws_them_back_exactly(
             "label_smoothing": 0.0,
             "label_dropout": 0.0,
             "ema_decay": 0.0,
-            "batch_size": 12,
+            "batch_size": 3 * repeats,
         }
     )
     preset = in_mode(tiny.model_copy(update={"train_prior": settings}), mode)
     stage = stage_of(preset, tmp_path)
     codes = torch.from_numpy(stage.training.codes[:3].astype(np.int64))
     classes = torch.arange(3)
-    for step in range(500):
-        stage.step((codes.repeat(4, 1, 1, 1), classes.repeat(4)), step)
-    for steps in (1, 4, 8):
+    for step in range(training_steps):
+        stage.step((codes.repeat(repeats, 1, 1, 1), classes.repeat(repeats)), step)
+    for steps in decoding_steps:
         drawn = stage.prior.exported.decode(range(9), classes.repeat(3), SampleSettings(steps=steps, temperature=0.1))
         assert torch.equal(drawn, codes.repeat(3, 1, 1, 1))
 

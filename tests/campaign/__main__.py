@@ -1,0 +1,65 @@
+"""Runs the campaign and writes what was tried and what was wrong: `python -m tests.campaign --out FILE`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+from movq_cli.version import __version__
+from tests.campaign.damage import damages
+from tests.campaign.interruptions import interruptions
+from tests.campaign.pipeline import make_pipeline
+from tests.campaign.result import KINDS, Case
+
+
+def cases(folder: Path, seed: int, per_command: int | None, share: float) -> Iterator[Case]:
+    """Yield all cases of the campaign."""
+    reference = make_pipeline(folder / "reference")
+    yield from interruptions(reference, folder, seed, per_command)
+    yield from damages(reference, folder, seed, share)
+
+
+def summary(tried: list[Case], seed: int, seconds: float) -> dict[str, object]:
+    """Return the result of a campaign as a JSON object."""
+    counts = Counter(problem.split(":")[0] for case in tried for problem in case.problems)
+    return {
+        "version": __version__,
+        "machine": platform.processor() or platform.machine(),
+        "seed": seed,
+        "seconds": round(seconds),
+        "tried": len(tried),
+        **{kind: counts[kind] for kind in KINDS},
+        "problems": [{"case": case.name, "problems": case.problems} for case in tried if case.problems],
+    }
+
+
+def main() -> None:
+    """Run the campaign, print each problem at once, and write the summary."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, help="JSON file for the summary")
+    parser.add_argument("--seed", type=int, default=0, help="seed of all choices")
+    parser.add_argument("--per-command", type=int, help="interruptions of each kind for each command (default: all)")
+    parser.add_argument("--share", type=float, default=1.0, help="share of the damaged files that is tried, 0 to 1")
+    arguments = parser.parse_args()
+    started, tried = time.monotonic(), []
+    with tempfile.TemporaryDirectory(prefix="movq-campaign-") as folder:
+        for case in cases(Path(folder), arguments.seed, arguments.per_command, arguments.share):
+            tried.append(case)
+            for problem in case.problems:
+                print(f"{case.name}: {problem}", flush=True)
+            if len(tried) % 20 == 0:
+                print(f"{len(tried)} cases, {time.monotonic() - started:.0f} s", flush=True)
+    result = summary(tried, arguments.seed, time.monotonic() - started)
+    if arguments.out is not None:
+        arguments.out.write_text(json.dumps(result, indent=1) + "\n")
+    print({name: value for name, value in result.items() if name != "problems"})
+
+
+if __name__ == "__main__":
+    main()
