@@ -1,4 +1,4 @@
-"""Interrupts of real commands at random moments: each must end with exit code 130 and one line, and leave nothing over."""
+"""Interrupts of real commands at random moments: each must end with exit code 130, one line, and nothing left over."""
 
 from __future__ import annotations
 
