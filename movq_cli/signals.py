@@ -21,10 +21,13 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from types import FrameType
-from typing import Any, NoReturn
+
+TYPE_CHECKING = False  # `typing` takes 20 ms to import, in which no signal is handled yet.
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from types import FrameType
+    from typing import Any, NoReturn
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """The signals that stop a command."""
