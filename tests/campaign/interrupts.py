@@ -25,9 +25,9 @@ class Command:
     arguments: Sequence[str]
     """Arguments of `movq`."""
     seconds: float
-    """Latest moment of an interrupt after the start of the process, seconds."""
-    earliest: float = 0.1
-    """Earliest moment; before it, the interpreter itself may still be starting."""
+    """Latest moment of an interrupt, seconds after the interpreter has started and the command handles signals."""
+    earliest: float = 0.0
+    """Earliest moment, seconds."""
 
 
 @dataclass
@@ -109,6 +109,7 @@ def _interrupt_once(
     command: Command, folder: Path, moment: float, stop: signal.Signals, outcome: Outcome, *, to_group: bool
 ) -> None:
     process = _start(command, folder)
+    _wait_for_handlers(process)
     time.sleep(moment)
     had_ended = process.poll() is not None
     if not had_ended:
@@ -134,6 +135,16 @@ def _interrupt_once(
         to = "the group" if to_group else "the process"
         line = " ".join(command.arguments)
         outcome.details.append(f"{line}: {stop.name} to {to} at {moment:.2f} s: {names}, code {code}: {errors[-1500:]}")
+
+
+def _wait_for_handlers(process: subprocess.Popen[str]) -> None:
+    """Wait until a process handles SIGHUP, the last of the signals, which Python itself does not, or has ended."""
+    status = Path(f"/proc/{process.pid}/status")
+    while process.poll() is None:
+        caught = next((line for line in status.read_text().splitlines() if line.startswith("SigCgt:")), "SigCgt: 0")
+        if int(caught.split()[1], 16) >> (signal.SIGHUP - 1) & 1:
+            return
+        time.sleep(0.001)
 
 
 def _group_exists(group: int) -> bool:
