@@ -5,11 +5,12 @@ In Python, `from movq_cli import Prior, Tokenizer`; on the command line, `movq -
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 from movq_cli.version import __version__
 
+TYPE_CHECKING = False  # `typing` takes 20 ms to import, in which no signal is handled yet.
 if TYPE_CHECKING:
+    from typing import Any
+
     from movq_cli.api import Prior, Tokenizer
 
 __all__ = ["Prior", "Tokenizer", "__version__"]

@@ -1,7 +1,8 @@
 """The command line: registers the commands, and maps each error to one line and an exit code.
 
 This module does not import torch, so that `movq --help` answers at once: each command imports what it needs when it is
-called. Exit codes: 0 success, 1 failure, 2 bad request, 130 interrupted (finished work is on disk).
+called. Exit codes: 0 success, 1 failure, 2 bad request, 130 interrupted by SIGINT, SIGTERM or SIGHUP (finished work is
+on disk).
 """
 
 from __future__ import annotations
@@ -9,10 +10,13 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from typing import Annotated, NoReturn
+from contextlib import suppress
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
+from movq_cli import signals
 from movq_cli.cli.check import check
 from movq_cli.cli.evaluate import evaluate
 from movq_cli.cli.prepare import prepare
@@ -25,8 +29,31 @@ from movq_cli.console import write_line
 from movq_cli.errors import FailureError, MovqError
 from movq_cli.version import __version__
 
+
+class _PastParserError(Exception):
+    """Carries an error of a command past the parser, which has messages and exit codes of its own for it."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__()
+        self.error = error
+
+
+class _Group(TyperGroup):
+    """The group of all commands."""
+
+    def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - the parser's context and a command's result
+        """Run a command; the parser would turn these errors into "Aborted!", or into an exit without a message."""
+        try:
+            return super().invoke(ctx)
+        except (EOFError, OSError, KeyboardInterrupt) as error:
+            raise _PastParserError(error) from error
+        finally:
+            signals.ignore_from_end()
+
+
 app = typer.Typer(
     name="movq",
+    cls=_Group,
     help="Train and run MoVQ: a modulated VQ image tokenizer, and a masked prior that samples an image in 8 steps.",
     epilog="Usual order: prepare, train-vq, train-prior, sample, evaluate. Run an interrupted command again to resume.",
     no_args_is_help=True,
@@ -59,33 +86,66 @@ def _root(
 
 
 def main() -> NoReturn:
-    """Run the command line and exit with its code."""
+    """Run the command line and exit with its code, which is not changed by a signal after the command's end."""
+    _open_closed_streams()
+    try:
+        try:
+            code = _run()
+        except KeyboardInterrupt:
+            code = _report_interrupt()
+        signals.ignore_from_end()
+    except KeyboardInterrupt:  # The first signal came while the end of the command was reported.
+        signals.ignore_from_end()
+        code = signals.EXIT_CODE
+    sys.exit(code if _discard_unwritable_output() is None else code or FailureError.exit_code)
+
+
+def _run() -> int:
+    """Run the command line, report its error, and return its exit code."""
     try:
         app(prog_name="movq")
-    except MovqError as error:
-        code = _report(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        code = _report("interrupted", 130)
-    except BrokenPipeError:
-        # The reader has closed the pipe of our output, so that the final flush must go somewhere else.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 1
-    except OSError as error:
-        code = _report(f"{error.filename or 'input or output'}: {error.strerror or error}", FailureError.exit_code)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else int(end.code is not None)
+    except _PastParserError as carrier:
+        return _report_error(carrier.error)
     except Exception as error:
-        code = _report_unexpected(error)
-    sys.exit(code)
+        return _report_error(error)
+    return 0
 
 
-def _report(message: str, code: int) -> int:
-    write_line(f"error: {message}")
+def _report_error(error: BaseException) -> int:
+    """Report an error in one line, and return the exit code."""
+    if isinstance(error, MovqError):
+        return _report(str(error), error.exit_code)
+    if isinstance(error, KeyboardInterrupt):
+        return _report_interrupt()
+    if isinstance(error, BrokenPipeError):
+        return FailureError.exit_code
+    if isinstance(error, OSError):
+        # A stream has no name; then it is stdout or stderr that cannot be written.
+        name = error.filename or _discard_unwritable_output() or "input or output"
+        return _report(f"{name}: {error.strerror or error}", FailureError.exit_code)
+    return _report_unexpected(error)
+
+
+def _report_interrupt() -> int:
+    """Report a signal for which the command has no message; of several ranks only the first one does so."""
+    return _report(signals.INTERRUPTED, signals.EXIT_CODE, mute=os.environ.get("RANK", "0") != "0")
+
+
+def _report(message: str, code: int, *, mute: bool = False) -> int:
+    signals.ignore_from_end()
+    if not mute:
+        with suppress(OSError):  # There is no other place to report it.
+            write_line(f"error: {message}")
     return code
 
 
-def _report_unexpected(error: Exception) -> int:
+def _report_unexpected(error: BaseException) -> int:
     """Print one line about an error that no command foresees; with MOVQ_TRACEBACK=1, after its traceback."""
     if os.environ.get("MOVQ_TRACEBACK"):
-        traceback.print_exc()
+        with suppress(OSError):
+            traceback.print_exception(error)
     text = " ".join(str(error).split())[:300]
     if "out of memory" in text.lower() or isinstance(error, MemoryError):
         return _report(f"out of memory. Try a smaller batch size. ({text})", FailureError.exit_code)
@@ -93,3 +153,30 @@ def _report_unexpected(error: Exception) -> int:
         f"unexpected {type(error).__name__}: {text}. Set MOVQ_TRACEBACK=1 to see the traceback.",
         FailureError.exit_code,
     )
+
+
+def _open_closed_streams() -> None:
+    """Open the null device for each standard stream that is closed, before another file gets its number."""
+    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # It gets the smallest free number.
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, mode))  # noqa: SIM115, PTH123 - as long as the process
+
+
+def _discard_unwritable_output() -> str | None:
+    """Flush stdout and stderr; give the null device to one that cannot be written, and return its name.
+
+    Otherwise Python would report at its exit that it cannot flush the rest.
+    """
+    failed: str | None = None
+    for stream, name in ((sys.stdout, "stdout"), (sys.stderr, "stderr")):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            failed = failed or name
+    return failed

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
+from movq_cli import signals
 from movq_cli.commands.prepare_plan import DEFAULT_MAX_SIDE, Plan, Preprocessing, cut_into_shards
 from movq_cli.commands.workers import results
 from movq_cli.console import Console
@@ -23,7 +25,7 @@ from movq_cli.data.shards import (
     SplitName,
     content_hash,
 )
-from movq_cli.errors import BadRequestError
+from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.files import atomic_write, locked, write_once
 from movq_cli.sources.duplicates import HASH_BYTES, Hashing, find_duplicates
 from movq_cli.sources.label_files import label_held_out
@@ -62,7 +64,7 @@ class PrepareRequest:
 
 
 def prepare(request: PrepareRequest, console: Console) -> None:
-    """Make a prepared set. Called again after an interruption, it makes only the missing shards.
+    """Make a prepared set. Called again after an interruption or the removal of a shard, it makes the missing shards.
 
     Args:
         request: The set to make.
@@ -70,30 +72,100 @@ def prepare(request: PrepareRequest, console: Console) -> None:
 
     Raises:
         BadRequestError: The source or the folder cannot be used, or no image of a split can be used.
-        FailureError: Writing failed or a worker process died; finished shards stay.
+        FailureError: Writing failed or a worker process died, and finished shards stay; or the images of a finished
+            set have changed.
+        InterruptedRunError: The process was interrupted; finished shards stay.
     """
-    plan = _make_plan(request, console)
-    _announce(plan, console)
-    out, part = plan.out, request.shard
-    with locked(out, "movq prepare", shared=plan.is_shared):
-        _check_plan(plan)
-        if (out / MANIFEST).exists():
-            console.log(f"{out} is already prepared with these settings; remove it to prepare it again")
-            manifest = DatasetManifest.read(out)
-        else:
-            (write_once if plan.is_shared else atomic_write)(out / PLAN, plan.encode().encode())
-            _check_plan(plan)  # of several jobs that started at once, one has written the plan
-            reports = _make_shards(plan if part is None else plan.part(*part), request.workers, console)
-            missing = len(plan.shards) - len(plan.finished_shards())
-            if missing:
-                _report_missing(plan, missing, console)
-                return
-            if part is not None:
-                reports = _make_shards(plan, request.workers, console)
-            manifest = _finish(plan, reports, console)
+    with signals.interruptible("the finished shards", launched=False):
+        plan = _make_plan(request, console)
+        _announce(plan, console)
+        with locked(plan.out, "movq prepare", shared=plan.is_shared):
+            manifest = _complete(plan, request, console)
+        if manifest is None:
+            return
+        _remove_leftovers(plan)
     train, held_out = (manifest.counts[split] for split in SPLITS)
     others = {"rejected": manifest.rejects, "classes": len(manifest.classes)}
-    console.result({"path": str(out), "train": train, "val": held_out, **others}, str(out))
+    console.result({"path": str(plan.out), "train": train, "val": held_out, **others}, str(plan.out))
+
+
+def _complete(plan: Plan, request: PrepareRequest, console: Console) -> DatasetManifest | None:
+    """Make what is missing of the set; return None if other jobs still have shards to make."""
+    _check_plan(plan)
+    _write_plan(plan)
+    _check_plan(plan)  # of several jobs that started at once, one has written the plan
+    finished = _read_manifest(plan, console)
+    if finished is not None:
+        reports = _make_shards(plan, request.workers, console)
+        _check_finished(plan, finished, reports, console)
+        return finished
+    part = request.shard
+    reports = _make_shards(plan if part is None else plan.part(*part), request.workers, console)
+    missing = len(plan.shards) - len(plan.finished_shards())
+    if missing:
+        _report_missing(plan, missing, console)
+        return None
+    if part is not None:
+        reports = _make_shards(plan, request.workers, console)
+    return _finish(plan, reports, console)
+
+
+def _write_plan(plan: Plan) -> None:
+    """Write the plan unless it exists."""
+    path, data = plan.out / PLAN, plan.encode().encode()
+    if path.exists():
+        return
+    if not plan.is_shared:
+        atomic_write(path, data)
+        return
+    try:
+        write_once(path, data)
+    except (FailureError, FileNotFoundError):
+        if not path.exists():
+            raise
+        # Another job has finished the set in the meantime, and has removed the temporary file of this one.
+
+
+def _read_manifest(plan: Plan, console: Console) -> DatasetManifest | None:
+    """Return the manifest of a finished set; None if it must be written (again)."""
+    if not (plan.out / MANIFEST).exists():
+        return None
+    try:
+        return DatasetManifest.read(plan.out)
+    except BadRequestError as error:
+        console.warn(f"{error.message}; it is written again")
+        return None
+
+
+def _check_finished(
+    plan: Plan, manifest: DatasetManifest, reports: Mapping[str, ShardReport], console: Console
+) -> None:
+    """Refuse a set whose shards are not those of its manifest, and write the list of rejected images if it differs.
+
+    Raises:
+        FailureError: A shard was made from other images.
+    """
+    if content_hash(reports) != manifest.hash:
+        remedy = f"If the source has changed, remove {plan.out} and run the same `movq prepare` again."
+        raise FailureError(f"the shards of {plan.out} are not those of its {MANIFEST}", remedy)
+    path, rejects = plan.out / REJECTS, _encode_rejects(_rejects(plan, reports))
+    if not path.is_file() or path.read_bytes() != rejects:
+        atomic_write(path, rejects, concurrent=plan.is_shared)
+    console.log(f"{plan.out} is already prepared with these settings; remove it to prepare it again")
+
+
+def _remove_leftovers(plan: Plan) -> None:
+    """Remove the temporary files that killed jobs have left, unless another job is at work."""
+
+    def leftovers() -> list[Path]:
+        folders = (plan.out, *(plan.out / split for split in SPLITS))
+        return [*plan.out.glob(f"{PLAN}.*"), *(path for folder in folders for path in folder.glob("*.partial"))]
+
+    if not leftovers():
+        return
+    with suppress(BadRequestError), locked(plan.out, "movq prepare"):
+        for path in leftovers():
+            path.unlink(missing_ok=True)
 
 
 def _make_plan(request: PrepareRequest, console: Console) -> Plan:
@@ -141,7 +213,7 @@ def _check_plan(plan: Plan) -> None:
     if PLAN not in names:
         if not all(name.startswith(PLAN) for name in names):  # another job may be writing the plan
             raise BadRequestError(f"{plan.out} is not empty and holds no prepared set", "Choose a new folder.")
-    elif path.read_text() != plan.encode():
+    elif path.read_bytes() != plan.encode().encode():
         message = f"{plan.out} holds a prepared set of another source or other settings (see {path})"
         raise BadRequestError(message, "Choose a new folder, remove that one, or repeat the settings of the set.")
 
@@ -182,9 +254,8 @@ def _find_duplicates(source: Source, workers: int, console: Console) -> dict[int
 
 def _finish(plan: Plan, reports: Mapping[str, ShardReport], console: Console) -> DatasetManifest:
     """Write the list of rejected images and the manifest, which makes the set a finished one."""
-    rejects = [(shard.split, reject) for shard in plan.shards for reject in reports[shard.name].rejects]
-    lines = [json.dumps({"split": split, "name": name, "reason": reason}) for split, (name, reason) in rejects]
-    atomic_write(plan.out / REJECTS, "".join(line + "\n" for line in lines).encode(), concurrent=plan.is_shared)
+    rejects = _rejects(plan, reports)
+    atomic_write(plan.out / REJECTS, _encode_rejects(rejects), concurrent=plan.is_shared)
     if rejects:
         console.warn(f"{len(rejects)} of {len(plan.source)} images were rejected: see {plan.out / REJECTS}")
     counts = dict.fromkeys(SPLITS, 0)
@@ -194,10 +265,17 @@ def _finish(plan: Plan, reports: Mapping[str, ShardReport], console: Console) ->
         if not counts[split]:
             _refuse_empty_split(plan, split, [reject for its_split, reject in rejects if its_split == split])
     manifest = _manifest(plan, reports, counts, len(rejects))
-    for partial in (path for folder in ("", *SPLITS) for path in (plan.out / folder).glob("*.partial")):
-        partial.unlink(missing_ok=True)  # killed jobs have left them
     manifest.write(plan.out, concurrent=plan.is_shared)
     return manifest
+
+
+def _rejects(plan: Plan, reports: Mapping[str, ShardReport]) -> list[tuple[SplitName, Reject]]:
+    return [(shard.split, reject) for shard in plan.shards for reject in reports[shard.name].rejects]
+
+
+def _encode_rejects(rejects: Sequence[tuple[SplitName, Reject]]) -> bytes:
+    lines = [json.dumps({"split": split, "name": name, "reason": reason}) for split, (name, reason) in rejects]
+    return "".join(line + "\n" for line in lines).encode()
 
 
 def _refuse_empty_split(plan: Plan, split: SplitName, rejects: Sequence[Reject]) -> NoReturn:

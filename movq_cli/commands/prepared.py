@@ -114,7 +114,10 @@ def _inspect(manifest: DatasetManifest, path: Path) -> _Inspection:
             index = json.loads(archive.read(INDEX))
             names = [info.filename for info in archive.infolist() if info.filename != INDEX]
             errors = (*_errors_of_index(manifest, index, names), *_errors_of_images(manifest, archive, names))
-        return _Inspection(inspect_shard(path), errors)
+        try:
+            return _Inspection(inspect_shard(path), errors)
+        except BadRequestError as error:  # Its digest is wrong, of which the errors of the images are more exact.
+            return _Inspection(None, errors or (error.message.removeprefix(f"{path} "),))
     except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         return _Inspection(None, (f"cannot be read: {reason}",))

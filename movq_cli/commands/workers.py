@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -13,7 +12,8 @@ from contextlib import contextmanager
 from multiprocessing.connection import wait
 from typing import Any, TypeVar
 
-from movq_cli.errors import FailureError, InterruptedRunError
+from movq_cli import signals
+from movq_cli.errors import FailureError
 
 _Result = TypeVar("_Result")
 
@@ -40,14 +40,15 @@ def results(work: Callable[[int], _Result], count: int, workers: int) -> Iterato
     with ProcessPoolExecutor(min(workers, count), initializer=_start, initargs=(work,)) as pool:
         try:
             # All tasks are submitted at once and first of all: the processes fork here, while there is one thread.
-            futures = {pool.submit(_do, number): number for number in range(count)}
+            with signals.blocked():
+                futures = {pool.submit(_do, number): number for number in range(count)}
             yield ((futures[future], future.result()) for future in as_completed(futures))
         except (BrokenProcessPool, MemoryError):
             remedy = "Finished shards stay: run it again, with fewer --workers if there was too little memory."
             raise FailureError("a worker process was killed or ran out of memory", remedy) from None
-        except (KeyboardInterrupt, InterruptedRunError):
+        except KeyboardInterrupt:
             for process in set(multiprocessing.active_children()) - others:
-                process.terminate()  # otherwise leaving the pool would wait until each has finished its shard
+                process.kill()  # Otherwise leaving the pool would wait until each process has finished its shard.
             raise
         finally:
             pool.shutdown(cancel_futures=True)
@@ -60,8 +61,7 @@ _work: Callable[[int], Any]
 def _start(work: Callable[[int], Any]) -> None:
     global _work  # noqa: PLW0603 - the executor's initializer has no other way to store something
     _work = work
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets Ctrl-C too, and ends the workers
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signals.leave_to_parent()
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from movq_cli import digests
 from movq_cli.commands import prepared as command
 from movq_cli.console import Console
 from movq_cli.data.shards import PreparedSet
@@ -40,6 +41,8 @@ def rewrite(shard: Path, change: object) -> None:
     with zipfile.ZipFile(shard, "w") as archive:
         for name, data in members.items():
             archive.writestr(name, data)
+    with shard.open("r+b") as file:
+        digests.append_to_zip(file)
 
 
 def with_index(members: dict[str, bytes], **changes: object) -> dict[str, bytes]:
