@@ -22,7 +22,8 @@ import torch
 # Imported for the processes, most of which would otherwise import them themselves.
 import torch._dynamo
 
-from movq_cli import app
+from movq_cli import __main__ as entry
+from movq_cli import app  # noqa: F401
 from movq_cli.commands import check, evaluate, fill, prepare, reconstruct, sample, train_prior, train_vq  # noqa: F401
 
 
@@ -73,7 +74,7 @@ def _become_movq(
     torch.set_num_threads(1)
     sys.argv = ["movq", *arguments]
     try:
-        app.main()
+        entry.main()
     finally:
         atexit._run_exitfuncs()  # multiprocessing ends its processes without them.
         with contextlib.suppress(OSError):

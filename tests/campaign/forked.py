@@ -18,7 +18,8 @@ from pathlib import Path
 import torch
 
 # Imported here, so that children do not spend their time on it.
-from movq_cli import app
+from movq_cli import __main__ as entry
+from movq_cli import app  # noqa: F401
 from movq_cli.commands import check, evaluate, prepare, reconstruct, sample, train_prior, train_vq  # noqa: F401
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
@@ -126,7 +127,7 @@ def _run_in_child(
             resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
         _watch(folder, operations, at_operation)
         sys.argv = ["movq", *arguments]
-        app.main()
+        entry.main()
     except SystemExit as end:
         sys.stdout.flush()
         os._exit(end.code if isinstance(end.code, int) else int(end.code is not None))
