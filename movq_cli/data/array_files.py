@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -88,6 +88,11 @@ def read_header(file: IO[bytes], file_size: int) -> ArrayHeader:
     if header.size > available:
         raise ValueError(f"its header promises {header}, {header.size} bytes, but {available} bytes follow")
     return header
+
+
+def is_integer(values: NDArray[Any]) -> TypeGuard[NDArray[np.integer[Any]]]:
+    """Return whether an array holds integers."""
+    return np.issubdtype(values.dtype, np.integer)
 
 
 def load_array(path: Path) -> NDArray[np.generic]:
