@@ -36,7 +36,7 @@ _LONGEST_HEADER = 10_000
 """Largest length of a header in bytes, which is numpy's own limit."""
 
 _BLOCK = 2**20
-_SMALL_BLOCK = 2**12
+_SMALL_BLOCK = 2**6
 """Size of the pieces in which bzip2 and LZMA are read, bytes: zipfile inflates a piece of them without a limit."""
 
 
@@ -126,7 +126,7 @@ def member_header(archive: zipfile.ZipFile, name: str) -> ArrayHeader:
         Exception: Any other of `UNREADABLE_ZIP`.
     """
     info = archive.getinfo(f"{name}.npy")
-    with archive.open(info) as file:
+    with _open_member(archive, info) as file:
         return read_header(file, member_size(archive, info))
 
 
@@ -153,10 +153,21 @@ def member_blocks(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[b
 
     `ZipFile.read` inflates gigabytes at once for a member that declares a few bytes.
     """
-    is_limited = info.compress_type in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
-    with archive.open(info) as file:
-        while block := file.read(_BLOCK if is_limited else _SMALL_BLOCK):
+    with _open_member(archive, info) as file:
+        while block := file.read(_BLOCK if _has_limit(info) else _SMALL_BLOCK):
             yield block
+
+
+def _open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
+    file = archive.open(info)
+    if not _has_limit(info) and isinstance(file, zipfile.ZipExtFile):
+        file.MIN_READ_SIZE = _SMALL_BLOCK
+    return file
+
+
+def _has_limit(info: zipfile.ZipInfo) -> bool:
+    """Return whether zipfile inflates no more bytes than are requested."""
+    return info.compress_type in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 
 
 def member_size(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:
