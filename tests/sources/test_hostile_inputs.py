@@ -358,3 +358,17 @@ def test_prepare_rejects_bombs_names_the_limit_and_escapes_names(tmp_path: Path)
     done = limited(tmp_path, "prepare", "bad", "other", "--workers", "0")
     assert done.returncode == 2
     assert "\x1b" not in done.stderr and r"\x1b[2Jbomb.png" in done.stderr
+
+
+def test_the_limit_of_pixels_can_be_raised_as_its_message_says(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for index in range(2):
+        Image.new("L", (16, 16), index).save(tmp_path / "images" / f"{index}.png")
+    Image.new("1", (20_000, 10_000)).save(tmp_path / "images" / "large.png")
+    arguments = ["prepare", "images", "out", "--workers", "0", "--val", "1", "--size", "16", "--json"]
+    done = limited(tmp_path, *arguments, "--max-pixels", "200000000")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["rejected"] == 0
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["max_pixels"] == 200_000_000
+    done = limited(tmp_path, *arguments)
+    assert done.returncode == 2 and "other settings" in done.stderr
