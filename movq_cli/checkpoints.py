@@ -91,6 +91,8 @@ def load_prior(path: Path) -> tuple[CodePrior, PriorHeader]:
     """
     tensors, text = _read_weights(path)
     header = _header(path, text, PriorHeader)
+    if header.prior.layers > len(tensors):  # without this, building the layers of a damaged file takes half a minute
+        raise BadRequestError(f"{path} does not fit its own settings: {header.prior.layers} layers")
     return _with_weights(path, lambda: priors.build(header.prior, header.shape), tensors), header
 
 

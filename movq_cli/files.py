@@ -240,7 +240,7 @@ class PositionalFiles:
         weakref.finalize(self, _close_all, self._open)
 
     def read(self, path: Path, offset: int, length: int) -> bytes:
-        """Return the `length` bytes at `offset`, or fewer at the end of the file.
+        """Return the `length` bytes at `offset`, or fewer at the end of the file, however large `length` is.
 
         Raises:
             OSError: The file cannot be opened or read.
@@ -250,7 +250,8 @@ class PositionalFiles:
         if descriptor is None:
             descriptor = os.open(path, os.O_RDONLY)
         try:
-            return os.pread(descriptor, length, offset)
+            # Python takes memory for the complete length before it reads.
+            return os.pread(descriptor, max(0, min(length, os.fstat(descriptor).st_size - offset)), offset)
         finally:
             self._return(path, descriptor)
 

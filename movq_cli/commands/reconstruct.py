@@ -17,6 +17,7 @@ from torch import Tensor
 from movq_cli import checkpoints, devices, digests, runs
 from movq_cli.console import Console, Progress
 from movq_cli.data import pixels
+from movq_cli.data.array_files import is_integer, load_array
 from movq_cli.data.coding import decode_batch, encode_batch
 from movq_cli.data.images import BadImageError, encode_png
 from movq_cli.data.shards import SplitName
@@ -180,12 +181,8 @@ def read_map(path: Path, settings: TokenizerSettings) -> NDArray[np.integer[Any]
         BadRequestError: The file does not contain codes of this tokenizer.
     """
     digests.check(path, "Make it again with `movq reconstruct --codes`.", required=False)
-    try:
-        codes = np.load(path, allow_pickle=False)
-    except (ValueError, OSError, EOFError) as error:
-        raise BadRequestError(f"{path} is not an .npy file: {error}") from None
-    integers = np.issubdtype(codes.dtype, np.integer)
-    if not integers or codes.ndim != 3 or codes.shape[2] != settings.chunks or not codes.size:
+    codes = load_array(path)
+    if not is_integer(codes) or codes.ndim != 3 or codes.shape[2] != settings.chunks or not codes.size:
         found = f"{codes.dtype} {list(codes.shape)}"
         raise BadRequestError(f"{path} holds {found}, not a code map of integers [h, w, {settings.chunks}]")
     if codes.min() < 0 or codes.max() >= settings.codebook_size:

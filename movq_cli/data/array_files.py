@@ -11,7 +11,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, Any, NamedTuple, TypeGuard
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,7 @@ _LONGEST_HEADER = 10_000
 """Largest length of a header in bytes, which is numpy's own limit."""
 
 _BLOCK = 2**20
-_SMALL_BLOCK = 2**12
+_SMALL_BLOCK = 2**6
 """Size of the pieces in which bzip2 and LZMA are read, bytes: zipfile inflates a piece of them without a limit."""
 
 
@@ -90,6 +90,11 @@ def read_header(file: IO[bytes], file_size: int) -> ArrayHeader:
     return header
 
 
+def is_integer(values: NDArray[Any]) -> TypeGuard[NDArray[np.integer[Any]]]:
+    """Return whether an array holds integers."""
+    return np.issubdtype(values.dtype, np.integer)
+
+
 def load_array(path: Path) -> NDArray[np.generic]:
     """Read the array of an .npy file.
 
@@ -121,7 +126,7 @@ def member_header(archive: zipfile.ZipFile, name: str) -> ArrayHeader:
         Exception: Any other of `UNREADABLE_ZIP`.
     """
     info = archive.getinfo(f"{name}.npy")
-    with archive.open(info) as file:
+    with _open_member(archive, info) as file:
         return read_header(file, member_size(archive, info))
 
 
@@ -148,10 +153,21 @@ def member_blocks(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[b
 
     `ZipFile.read` inflates gigabytes at once for a member that declares a few bytes.
     """
-    is_limited = info.compress_type in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
-    with archive.open(info) as file:
-        while block := file.read(_BLOCK if is_limited else _SMALL_BLOCK):
+    with _open_member(archive, info) as file:
+        while block := file.read(_BLOCK if _has_limit(info) else _SMALL_BLOCK):
             yield block
+
+
+def _open_member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:
+    file = archive.open(info)
+    if not _has_limit(info) and isinstance(file, zipfile.ZipExtFile):
+        file.MIN_READ_SIZE = _SMALL_BLOCK
+    return file
+
+
+def _has_limit(info: zipfile.ZipInfo) -> bool:
+    """Return whether zipfile inflates no more bytes than are requested."""
+    return info.compress_type in {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}
 
 
 def member_size(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import warnings
 from functools import cache
 
@@ -101,8 +102,9 @@ def decode(
             turn = _exif_turn(image) if orientation else None
         except (BadImageError, MemoryError):
             raise  # too little memory is no property of the image: skipping it would make the set depend on the machine
-        except Image.DecompressionBombError:
-            raise BadImageError(_too_many("the number of its pixels", max_pixels)) from None
+        except Image.DecompressionBombError as error:
+            count = re.search(r"\d+ pixels", str(error))
+            raise BadImageError(_too_many(count[0] if count else "its size", max_pixels)) from None
         except UnidentifiedImageError:
             raise BadImageError("not an image") from None
         except Exception as error:

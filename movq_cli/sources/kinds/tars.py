@@ -179,7 +179,7 @@ def _regular_files(archive: tarfile.TarFile, size: int) -> Iterator[tarfile.TarI
     """
     position = 0
     while (member := archive.next()) is not None:
-        if archive.offset <= position:
+        if archive.offset <= position or member.size < 0:
             raise tarfile.ReadError(f"the size of its member {member.name!r} is negative")
         position = archive.offset
         if member.isreg() and not member.issparse():
