@@ -5,10 +5,10 @@ spent on pixels. The memory of a process does not depend on what the pixels or t
 `evaluate`, a projection of the pixels to 2,048 features takes the place of Inception (`benchmarks.projected`), whose
 memory depends on the batch size and not on the number of images.
 
-The memory of a command is the largest value, over samples at least 10 ms apart, of the anonymous and the shared memory of its
-process and of all processes that it started. It is the sum of `Pss_Anon` and `Pss_Shmem` in `/proc/PID/smaps_rollup`:
-a page that forked workers share is counted once, and neither program files nor memory-mapped data files are counted,
-because the system can drop those pages at any time. The GPU's memory is not part of it.
+The memory of a command is the anonymous and the shared memory of its process and of all processes that it started: the
+largest value over samples that are at least 10 ms apart. It is the sum of `Pss_Anon` and `Pss_Shmem` in
+`/proc/PID/smaps_rollup`: a page that forked workers share is counted once, and neither program files nor memory-mapped
+data files are counted, because the system can drop those pages at any time. The GPU's memory is not part of it.
 """
 
 from __future__ import annotations
