@@ -1,17 +1,22 @@
 """Measure how the cost grows with resolution, batch size, codebook size, decoding steps and number of images.
 
-    python -m benchmarks.growth
+    python -m benchmarks.growth                                           all curves, and the memory of commands
+    python -m benchmarks.growth --only commands --images 20000 60000      the memory of commands for large sets
 
 Every curve is one piece of work at growing sizes: the forward and backward pass of the tokenizer (preset `ffhq`), the
 one of the quantizer, and the decoding of the masked prior (`ffhq` on CUDA, `digits` on the CPU). A power of the size is
 fitted to the times. The floor is the arithmetic at the rate of one large matrix product. The results name the operator
 that takes most of the time at the largest size. Nothing is compiled, because every point has another shape.
+
+The memory of complete commands is measured at two numbers of images, as `benchmarks.command_memory` describes it. With
+--only, the other part of the results file stays as it is.
 """
 
 from __future__ import annotations
 
 import gc
 import importlib
+import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 from torch.profiler import ProfilerActivity, profile
 
-from benchmarks import measure
+from benchmarks import command_memory, measure
 from benchmarks.autoencoder import Pass
 from benchmarks.machine import machine
 from benchmarks.measure import Contender
@@ -188,16 +193,42 @@ def plot(figures: dict[str, Any], path: Path) -> None:
 def main() -> None:
     """Run the benchmark, print its tables, and write its results and its plot."""
     parser = measure.parser("Measure how the cost grows.", repeats=3)
+    parser.add_argument("--only", choices=("curves", "commands"), help="part to measure [default: both]")
+    parser.add_argument(
+        "--images",
+        type=int,
+        nargs=2,
+        metavar=("FEW", "MANY"),
+        default=command_memory.NUMBERS,
+        help="numbers of images at which the memory of commands is measured",
+    )
     arguments = parser.parse_args()
     device = devices.select(arguments.device)
-    figures = report(device, SIZES[device.type], arguments.repeats)
-    show(figures)
-    measure.save(figures, arguments.out, "growth", device)
-    skipped = measure.missing(["matplotlib"])
-    if skipped:
-        print(f"plot skipped: {skipped}")
-    else:
-        plot(figures, arguments.out / f"growth-{device.type}.png")
+    if arguments.only != "commands":
+        figures = report(device, SIZES[device.type], arguments.repeats)
+        show(figures)
+        save(figures, arguments.out, device)
+        skipped = measure.missing(["matplotlib"])
+        if skipped:
+            print(f"plot skipped: {skipped}")
+        else:
+            plot(figures, arguments.out / f"growth-{device.type}.png")
+    if arguments.only != "curves":
+        skipped = command_memory.why_not()
+        if skipped:
+            print(f"memory of commands skipped: {skipped}")
+            return
+        few, many = arguments.images
+        commands = command_memory.report(device, (few, many))
+        command_memory.show(commands)
+        save({"commands": commands}, arguments.out, device)
+
+
+def save(figures: dict[str, Any], out: Path, device: torch.device) -> None:
+    """Write a part of the results into the results file; its other part stays as it is."""
+    path = out / f"growth-{device.type}.json"
+    before = json.loads(path.read_text()) if path.is_file() else {"machine": machine(device)}
+    measure.save(before | figures, out, "growth", device)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ Shapes: N real images, M fake images, D features (2,048 for Inception's pool lay
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -22,7 +23,7 @@ from movq_cli.errors import BadRequestError
 SEED = 2020
 """Seed of all subsets, as in torch-fidelity: the same features give the same subsets and the same values."""
 
-_ROWS_AT_ONCE = 1024  # rows of a distance matrix in memory at a time: 0.25 GB against 60,000 columns
+_TILE = 4096  # rows and columns of a distance matrix in memory at a time: 67 MB
 
 
 class MeanAndSpread(NamedTuple):
@@ -193,8 +194,8 @@ def precision_recall(
     """Return improved precision and recall (Kynkäänniemi et al. 2019, equation 1).
 
     guided-diffusion's evaluator (Dhariwal and Nichol 2021) uses Inception's pool features, k = 3, and at most 10,000
-    real images against every fake one. StyleGAN's convention, VGG-16 features, gives other values. A thousand rows of
-    distances are computed at a time, since a complete matrix of 60,000 by 60,000 would take 14 GB.
+    real images against every fake one. StyleGAN's convention, VGG-16 features, gives other values. The distances are
+    computed in square tiles, since a complete matrix of 60,000 by 60,000 would take 14 GB.
 
     Args:
         real: Features [N, D].
@@ -211,8 +212,8 @@ def precision_recall(
     if references is not None and len(real) > references:
         chosen = np.random.RandomState(seed).choice(len(real), references, replace=False)
         real = real[torch.from_numpy(np.sort(chosen)).to(real.device)]
-    real, fake = _centred(real, fake)
-    return PrecisionRecall(_share_within(fake, real, k), _share_within(real, fake, k))
+    centre = real.mean(dim=0)
+    return PrecisionRecall(_share_within(fake, real, k, centre), _share_within(real, fake, k, centre))
 
 
 def find_copies(real: Tensor, fake: Tensor) -> NearestImages:
@@ -230,11 +231,16 @@ def find_copies(real: Tensor, fake: Tensor) -> NearestImages:
     """
     if len(real) < 2:
         raise ValueError(f"the search for copies needs at least 2 real images, not {len(real)}")
-    real, fake = _centred(real, fake)
-    tiles = [_squared_distances(rows, real).min(dim=1) for rows in torch.split(fake, _ROWS_AT_ONCE)]
-    distance, nearest = torch.cat([tile.values for tile in tiles]), torch.cat([tile.indices for tile in tiles])
+    centre = real.mean(dim=0)
+    distance = torch.full((len(fake),), math.inf, device=fake.device)
+    nearest = torch.zeros(len(fake), dtype=torch.int64, device=fake.device)
+    for rows, columns, distances in _distance_tiles(fake, real, centre):
+        found = distances.min(dim=1)
+        is_nearer = found.values < distance[rows]
+        distance[rows] = torch.where(is_nearer, found.values, distance[rows])
+        nearest[rows] = torch.where(is_nearer, found.indices + columns.start, nearest[rows])
     chosen, row_of_fake = nearest.unique(return_inverse=True)
-    neighbour = torch.cat([_kth_distance(rows, real, 1) for rows in torch.split(real[chosen], _ROWS_AT_ONCE)])
+    neighbour = _kth_distances(real, 1, centre, chosen)
     share = (distance < neighbour[row_of_fake]).double().mean().item()
     return NearestImages(share, nearest, distance.sqrt())
 
@@ -253,29 +259,54 @@ def _cubic_kernel(x: Tensor, y: Tensor) -> Tensor:
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
-def _centred(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
-    """Subtract the mean of the real features from both sets.
-
-    A common shift does not change distances, and without it |x|^2 - 2 x.y + |y|^2 loses fewer digits to cancellation.
-    """
-    centre = real.mean(dim=0)
-    return real - centre, fake - centre
-
-
-def _share_within(points: Tensor, manifold: Tensor, k: int) -> float:
+def _share_within(points: Tensor, manifold: Tensor, k: int, centre: Tensor) -> float:
     """Return the share of points that lie in the k-neighbour ball of at least one sample of the manifold."""
-    radii = torch.cat([_kth_distance(rows, manifold, k) for rows in torch.split(manifold, _ROWS_AT_ONCE)])
-    inside = [(_squared_distances(rows, manifold) <= radii).any(dim=1) for rows in torch.split(points, _ROWS_AT_ONCE)]
-    return float(torch.cat(inside).double().mean())
+    radii = _kth_distances(manifold, k, centre)
+    is_inside = torch.zeros(len(points), dtype=torch.bool, device=points.device)
+    for rows, columns, distances in _distance_tiles(points, manifold, centre):
+        is_inside[rows] |= (distances <= radii[columns]).any(dim=1)
+    return float(is_inside.double().mean())
 
 
-def _kth_distance(rows: Tensor, manifold: Tensor, k: int) -> Tensor:
-    """Return the squared distance of rows of the manifold to their k-th neighbour in it."""
+def _kth_distances(manifold: Tensor, k: int, centre: Tensor, chosen: Tensor | None = None) -> Tensor:
+    """Return the squared distance of samples of a manifold to their k-th neighbour in it.
+
+    Args:
+        manifold: Features [N, D].
+        k: Number of the neighbour.
+        centre: Point [D] near the features, as for `_distance_tiles`.
+        chosen: Indices [n] of these samples; None stands for all of them.
+    """
+    count = len(manifold) if chosen is None else len(chosen)
     # Each sample is its own nearest neighbour, hence k + 1.
-    return _squared_distances(rows, manifold).topk(k + 1, dim=1, largest=False).values[:, k]
+    smallest = torch.full((count, k + 1), math.inf, device=manifold.device)
+    for rows, _, distances in _distance_tiles(manifold, manifold, centre, chosen):
+        found = distances.topk(min(k + 1, distances.shape[1]), dim=1, largest=False).values
+        smallest[rows] = torch.cat([smallest[rows], found], dim=1).topk(k + 1, dim=1, largest=False).values
+    return smallest[:, k]
 
 
-def _squared_distances(a: Tensor, b: Tensor) -> Tensor:
-    # vector_norm does not store the 60,000 x 2,048 squares.
-    norms_a, norms_b = (torch.linalg.vector_norm(x, dim=1).square() for x in (a, b))
-    return torch.addmm(norms_a[:, None] + norms_b, a, b.T, alpha=-2).clamp_(min=0)
+def _distance_tiles(
+    a: Tensor, b: Tensor, centre: Tensor, chosen: Tensor | None = None
+) -> Iterator[tuple[slice, slice, Tensor]]:
+    """Yield the squared Euclidean distances between two sets of features in tiles, so that the memory is constant.
+
+    Args:
+        a: Features [N, D].
+        b: Features [M, D], on the same device.
+        centre: Point [D] near the features, which is subtracted from them: distances do not change, and without it
+            |x|^2 - 2 x.y + |y|^2 loses more digits to cancellation.
+        chosen: Indices [N] of the rows of `a` that are used; None uses all.
+
+    Yields:
+        The rows and the columns of a tile, and its distances, at least 0.
+    """
+    for first in range(0, len(a) if chosen is None else len(chosen), _TILE):
+        rows = slice(first, first + _TILE)
+        x = (a[rows] if chosen is None else a[chosen[rows]]) - centre
+        norms = torch.linalg.vector_norm(x, dim=1).square()
+        for start in range(0, len(b), _TILE):
+            columns = slice(start, start + _TILE)
+            y = b[columns] - centre
+            distances = norms[:, None] + torch.linalg.vector_norm(y, dim=1).square()
+            yield rows, columns, distances.addmm_(x, y.T, alpha=-2).clamp_(min=0)

@@ -134,9 +134,9 @@ def brute_share(points: list[list[float]], manifold: list[list[float]], k: int) 
     return sum(inside) / len(points)
 
 
-@pytest.mark.parametrize("rows", [1024, 7])
-def test_precision_and_recall_are_those_of_all_distances(monkeypatch: pytest.MonkeyPatch, rows: int) -> None:
-    monkeypatch.setattr(distributions, "_ROWS_AT_ONCE", rows)
+@pytest.mark.parametrize("tile", [4096, 7, 1])
+def test_precision_and_recall_are_those_of_all_distances(monkeypatch: pytest.MonkeyPatch, tile: int) -> None:
+    monkeypatch.setattr(distributions, "_TILE", tile)
     real, fake = features(40, 4), features(50, 4, shift=0.8, seed=1)
     found = precision_recall(real, fake, k=3)
     assert found.precision == pytest.approx(brute_share(fake.tolist(), real.tolist(), 3))
