@@ -30,6 +30,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from movq_cli import agreement
 from movq_cli.console import Console, Progress
 from movq_cli.data.blocks import Arrays, Blocks
 from movq_cli.errors import BadRequestError
@@ -138,6 +139,7 @@ def cached_features(
         BadRequestError: Another command is computing these features.
         FailureError: The features cannot be written, or an image of a strict set is corrupt.
     """
+    agreement.require_same(ranks, {f"the hash of the weights of {network.name}": network.digest})
     content = ranks.from_first(lambda: images.content_hash)
     key = hashlib.sha256(f"{_FORMAT} {content} {network.name} {network.digest}".encode()).hexdigest()
     folder = cache / f"{network.name}-{key[:16]}"
