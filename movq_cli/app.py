@@ -57,6 +57,8 @@ def _root(
 
 def main() -> NoReturn:
     """Run the command line and exit with its code."""
+    # PyTorch, which reads this when it is imported, would print a page about a lost rank beside our line.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     try:
         app(prog_name="movq")
     except MovqError as error:
