@@ -62,7 +62,9 @@ def joined_ranks(device_name: str | None) -> Iterator[tuple[Ranks, torch.device]
             device = devices.select(f"cuda:{_integer('LOCAL_RANK', 0)}")
             torch.cuda.set_device(device)
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, store=ranks.store, rank=ranks.rank, world_size=ranks.world_size)
+        dist.init_process_group(
+            backend, store=ranks.store, rank=ranks.rank, world_size=ranks.world_size, timeout=_EXCHANGE_TIMEOUT
+        )
         yield ranks, device
         dist.barrier()  # A rank that ended early would close the connections of those that still work.
         dist.destroy_process_group()
@@ -153,6 +155,12 @@ def _this_machine(rank: int) -> Machine:
 
 _JOIN_TIMEOUT = timedelta(minutes=10)
 """Time in which all ranks must have started; loading PyTorch from a slow file system may take minutes."""
+
+_EXCHANGE_TIMEOUT = timedelta(minutes=30)
+"""Time that a rank waits for another one that neither answers nor closes its connection.
+
+NCCL's default is 10 minutes, after which it aborts the process. Rank 0 alone writes a checkpoint, which may take longer.
+"""
 
 
 _LOST_CONNECTION = ("gloo/transport", "Connection closed by peer", "Connection reset by peer", "remote process exited")
