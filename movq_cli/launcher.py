@@ -159,7 +159,8 @@ _JOIN_TIMEOUT = timedelta(minutes=10)
 _EXCHANGE_TIMEOUT = timedelta(minutes=30)
 """Time that a rank waits for another one that neither answers nor closes its connection.
 
-NCCL's default is 10 minutes, after which it aborts the process. Rank 0 alone writes a checkpoint, which may take longer.
+NCCL's default is 10 minutes, after which it aborts the process. But rank 0 writes a checkpoint alone, which may take
+longer.
 """
 
 

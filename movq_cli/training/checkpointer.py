@@ -44,7 +44,7 @@ class Checkpointer:
         if is_resumed and (ranks.is_first or ranks.is_one_machine):
             state = checkpoints.load_state(self.run.checkpoint, torch.device("cpu"))
         if not ranks.is_one_machine:
-            state = agreement.broadcast_state(ranks, state or self._state(0))
+            state = agreement.broadcast_state(ranks, self._state(0) if state is None else state)
         step = 0 if state is None else self._restore(state)
         if is_resumed:
             console.log(f"resuming from step {step} in {self.run.folder}")
