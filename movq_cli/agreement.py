@@ -28,8 +28,8 @@ _SAME_COMMAND = "Start every rank with the same command, the same files and the 
 _SHARED_SECONDS = 5.0
 """Time in which a new file must be visible on other machines: network file systems cache the content of folders."""
 
-_CHUNK = 2**20
-"""Number of values that are hashed at once, which limits the memory of a fingerprint to some tens of MB."""
+_CHUNK = 2**18
+"""Number of values that are hashed at once, which limits the memory of a fingerprint to some MB."""
 
 _INTEGERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Integer type of the same size, by the bytes of a value."""
@@ -207,18 +207,25 @@ def tensor_sums(states: Sequence[object]) -> list[Tensor]:
     changes the sum, and several changed or exchanged values practically always. The host does not wait.
     """
     totals: dict[torch.device, Tensor] = {}
+    weights: dict[torch.device, Tensor] = {}
     for row, state in enumerate(states):
         for number, tensor in enumerate(tensors_of(state)):
-            if tensor.device not in totals:
-                totals[tensor.device] = torch.zeros(len(states), dtype=torch.int64, device=tensor.device)
+            device = tensor.device
+            if device not in totals:
+                totals[device] = torch.zeros(len(states), dtype=torch.int64, device=device)
+                weights[device] = _odd_numbers(torch.arange(_CHUNK, device=device))
             bits = tensor.detach().view(_INTEGERS[tensor.element_size()]).reshape(-1)
-            for start in range(0, len(bits), _CHUNK):
-                part = bits[start : start + _CHUNK]
-                weights = torch.arange(start, start + len(part), device=tensor.device)
-                weights.add_(number << 40).mul_(_ODD_MULTIPLIERS[0])
-                weights.bitwise_xor_(weights >> 31).mul_(_ODD_MULTIPLIERS[1]).bitwise_or_(1)
-                totals[tensor.device][row] += weights.mul_(part).sum()
+            for chunk, part in enumerate(bits.split(_CHUNK)):
+                digest = hashlib.sha256(f"{number} {chunk}".encode()).digest()
+                factor = int.from_bytes(digest[:8], "little", signed=True) | 1
+                totals[device][row] += (part * weights[device][: len(part)]).sum() * factor
     return list(totals.values())
+
+
+def _odd_numbers(positions: Tensor) -> Tensor:
+    """Return an odd number with irregular bits for each position, int64."""
+    mixed = positions * _ODD_MULTIPLIERS[0]
+    return ((mixed ^ (mixed >> 31)) * _ODD_MULTIPLIERS[1]) | 1
 
 
 def tensors_of(state: object) -> Iterator[Tensor]:
