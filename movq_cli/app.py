@@ -87,6 +87,8 @@ def _root(
 
 def main() -> NoReturn:
     """Run the command line and exit with its code, which is not changed by a signal after the command's end."""
+    # PyTorch, which reads this when it is imported, would print a page about a lost rank beside our line.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     _open_closed_streams()
     try:
         try:

@@ -8,26 +8,37 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import Store
-from torch.distributed.rendezvous import rendezvous
 
-from movq_cli import devices
-from movq_cli.errors import BadRequestError, FailureError, InterruptedRunError, MovqError
+from movq_cli.errors import InterruptedRunError
 
 T = TypeVar("T")
 
-_POLL_SECONDS = 0.02
-_LAUNCHER_ENDED = "interrupted: the process that started these ranks has ended"
+POLL_SECONDS = 0.02
+LAUNCHER_ENDED = "interrupted: the process that started these ranks has ended"
+
+
+class LostRankError(RuntimeError):
+    """Another rank has ended, or cannot be reached."""
+
+
+class Machine(NamedTuple):
+    """A machine on which ranks run; two launchers with files of their own count as two machines, even on one host."""
+
+    host: str
+    """Host name."""
+    node: str
+    """Index of the launcher's node, or the host name if the launcher gives no index."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +49,8 @@ class Ranks:
     """Rank of this process, from 0; only rank 0 prints messages and writes files."""
     world_size: int = 1
     """Number of ranks."""
-    local_world_size: int = 1
-    """Number of ranks on this machine, including this one."""
+    machines: tuple[Machine, ...] = ()
+    """Machine of each rank; empty for a single process."""
     store: Store | None = None
     """Key-value store of the launcher, which all ranks can reach; None for a single process."""
     launcher: int = field(default_factory=os.getppid)
@@ -49,6 +60,20 @@ class Ranks:
     def is_first(self) -> bool:
         """Whether this process is rank 0."""
         return self.rank == 0
+
+    @property
+    def is_one_machine(self) -> bool:
+        """Whether all ranks run on one machine, so that they see the same files."""
+        return len(set(self.machines)) <= 1
+
+    @property
+    def local_world_size(self) -> int:
+        """Number of ranks on this machine, including this one."""
+        return self.machines.count(self.machines[self.rank]) if self.machines else 1
+
+    def describe(self, rank: int) -> str:
+        """Return a rank with the name of its host, for messages."""
+        return f"rank {rank} on {self.machines[rank].host}" if self.machines else f"rank {rank}"
 
     @property
     def is_orphaned(self) -> bool:
@@ -62,7 +87,7 @@ class Ranks:
             InterruptedRunError: The launcher has ended.
         """
         if self.is_orphaned:
-            raise InterruptedRunError(_LAUNCHER_ENDED)
+            raise InterruptedRunError(LAUNCHER_ENDED)
 
     def share(self, count: int) -> slice:
         """Return this rank's share of `count` items; shares are contiguous and their sizes differ by at most one."""
@@ -93,7 +118,7 @@ class Ranks:
             return
         work = dist.all_reduce(torch.zeros(1), group=group, async_op=True)
         while not work.is_completed():
-            time.sleep(_POLL_SECONDS)
+            time.sleep(POLL_SECONDS)
         work.wait()
 
     def shared_counter(self) -> SharedCounter:
@@ -170,162 +195,20 @@ class SharedCounter:
         """Add to the counter, and return its growth over all ranks since this rank's last call.
 
         Raises:
-            InterruptedRunError: The launcher, which stores the counter, has ended.
+            InterruptedRunError: The launcher has ended.
+            LostRankError: The counter was on another machine, whose launcher has ended.
         """
         if self._ranks.store is None:
             return count
         self._ranks.check_launcher()
         try:
             total = self._ranks.store.add("movq/counter", count)
-        except RuntimeError:  # The store has ended with the launcher.
-            raise InterruptedRunError(_LAUNCHER_ENDED) from None
+        except RuntimeError:  # The store has ended with the launcher of rank 0.
+            self._ranks.check_launcher()
+            raise LostRankError from None
         before, self._last_total = self._last_total, total
         return total - before
 
 
 SINGLE_PROCESS = Ranks()
 """The ranks of a run of a single process."""
-
-
-def is_launched() -> bool:
-    """Return whether torchrun, or a scheduler that sets the same variables, started this process as one of several."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
-@contextmanager
-def joined_ranks(device_name: str | None) -> Iterator[tuple[Ranks, torch.device]]:
-    """Join the ranks of this run, and select this rank's device; a process that was started alone is a single rank.
-
-    When a rank fails, all ranks end. Only the first rank that fails raises its error. The others, which fail with the
-    same error or lose their connection, end silently. If a rank was killed, its launcher reports it.
-
-    Args:
-        device_name: Name of the device, as for `devices.select`. With several ranks on CUDA, each one gets its own GPU.
-
-    Yields:
-        The ranks and this rank's device.
-
-    Raises:
-        BadRequestError: There is no such device.
-    """
-    if not is_launched():
-        yield SINGLE_PROCESS, devices.select(device_name)
-        return
-    world = int(os.environ["WORLD_SIZE"])
-    device = devices.select(device_name)
-    if device.type == "cuda":
-        device = devices.select(f"cuda:{os.environ.get('LOCAL_RANK', '0')}")
-        torch.cuda.set_device(device)
-    store, _, _ = next(rendezvous("env://"))
-    ranks = Ranks(int(os.environ["RANK"]), world, int(os.environ.get("LOCAL_WORLD_SIZE", world)), store)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    try:
-        dist.init_process_group(backend, store=store, rank=ranks.rank, world_size=ranks.world_size)
-        yield ranks, device
-        dist.barrier()  # A rank that ended early would close the connections of those that still work.
-        dist.destroy_process_group()
-    except Exception as error:
-        code = _silent_exit_code(error, store, ranks)
-        if code is not None:
-            raise SystemExit(code) from None
-        raise
-
-
-_LOST_PEER = ("Connection closed by peer", "Connection reset by peer")
-"""Parts of gloo's error messages when another rank has ended."""
-
-_FAILURE = "movq/failure"
-"""Key of the first rank that failed, and its exit code."""
-
-_INTERRUPTION_SECONDS = 5.0
-"""Time in which all ranks must have handled a signal; a rank handles it when its current operation ends."""
-
-
-def _silent_exit_code(error: Exception, store: Store, ranks: Ranks) -> int | None:
-    """Return None if this rank is the one that reports its error, else the exit code with which it ends silently."""
-    code = error.exit_code if isinstance(error, MovqError) else 1
-    if any(words in str(error) for words in _LOST_PEER):
-        return code
-    failure = f"{ranks.rank} {code}"
-    if ranks.is_orphaned:
-        return None if ranks.is_first else code
-    try:
-        if isinstance(error, InterruptedRunError) and not _all_interrupted(store, ranks):
-            return code
-        first_failure = store.compare_set(_FAILURE, "", failure).decode()
-    except RuntimeError:  # The launcher, which held the store, has ended.
-        return None if ranks.is_first else code
-    return None if first_failure == failure else int(first_failure.split()[1])
-
-
-def _all_interrupted(store: Store, ranks: Ranks) -> bool:
-    """Return whether all ranks were interrupted, as when the user stops the run.
-
-    When a rank was killed, the launcher sends the same signal to the others, but the killed rank does not respond.
-    """
-    keys = [f"movq/interrupted/{number}" for number in range(ranks.world_size)]
-    store.set(keys[ranks.rank], "")
-    end = time.monotonic() + _INTERRUPTION_SECONDS
-    while not store.check(keys) and not store.check([_FAILURE]):
-        if time.monotonic() > end:
-            return False
-        time.sleep(_POLL_SECONDS)
-    return True
-
-
-def launch(arguments: Sequence[str], processes: int, device_name: str | None) -> None:
-    """Run `movq` with these arguments as several ranks on this machine, as torchrun would, and wait for them.
-
-    Args:
-        arguments: Command-line arguments for all processes; each one reads its rank from its environment.
-        processes: Number of processes; on CUDA each one uses its own GPU.
-        device_name: Name of the device that was requested; on the CPU there may be any number of processes.
-
-    Raises:
-        BadRequestError: There are not enough GPUs.
-        FailureError: A rank was killed.
-        SystemExit: A rank failed and has reported its error.
-    """
-    available = torch.cuda.device_count()
-    is_cuda = devices.select(device_name).type == "cuda"
-    if is_cuda and processes > available:
-        raise BadRequestError(f"--gpus {processes}, but this machine has {available} GPUs", f"Set --gpus {available}.")
-    if not is_cuda and device_name is None:
-        raise BadRequestError(
-            "--gpus needs CUDA, which is not available", "To start processes on the CPU, add --device cpu."
-        )
-    _run_elastic(arguments, processes)
-
-
-def _run_elastic(arguments: Sequence[str], processes: int) -> None:
-    import logging
-    import sys
-
-    from torch.distributed.elastic.multiprocessing import SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    # The ranks report their own errors; torch's report of a failure is a page long.
-    logging.disable(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=processes,
-        run_id="movq",
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        max_restarts=0,
-    )
-    try:
-        elastic_launch(config, sys.executable)("-m", "movq_cli", *arguments)
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        if failure.exitcode > 0:
-            raise SystemExit(failure.exitcode) from None
-        raise FailureError(f"rank {rank} was ended by signal {-failure.exitcode}", _KILLED) from None
-    except SignalException:
-        raise SystemExit(130) from None
-
-
-_KILLED = "If the machine ran out of memory, set a smaller batch size. Run the same command again to resume."

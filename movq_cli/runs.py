@@ -205,8 +205,9 @@ def find_run(path: Path | None, kind: Kind, *, fits: TokenizerSettings | None = 
         manifest = run.read()
         if manifest.kind != kind:
             raise BadRequestError(f"{path} is a run of `movq {COMMAND[manifest.kind]}`", _train_first(kind))
+        state = "has lost" if manifest.step else "does not have"
         raise BadRequestError(
-            f"{path} has no checkpoint yet (step {manifest.step} of {manifest.steps})",
+            f"{path} {state} its {WEIGHTS[kind]} (step {manifest.step} of {manifest.steps})",
             f"Resume it: movq {COMMAND[kind]} --preset {manifest.preset} --run {path}",
         )
     return run

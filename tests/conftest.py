@@ -27,7 +27,8 @@ from movq_cli.commands.prepare_plan import Preprocessing
 from movq_cli.console import Console
 from movq_cli.data.shards import PreparedSet
 from movq_cli.evaluation.pretrained import WEIGHTS
-from movq_cli.ranks import Ranks, joined_ranks
+from movq_cli.launcher import joined_ranks
+from movq_cli.ranks import Ranks
 from movq_cli.settings import Preset
 from tests import forked_movq
 

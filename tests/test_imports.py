@@ -22,7 +22,7 @@ LAYERS = [
     {"evaluation"},
     {"sources"},
     {"data"},
-    {"ranks"},
+    {"agreement", "launcher", "ranks"},
     {"presets", "checkpoints", "devices", "runs"},
     {"models"},
     {"digests"},

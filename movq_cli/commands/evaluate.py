@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from movq_cli import devices, presets
+from movq_cli import agreement, devices, presets
 from movq_cli.console import Console
 from movq_cli.errors import BadRequestError
 from movq_cli.evaluation import cautions, protocol
@@ -45,7 +45,10 @@ def evaluate(
 def _compare(
     first: str, second: str, request: EvaluationRequest, targets: Targets | None, process: Process, console: Console
 ) -> None:
+    agreement.require_shared(process.ranks, request.cache)
     sides = Sides.open(first, second, request, console)
+    if not process.ranks.is_one_machine:
+        agreement.require_same(process.ranks, {f"the {side.role} set": side.content_hash for side in sides.with_images})
     selection = select_metrics(sides, request, process.ranks, console)
     for line in cautions.before(sides.with_images, selection.metrics):
         console.warn(line)

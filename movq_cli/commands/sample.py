@@ -15,7 +15,7 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from movq_cli import devices, runs, signals
+from movq_cli import agreement, devices, runs, signals
 from movq_cli.api import Prior
 from movq_cli.console import Console
 from movq_cli.data import pixels
@@ -23,8 +23,9 @@ from movq_cli.data.images import decode
 from movq_cli.data.sample_files import SampleFiles, SampleManifest, image_name
 from movq_cli.errors import BadRequestError
 from movq_cli.files import sha256
+from movq_cli.launcher import is_launched, joined_ranks, launch
 from movq_cli.presets import explain
-from movq_cli.ranks import Ranks, is_launched, joined_ranks, launch
+from movq_cli.ranks import Ranks
 from movq_cli.settings import SampleSettings
 from movq_cli.sources.open import open_source
 from movq_cli.version import __version__
@@ -78,8 +79,8 @@ def sample(request: SampleRequest, *, arguments: Sequence[str], console: Console
         FailureError: A file cannot be written.
         InterruptedRunError: The process received Ctrl-C or SIGTERM; the images made so far are kept.
     """
-    weights = runs.find_weights(request.run, "prior")
     if request.gpus is not None and not is_launched():
+        runs.find_weights(request.run, "prior")  # A bad request is refused before any process is started.
         launch(arguments, request.gpus, request.device_name)
         return
     with (
@@ -87,11 +88,15 @@ def sample(request: SampleRequest, *, arguments: Sequence[str], console: Console
         signals.interruptible("the images made", launched=ranks.world_size > 1),
         ranks.long_barrier() as barrier,  # packing many images may take longer than the usual timeout of a barrier
     ):
+        agreement.require_shared(ranks, request.out)
+        weights = ranks.from_first(lambda: runs.find_weights(request.run, "prior"))
         console.log(f"prior: {weights}")
         prior = _load_prior(weights, request, device)
         settings = _merge_settings(prior, request.settings)
         class_ids = prior.class_ids(request.classes)
         target = SampleFiles(request.out, _manifest(prior, settings, sha256(weights), request, class_ids))
+        images = {"the number of images": request.n, "the classes of the images": class_ids}
+        agreement.require_same(ranks, {**target.manifest.settings, **images})
         made = 0
         if ranks.from_first(target.is_finished):
             console.log(f"{request.out} is already finished ({request.n} images)")

@@ -6,7 +6,7 @@ from functools import partial
 
 import torch
 
-from movq_cli import checkpoints, presets, runs, signals
+from movq_cli import agreement, checkpoints, runs, signals
 from movq_cli.commands import training
 from movq_cli.commands.training import Plan, SetUp, TrainContext, TrainRequest
 from movq_cli.console import Console
@@ -17,6 +17,7 @@ from movq_cli.evaluation.fid_evaluator import FIDEvaluator
 from movq_cli.files import link_or_copy, sha256
 from movq_cli.models import priors
 from movq_cli.models.tokenizer import Tokenizer
+from movq_cli.ranks import Ranks
 from movq_cli.runs import Run, RunManifest
 from movq_cli.settings import Preset, ViewSettings
 from movq_cli.training import cost
@@ -33,21 +34,20 @@ def train_prior(request: TrainRequest, console: Console) -> None:
         request: Options of the command.
         console: Console for the plan, the progress and the result.
     """
-    settings = presets.load(request.preset_name, request.overrides)
 
-    def prepare(images: PreparedSet) -> SetUp:
+    def prepare(settings: Preset, images: PreparedSet, ranks: Ranks) -> SetUp:
         _check_classes(settings, images)
-        tokenizer_run = runs.find_run(request.tokenizer, "vq", fits=settings.vq)
+        tokenizer_run = ranks.from_first(lambda: runs.find_run(request.tokenizer, "vq", fits=settings.vq))
+        agreement.require_shared(ranks, tokenizer_run.code_caches)  # All ranks read the codes that each rank encodes.
         return partial(_set_up, tokenizer_run)
 
     training.run_training(
         request,
-        settings,
         console,
         kind="prior",
         plan=plan,
         prepare=prepare,
-        folder_suffix=priors.prior_class(settings.prior).run_suffix,
+        folder_suffix=lambda settings: priors.prior_class(settings.prior).run_suffix,
     )
 
 
@@ -84,6 +84,7 @@ def _set_up(tokenizer_run: Run, context: TrainContext) -> tuple[PriorTraining, R
     console.log(f"tokenizer: {tokenizer_run.folder}")
     # The run is started before the encoding, which may take hours, so that a folder of another run is refused at once.
     digest = sha256(tokenizer_run.weights)
+    agreement.require_same_content(context.ranks, "the tokenizer", tokenizer_run.weights, digest)
     manifest = context.ranks.from_first(lambda: _start_or_resume(context, tokenizer_run, digest))
     evaluator = training.fid_evaluator(context, settings.train_prior, "train", _REFERENCES)
     with signals.interruptible("the codes encoded", launched=context.ranks.world_size > 1):

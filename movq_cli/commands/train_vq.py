@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from movq_cli import presets, runs
+from movq_cli import agreement, runs
 from movq_cli.commands import training
 from movq_cli.commands.training import Plan, TrainContext, TrainRequest
 from movq_cli.console import Console
@@ -24,8 +24,7 @@ def train_vq(request: TrainRequest, console: Console) -> None:
         request: Options of the command.
         console: Console for the plan, the progress and the result.
     """
-    settings = presets.load(request.preset_name, request.overrides)
-    training.run_training(request, settings, console, kind="vq", plan=plan, prepare=lambda _: _set_up)
+    training.run_training(request, console, kind="vq", plan=plan, prepare=lambda *_, **__: _set_up)
 
 
 def plan(settings: Preset, images: PreparedSet | None, device: torch.device, processes: int) -> Plan:
@@ -67,6 +66,7 @@ def _set_up(context: TrainContext) -> tuple[TokenizerTraining, RunManifest]:
     train = settings.train_vq
     evaluator = training.fid_evaluator(context, train, "val", train.evaluate_images)
     stage = TokenizerTraining(settings, context.images, context.device, request.weights, context.ranks, evaluator)
+    _require_same_metrics(stage)
     manifest = context.ranks.from_first(
         lambda: runs.start_or_resume(
             context.run,
@@ -79,6 +79,19 @@ def _set_up(context: TrainContext) -> tuple[TokenizerTraining, RunManifest]:
     console.log(f"train-vq {request.preset_name} on {context.device}, to {context.run.folder}")
     _warn_of_late_discriminator(stage, console)
     return stage, manifest
+
+
+def _require_same_metrics(stage: TokenizerTraining) -> None:
+    """Check that all ranks have the same metrics and the same perceptual loss, whose weights each rank reads itself."""
+    perceptual = {} if stage.perceptual is None else {"lpips": stage.perceptual.state_dict()}
+    agreement.require_same(
+        stage.ranks,
+        {
+            "the list of validation metrics": [metric.key for metric in stage.metrics],
+            "the hash of the weights of LPIPS": agreement.fingerprints(perceptual),
+        },
+        "Give every machine the same pretrained weights (movq weights --fetch), and name their folder with --weights.",
+    )
 
 
 def _warn_of_late_discriminator(stage: TokenizerTraining, console: Console) -> None:

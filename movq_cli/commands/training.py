@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,25 +11,30 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from movq_cli import devices, files
+from movq_cli import agreement, devices, files, presets
 from movq_cli.console import Console
 from movq_cli.data.shards import MANIFEST, PreparedSet, SplitName
 from movq_cli.errors import BadRequestError
 from movq_cli.evaluation.fid_evaluator import FIDEvaluator
 from movq_cli.evaluation.image_sets import ImageSet
-from movq_cli.ranks import Ranks, is_launched, joined_ranks, launch
+from movq_cli.launcher import is_launched, joined_ranks, launch
+from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.runs import COMMAND, ROOT, Kind, Run, RunManifest
 from movq_cli.settings import Preset, TrainSettings
 from movq_cli.training import loop
 from movq_cli.training.cost import Cost
 from movq_cli.training.log import Metrics
 from movq_cli.training.stage import Stage
+from movq_cli.version import __version__
 
 Plan = dict[str, Any]
 """The plan of a training command, as a JSON object: parameters, length of the run, cost of a step."""
 
 _DISPLAYED_NAMES = {"quantize": "quantizer"}
 """Parts of a model whose displayed name is not the name that published weights use."""
+
+_OF_EACH_MACHINE = {"data.path", "data.workers", "description"}
+"""Settings that may differ between the ranks of a run, because they do not change what is trained."""
 
 _CROP_RATIO_LIMIT = 1.25
 """Images whose side is more than this times the crop's lead to a warning; the field's usual crops are below it."""
@@ -84,27 +89,31 @@ class Planner(Protocol):
         """Return the plan; what depends on the images is null if they are not available."""
 
 
+class Preparation(Protocol):
+    """Checks a request against its images, before anything takes long."""
+
+    def __call__(self, settings: Preset, images: PreparedSet, ranks: Ranks) -> SetUp:
+        """Return the function that builds the stage; every rank must call this."""
+
+
 def run_training(
     request: TrainRequest,
-    settings: Preset,
     console: Console,
     *,
     kind: Kind,
     plan: Planner,
-    prepare: Callable[[PreparedSet], SetUp],
-    folder_suffix: str | None = None,
+    prepare: Preparation,
+    folder_suffix: Callable[[Preset], str] | None = None,
 ) -> None:
     """Carry out a training command: a dry run, a start on several processes, or the training on this rank.
 
     Args:
         request: Options of the command.
-        settings: Settings of the preset, with the request's overrides.
         console: Console for the plan, the progress and the result.
         kind: Stage to train.
         plan: Function that computes the plan.
-        prepare: Function that checks the request against the images before any process is started, and returns the
-            function that builds the stage.
-        folder_suffix: End of the default run folder's name; None uses the kind.
+        prepare: Function that checks the request against the images, and returns the function that builds the stage.
+        folder_suffix: Function that returns the end of the default run folder's name; None uses the kind.
 
     Raises:
         BadRequestError: The request cannot be carried out.
@@ -112,22 +121,44 @@ def run_training(
         InterruptedRunError: The process received Ctrl-C or SIGTERM.
     """
     if request.dry_run:
+        settings = presets.load(request.preset_name, request.overrides)
         device = devices.select(request.device_name)
         show_plan(plan(settings, find_images(settings), device, request.gpus or 1), console)
         return
-    images = open_images(settings, request.preset_name, console)
-    set_up = prepare(images)
     if request.gpus is not None and not is_launched():
+        _open(request, SINGLE_PROCESS, prepare, console)  # A bad request is refused before any process is started.
         launch(request.arguments, request.gpus, request.device_name)
         return
+    # What each rank reads itself is read after the ranks have joined, so that the error of one rank ends all of them.
     with joined_ranks(request.device_name) as (ranks, device):
-        run = run_folder(request.run, request.preset_name, kind, folder_suffix)
+        settings, images, set_up = _open(request, ranks, prepare, console)
+        suffix = None if folder_suffix is None else folder_suffix(settings)
+        run = run_folder(request.run, request.preset_name, kind, suffix)
         with locked(run, ranks):
             planned = plan(settings, images, device, ranks.world_size)
             announce(planned, console)
             context = TrainContext(request, settings, images, run, device, ranks, planned, console)
             stage, manifest = set_up(context)
             train(stage, run, manifest, console, planned)
+
+
+def _open(
+    request: TrainRequest, ranks: Ranks, prepare: Preparation, console: Console
+) -> tuple[Preset, PreparedSet, SetUp]:
+    """Return the settings, the images and the function that builds the stage, equal on all ranks.
+
+    Raises:
+        BadRequestError: The request cannot be carried out, or the settings or the images of a rank differ.
+    """
+    agreement.require_same(ranks, {"the version of movq": __version__, "the version of PyTorch": torch.__version__})
+    settings = presets.load(request.preset_name, request.overrides)
+    flat = dict(_flatten(settings.model_dump()))
+    agreement.require_same(ranks, {name: value for name, value in flat.items() if name not in _OF_EACH_MACHINE})
+    images = open_images(settings, request.preset_name, console)
+    manifest = images.manifest
+    agreement.require_same_content(ranks, "the prepared set", images.root, manifest.hash)
+    agreement.require_same(ranks, {"the classes of the prepared set": manifest.classes})
+    return settings, images, prepare(settings, images, ranks)
 
 
 def run_folder(named: Path | None, preset_name: str, kind: Kind, suffix: str | None = None) -> Run:
@@ -226,7 +257,8 @@ def locked(run: Run, ranks: Ranks) -> Iterator[None]:
 def train(stage: Stage, run: Run, manifest: RunManifest, console: Console, plan: Plan) -> None:
     """Train a stage to its end unless its run is finished, and print the run folder as the result."""
     metrics: Metrics = {}
-    if manifest.status == "finished":
+    # A run that has lost its weights gets them back from its checkpoint.
+    if manifest.status == "finished" and stage.ranks.from_first(run.weights.is_file):
         console.log(f"{run.folder} is finished already (step {manifest.step}); nothing to do")
     else:
         metrics = loop.train(stage, run, manifest, console, tflop_per_step=plan["tflop_per_step"])
@@ -243,22 +275,24 @@ def fid_evaluator(context: TrainContext, train: TrainSettings, split: SplitName,
         limit: Largest number of real images; they are evenly spaced over the split.
 
     Raises:
-        BadRequestError: Inception's weights are missing.
+        BadRequestError: Inception's weights are missing, or there are several machines that do not share the run
+            folder, in which the features are stored.
     """
     if not train.evaluate_every:
         return None
     settings, console = context.settings, context.console
-    real = ImageSet("real", str(settings.data.path), split, crop=settings.vq.resolution, limit=limit, console=console)
     features = context.run.folder / "features"
+    agreement.require_shared(context.ranks, features)
+    real = ImageSet("real", str(settings.data.path), split, crop=settings.vq.resolution, limit=limit, console=console)
     return FIDEvaluator.of(real, features, context.request.weights, context.device, context.ranks, console)
 
 
-def _flatten(plan: Plan) -> Iterator[tuple[str, Any]]:
-    for name, value in plan.items():
+def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in values.items():
         if isinstance(value, dict):
-            yield from ((f"{name}.{part}", number) for part, number in value.items())
+            yield from _flatten(value, f"{prefix}{name}.")
         else:
-            yield name, value
+            yield f"{prefix}{name}", value
 
 
 def _as_text(value: object) -> str:

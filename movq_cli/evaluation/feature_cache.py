@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from movq_cli import digests
+from movq_cli import agreement, digests
 from movq_cli.console import Console, Progress
 from movq_cli.data.blocks import Arrays, Blocks
 from movq_cli.digests import Header
@@ -159,6 +159,7 @@ def cached_features(
         BadRequestError: Another command is computing these features.
         FailureError: The features cannot be written, or an image of a strict set is corrupt.
     """
+    agreement.require_same(ranks, {f"the hash of the weights of {network.name}": network.digest})
     content = ranks.from_first(lambda: images.content_hash)
     key = hashlib.sha256(f"{_FORMAT} {content} {network.name} {network.digest}".encode()).hexdigest()
     folder = cache / f"{network.name}-{key[:16]}"

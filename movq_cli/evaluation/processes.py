@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from movq_cli import ranks, signals
+from movq_cli import launcher, signals
 from movq_cli.evaluation import extractors
 from movq_cli.evaluation.request import EvaluationRequest
 from movq_cli.ranks import Ranks
@@ -37,11 +37,11 @@ def run_on_ranks(work: Callable[[Process], None], request: EvaluationRequest, ar
         BadRequestError: The device is not available, or there are fewer GPUs than processes.
         InterruptedRunError: Ctrl-C or SIGTERM; the features that were computed are in the cache.
     """
-    if request.gpus is not None and not ranks.is_launched():
-        ranks.launch(arguments, request.gpus, request.device)
+    if request.gpus is not None and not launcher.is_launched():
+        launcher.launch(arguments, request.gpus, request.device)
         return
     with (
-        ranks.joined_ranks(request.device) as (all_ranks, device),
+        launcher.joined_ranks(request.device) as (all_ranks, device),
         signals.interruptible("the features computed", launched=all_ranks.world_size > 1),
         all_ranks.long_barrier() as barrier,
         extractors.exact_float32(),

@@ -39,8 +39,8 @@ def train(
 
     Raises:
         InterruptedRunError: The process received Ctrl-C or SIGTERM; it wrote a checkpoint first.
-        FailureError: The metrics of a step are not finite, or a file cannot be written. In the first case the last
-            good state was written as a checkpoint first.
+        FailureError: The metrics of a step are not finite, the ranks have unequal weights, or a file cannot be
+            written. In the first case the last good state was written as a checkpoint first.
     """
     settings, steps, ranks = stage.settings, manifest.steps, stage.ranks
     checkpointer = Checkpointer(stage, run, manifest)
@@ -68,6 +68,8 @@ def train(
             due = _Due.after(step, steps, settings, is_stopping=is_stopping)
             if any(due):
                 _check_finite(stage, run, checkpointer)
+                if due.validation or due.checkpoint:
+                    checkpointer.require_same_state(step)
                 log.flush(step)
             progress.advance(1, log.shown)
             metrics = _measure(stage, run, step, due, log, checkpointer, metrics)
@@ -132,6 +134,7 @@ def _check_finite(stage: Stage, run: Run, checkpointer: Checkpointer) -> None:
     if failure is None:
         return
     done, values = failure
+    checkpointer.require_same_state(done)
     names = stage.batch_names(done)
     report = run.folder / "nonfinite.json"
     if stage.ranks.is_first:
