@@ -48,7 +48,7 @@ def after(sides: Sequence[ImageSet]) -> Iterator[str]:
     Args:
         sides: Sets that have images, the real one first.
     """
-    sizes = {side.role: Counter(side.sizes.values()) for side in sides}
+    sizes = {side.role: side.size_counts() for side in sides}
     compared = {side.role: _compared_sizes(side, sizes[side.role]) for side in sides}
     if len(set().union(*compared.values())) > 1:
         listed = "; ".join(f"{role}: {examples(sorted(names))}" for role, names in compared.items() if names)

@@ -37,7 +37,7 @@ from movq_cli.data.blocks import Arrays, Blocks
 from movq_cli.digests import Header
 from movq_cli.errors import BadRequestError
 from movq_cli.evaluation.distributions import FeatureStatistics
-from movq_cli.evaluation.image_sets import ImageSet, Size
+from movq_cli.evaluation.image_sets import ImageSet
 from movq_cli.files import atomic_file, locked
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.sources import stream
@@ -173,7 +173,7 @@ def cached_features(
         (folder / HEADER).touch()
     ranks.wait()  # Until rank 0 has found the files intact.
     sizes = np.load(folder / _SIZES)
-    images.sizes |= {index: Size(*size) for index, size in enumerate(sizes.tolist()) if size[0]}
+    images.add_sizes(sizes)
     # The cache does not store what is wrong with a corrupt image, so these are read again.
     for _ in images.read(np.flatnonzero(sizes[:, 0] == 0).tolist()):
         pass
@@ -288,8 +288,7 @@ def _extract(
         for indices, features in extracted:  # copied here, so that the host waits for the device once a block
             rows[indices - block.start] = features.cpu()
         progress.advance(len(block) - sum(len(indices) for indices, _ in extracted))
-        sizes = np.array([images.sizes.get(index, Size(0, 0)) for index in block], dtype=np.int32)
-        yield block, {"features": rows.numpy(), "sizes": sizes}
+        yield block, {"features": rows.numpy(), "sizes": images.sizes[block.start : block.stop]}
 
 
 def _evict(cache: Path, newest: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from movq_cli.console import Console
@@ -35,8 +36,8 @@ class Size(NamedTuple):
 class ReadReport:
     """The results of reading one rank's share of a set, apart from the pixels."""
 
-    sizes: Mapping[int, Size]
-    """Size of each image that could be read, by its index."""
+    sizes: NDArray[np.int32]
+    """Width and height of each image [N, 2]; 0 for one that was not or could not be read."""
     unreadable: Mapping[int, str]
     """The reason why each corrupt image cannot be used, by its index."""
 
@@ -76,7 +77,7 @@ class ImageSet:
         self.split: SplitName | None = split if self.source.splits is not None else None
         self.crop = crop
         self.strict = strict
-        self.sizes: dict[int, Size] = {}
+        self.sizes: NDArray[np.int32] = np.zeros((len(self.source), 2), np.int32)
         self.unreadable: dict[int, str] = {}
         self._console = console
 
@@ -137,9 +138,23 @@ class ImageSet:
         Raises:
             FailureError: It found a corrupt image, and the set is strict.
         """
-        self.sizes |= report.sizes
+        self.add_sizes(report.sizes)
         for index, reason in report.unreadable.items():
             self.leave_out(index, reason)
+
+    def add_sizes(self, sizes: NDArray[np.int32]) -> None:
+        """Add sizes that were found by another process, or earlier.
+
+        Args:
+            sizes: Width and height of each image [N, 2]; 0 where they are unknown.
+        """
+        np.copyto(self.sizes, sizes, where=sizes > 0)
+
+    def size_counts(self) -> Counter[Size]:
+        """Return the number of images of each size, in the order of the first image of that size."""
+        read = self.sizes[self.sizes[:, 0] > 0]
+        sizes, firsts, counts = np.unique(read, axis=0, return_index=True, return_counts=True)
+        return Counter({Size(*sizes[row].tolist()): int(counts[row]) for row in np.argsort(firsts)})
 
     @cached_property
     def content_hash(self) -> str:
@@ -159,14 +174,14 @@ class ImageSet:
 
     def describe(self) -> dict[str, Any]:
         """Return this side's entry in the protocol."""
-        sizes = Counter(f"{size.width}x{size.height}" for size in self.sizes.values())
+        sizes = self.size_counts()
         prepared = self.prepared
         return {
             "source": self.location,
             "split": self.split,
             "images": len(self),
             "unreadable": [self.names[index] for index in sorted(self.unreadable)],
-            "sizes": dict(sizes.most_common(5)),
+            "sizes": {f"{size.width}x{size.height}": count for size, count in sizes.most_common(5)},
             "distinct_sizes": len(sizes),
             "crop": None if self.crop is None else {"side": self.crop, "filter": FILTER},
             "prepared": prepared and prepared.model_dump(include={"hash", "filter", "size", "square", "orientation"}),
