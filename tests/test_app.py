@@ -198,7 +198,7 @@ def test_the_three_command_lines_of_the_readme_say_what_is_missing(movq: Movq, t
         (["train-vq", "--preset", "ffhq", "-o", "vq.codebook_size"], ["name=value"]),
         (["train-vq", "--preset", "ffhq", "-o", "vq.chunks=3"], ["256", "3"]),
         (["train-vq", "--preset", "ffhq", "--data", "good"], ["good"]),
-        (["train-vq", "--preset", "digits", "--device", "cuda:77"], ["data/digits"]),
+        (["train-vq", "--preset", "digits", "--device", "cuda:77"], ["cuda:77", "--device cpu"]),
         (["train-prior", "--preset", "digits"], ["data/digits"]),
         (["reconstruct", "good", "out"], ["train-vq"]),
         (["reconstruct", "good", "out", "--run", "empty"], ["empty", "tokenizer.safetensors"]),
@@ -242,7 +242,7 @@ def test_a_run_folder_without_a_checkpoint_says_how_to_resume(movq: Movq, traine
     for name in ("checkpoint.pt", "tokenizer.safetensors"):
         (run / name).unlink()
     text = line(movq("reconstruct", shapes, "out", "--run", run, code=2).stderr)
-    assert "no checkpoint" in text
+    assert "has lost its tokenizer.safetensors" in text
     assert "movq train-vq" in text
 
 

@@ -21,6 +21,14 @@ from tests.conftest import draw_shapes
 INTERRUPTED = f"error: {signals.INTERRUPTED}\n"
 
 
+@pytest.fixture(autouse=True)
+def _hangup_is_not_ignored() -> Iterator[None]:
+    """Undo what nohup, or a shell without a terminal, may have set for the tests: their processes inherit it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 def run(code: str, *, hangup_ignored: bool = False) -> subprocess.CompletedProcess[str]:
     """Run a program in a process of its own."""
 

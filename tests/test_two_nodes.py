@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import draw_shapes, free_port, run_movq, write_tiny
+from tests.conftest import draw_shapes, edit_header, free_port, run_movq, write_tiny
 
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
@@ -102,7 +102,7 @@ def test_a_killed_node_is_reported_and_the_resumed_run_ends_like_an_uninterrupte
 def test_a_node_with_another_prepared_set_is_refused_by_name(nodes: list[Path]) -> None:
     manifest = nodes[1] / "data" / "manifest.json"
     described = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps(described | {"hash": "f" * 64}))
+    edit_header(manifest, hash="f" * 64)
     for code, text in finish(start(nodes, *TRAIN)):
         assert code == 2, text
         (line,) = error_lines(text)

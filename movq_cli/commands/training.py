@@ -126,13 +126,14 @@ def run_training(
         show_plan(plan(settings, find_images(settings), device, request.gpus or 1), console)
         return
     if request.gpus is not None and not is_launched():
-        _open(request, SINGLE_PROCESS, prepare, console)  # A bad request is refused before any process is started.
+        _open(
+            request, SINGLE_PROCESS, prepare, folder_suffix, console
+        )  # A bad request is refused before any process is started.
         launch(request.arguments, request.gpus, request.device_name)
         return
     # What each rank reads itself is read after the ranks have joined, so that the error of one rank ends all of them.
     with joined_ranks(request.device_name) as (ranks, device):
-        settings, images, set_up = _open(request, ranks, prepare, console)
-        suffix = None if folder_suffix is None else folder_suffix(settings)
+        settings, images, set_up, suffix = _open(request, ranks, prepare, folder_suffix, console)
         run = run_folder(request.run, request.preset_name, kind, suffix)
         with locked(run, ranks):
             planned = plan(settings, images, device, ranks.world_size)
@@ -143,9 +144,13 @@ def run_training(
 
 
 def _open(
-    request: TrainRequest, ranks: Ranks, prepare: Preparation, console: Console
-) -> tuple[Preset, PreparedSet, SetUp]:
-    """Return the settings, the images and the function that builds the stage, equal on all ranks.
+    request: TrainRequest,
+    ranks: Ranks,
+    prepare: Preparation,
+    folder_suffix: Callable[[Preset], str] | None,
+    console: Console,
+) -> tuple[Preset, PreparedSet, SetUp, str | None]:
+    """Return the settings, the images, the function that builds the stage, and the suffix, equal on all ranks.
 
     Raises:
         BadRequestError: The request cannot be carried out, or the settings or the images of a rank differ.
@@ -154,11 +159,12 @@ def _open(
     settings = presets.load(request.preset_name, request.overrides)
     flat = dict(_flatten(settings.model_dump()))
     agreement.require_same(ranks, {name: value for name, value in flat.items() if name not in _OF_EACH_MACHINE})
+    suffix = None if folder_suffix is None else folder_suffix(settings)  # It refuses an unknown kind of prior.
     images = open_images(settings, request.preset_name, console)
     manifest = images.manifest
     agreement.require_same_content(ranks, "the prepared set", images.root, manifest.hash)
     agreement.require_same(ranks, {"the classes of the prepared set": manifest.classes})
-    return settings, images, prepare(settings, images, ranks)
+    return settings, images, prepare(settings, images, ranks), suffix
 
 
 def run_folder(named: Path | None, preset_name: str, kind: Kind, suffix: str | None = None) -> Run:

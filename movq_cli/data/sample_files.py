@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import zipfile
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -238,8 +237,16 @@ class SampleFiles:
 
     def _clear(self) -> None:
         """Remove the folder of the PNGs after packing."""
-        if (self.folder / MANIFEST).is_file():
-            shutil.rmtree(self.folder, ignore_errors=True)
+        manifest = self.folder / MANIFEST
+        if not manifest.is_file():
+            return
+        for path in self.folder.iterdir():
+            if path != manifest:
+                path.unlink(missing_ok=True)
+        # It goes last: by it, a command after a killed one knows that the folder is its own.
+        manifest.unlink()
+        with suppress(OSError):
+            self.folder.rmdir()
 
     def _check_same(self, path: Path, manifest: Path) -> int:
         """Refuse an earlier set with other settings or classes, and return its number of images."""

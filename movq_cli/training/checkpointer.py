@@ -54,9 +54,9 @@ class Checkpointer:
 
     def _restore(self, state: dict[str, Any]) -> int:
         """Restore all parts of the stage from a checkpoint's content, and return its step."""
-        if state.get("run") != self.manifest.started:
-            raise BadRequestError(f"{self.run.checkpoint} is the checkpoint of another run", self._remedy)
         try:
+            if state["run"] != self.manifest.started:
+                raise ValueError("it belongs to another run")
             for name, part in self.stage.parts().items():
                 part.load_state_dict(state["stage"][name])
             step, best = int(state["step"]), state["best"]

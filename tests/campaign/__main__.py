@@ -20,9 +20,11 @@ from tests.campaign.result import KINDS, Case
 
 def cases(folder: Path, seed: int, per_command: int | None, share: float) -> Iterator[Case]:
     """Yield all cases of the campaign."""
-    reference = make_pipeline(folder / "reference")
-    yield from interruptions(reference, folder, seed, per_command)
-    yield from damages(reference, folder, seed, share)
+    work, reference = folder / "work", folder / "reference"
+    make_pipeline(work)
+    work.rename(reference)
+    yield from interruptions(reference, work, seed, per_command)
+    yield from damages(reference, work, seed, share)
 
 
 def summary(tried: list[Case], seed: int, seconds: float) -> dict[str, object]:

@@ -69,7 +69,7 @@ def damages(reference: Path, folder: Path, seed: int, share: float) -> Iterator[
 
     Args:
         reference: Folder of the complete pipeline.
-        folder: Folder for copies of it.
+        folder: Path at which it was made, for copies of it.
         seed: Seed of the damage.
         share: Share of the cases that is tried, in 0..1.
     """
@@ -82,10 +82,11 @@ def damages(reference: Path, folder: Path, seed: int, share: float) -> Iterator[
                     continue  # Without a file, its folder is a smaller set of code maps.
                 reader = rng.choice(readers)
                 if reader not in undamaged:
-                    undamaged[reader] = shutil.copytree(reference, folder / f"undamaged-{len(undamaged)}")
-                    outcome = run(undamaged[reader], *reader)
+                    shutil.copytree(reference, folder)
+                    outcome = run(folder, *reader)
                     assert outcome.code == 0, outcome.stderr
-                yield _case(reference, undamaged[reader], folder / "copy", path, name, damage, reader, rng)
+                    undamaged[reader] = folder.rename(folder.with_name(f"undamaged-{len(undamaged)}"))
+                yield _case(reference, undamaged[reader], folder, path, name, damage, reader, rng)
 
 
 def _files(reference: Path, output: str) -> list[Path]:

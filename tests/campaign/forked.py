@@ -49,14 +49,14 @@ class Outcome:
         return not is_internal and (self.code == 0 or (self.code in (1, 2, 130) and len(self.error_lines) == 1))
 
 
-AtOperation = Callable[[int], None]
-"""Function that is called before each operation on files, with its number."""
+AtOperation = Callable[[int, str], None]
+"""Function that is called before each operation on files, with its number and the path."""
 
 
 def kill_at(number: int) -> AtOperation:
     """Return a function that kills the process before one of its operations."""
 
-    def act(count: int) -> None:
+    def act(count: int, _path: str) -> None:
         if count == number:
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -66,7 +66,7 @@ def kill_at(number: int) -> AtOperation:
 def interrupt_at(number: int, signal_number: int) -> AtOperation:
     """Return a function that sends the process a signal before one of its operations."""
 
-    def act(count: int) -> None:
+    def act(count: int, _path: str) -> None:
         if count == number:
             os.kill(os.getpid(), signal_number)
 
@@ -76,9 +76,9 @@ def interrupt_at(number: int, signal_number: int) -> AtOperation:
 def full_disk_from(number: int) -> AtOperation:
     """Return a function that makes an operation and all later ones fail, as on a full disk."""
 
-    def act(count: int) -> None:
+    def act(count: int, path: str) -> None:
         if count >= number:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
 
     return act
 
@@ -158,7 +158,7 @@ def _watch(folder: Path, log: int, at_operation: AtOperation | None) -> None:
         count += 1
         os.write(log, b".")
         if at_operation is not None:
-            at_operation(count)
+            at_operation(count, str(paths[0]))
 
     sys.addaudithook(hook)
 

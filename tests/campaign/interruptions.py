@@ -20,14 +20,14 @@ def interruptions(reference: Path, folder: Path, seed: int, per_command: int | N
 
     Args:
         reference: Folder of the complete pipeline.
-        folder: Folder for copies of it.
+        folder: Path at which it was made, for copies of it.
         seed: Seed of the choice of operations and signals.
         per_command: Number of operations to choose from each command for each kind of interruption; None takes all.
     """
     rng = random.Random(seed)
     for command in COMMANDS:
-        total = run(copy_before(reference, command, folder / "counted"), *command.arguments).operations
-        shutil.rmtree(folder / "counted")
+        total = run(copy_before(reference, command, folder), *command.arguments).operations
+        shutil.rmtree(folder)
         for kind in ("kill", "signal", "full disk"):
             numbers = range(1, total + 1)
             chosen = list(numbers) if per_command is None else sorted(rng.sample(numbers, min(per_command, total)))
@@ -41,7 +41,7 @@ def _case(reference: Path, folder: Path, command: Command, kind: str, number: in
         "signal": interrupt_at(number, rng.choice(SIGNALS)),
         "full disk": full_disk_from(number),
     }
-    copy = copy_before(reference, command, folder / "copy")
+    copy = copy_before(reference, command, folder)
     first = run(copy, *command.arguments, at_operation=acts[kind])
     again = run(copy, *command.arguments)
     problems = [*_problems_of(first, kind), *differences(reference, copy, command.outputs)]

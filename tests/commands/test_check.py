@@ -136,7 +136,7 @@ def test_a_changed_digit_in_a_result_and_a_changed_code_are_found(copy: Path, tm
     assert "digest" not in movq("evaluate", "--table", result, "--json").stdout
     result.write_text(result.read_text().replace('"psnr": ', '"psnr": 1', 1))
     assert f"{result} is damaged" in movq("evaluate", "--table", result, code=2).stderr
-    assert np.load(codes).shape == (8, 8, 1) == np.load(codes, mmap_mode="r").shape
+    assert np.load(codes).shape == (8, 8, 4) == np.load(codes, mmap_mode="r").shape
     movq("reconstruct", "codes", "decoded", "--run", copy / "runs/tiny-vq")
     changed = np.load(codes)
     changed[0, 0, 0] ^= 1

@@ -155,7 +155,7 @@ def test_psnr_and_ssim_of_folders_are_scikit_images(tmp_path: Path, capsys: pyte
     result, said = run(tmp_path / "real", tmp_path / "fake", "psnr", "ssim", capsys=capsys, out=out)
     assert (result["psnr"], result["ssim"]) == scikit_means(originals, fakes, originals)
     assert set(result) == {"psnr", "ssim", "protocol"}
-    assert json.loads(out.read_text()) == result
+    assert json.loads(out.read_text()).items() >= result.items()
     protocol = result["protocol"]
     assert protocol["pairs"]["averaged"] == {"psnr": 5, "ssim": 5}
     assert protocol["real"]["sizes"] == {"32x32": 5}
@@ -417,7 +417,7 @@ def test_figures_that_need_no_weights_are_given_before_the_error_tells_of_those_
     out = tmp_path / "result.json"
     with pytest.raises(BadRequestError, match=r"no weights weights-inception.*downloading"):
         run(tmp_path / "real", tmp_path / "fake", "psnr", "fid", capsys=capsys, out=out)
-    assert json.loads(capsys.readouterr().out) == json.loads(out.read_text())
+    assert json.loads(capsys.readouterr().out).items() <= json.loads(out.read_text()).items()
     assert json.loads(out.read_text())["psnr"] == scikit_means(originals, fakes, originals)[0]
 
 

@@ -15,6 +15,7 @@ from movq_cli.data.shards import PreparedSet, SplitName
 from movq_cli.errors import FailureError
 from movq_cli.evaluation import cautions, metrics
 from movq_cli.evaluation.image_sets import ImageSet
+from tests.conftest import edit_header
 
 
 def write(folder: Path, names: Sequence[str], side: int = 16, width: int | None = None) -> Path:
@@ -103,7 +104,7 @@ def test_a_training_split_under_reconstructions_and_other_filters_are_told(prepa
     path = prepared.root / "manifest.json"
     manifest = path.read_text()
     old = images("real", prepared.root, "train")
-    path.write_text(manifest.replace('"lanczos"', '"box"'))
+    edit_header(path, filter="box")
     assert old.prepared is not None
     assert old.prepared.filter == "box"
     path.write_text(manifest)

@@ -202,7 +202,7 @@ def test_a_tar_that_inflates_like_a_bomb_is_refused_and_leaves_nothing(
     path.write_bytes(gzip.compress(plain))
     with little_memory(), pytest.raises(BadRequestError, match=r"b\.tar\.gz inflates .* decompress the archive first"):
         open_source(str(path))
-    assert not list(tmp_path.glob("movq-*"))
+    assert not list(tmp_path.glob("movq-*/*"))
     (tmp_path / "c.tar").write_bytes(gzip.decompress(path.read_bytes()))
     assert len(open_source(str(tmp_path / "c.tar")).read(0)) == 12_000_017
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from movq_cli import checkpoints, runs
 from movq_cli.console import Console
-from movq_cli.errors import FailureError
+from movq_cli.errors import BadRequestError
 from movq_cli.runs import Run
 from movq_cli.settings import Preset
 from movq_cli.training.checkpointer import Checkpointer
@@ -25,6 +26,7 @@ BEST = {"step": None, "score": None}
     [
         {},
         [1],
+        {"run": "2020-01-01", "step": 3, "stage": WEIGHT, "best": BEST},
         {"step": 3, "stage": {}, "best": BEST},
         {"step": 3, "stage": {"model": {"weight": torch.zeros(2, 2)}}, "best": BEST},
         {"step": "x", "stage": WEIGHT, "best": BEST},
@@ -37,8 +39,10 @@ def test_a_foreign_checkpoint_is_refused_in_one_line_and_can_be_removed(
 ) -> None:
     run = Run(tmp_path, "vq")
     manifest = runs.start_or_resume(run, preset_name="tiny", settings=tiny, steps=10, data="d")
-    checkpoints.save_state(run.checkpoint, content)
-    with pytest.raises(FailureError, match=r"checkpoint\.pt is not a checkpoint of this run \(.+\)\. Remove it"):
+    own = {"run": manifest.started, **content} if isinstance(content, dict) else content
+    checkpoints.save_state(run.checkpoint, own)
+    with pytest.raises(BadRequestError, match=r"checkpoint\.pt is not a checkpoint of this run \(.+\)\. Remove "):
         Checkpointer(ToyStage(tiny.train_vq), run, manifest).resume(QUIET)
-    run.checkpoint.unlink()
+    shutil.rmtree(run.folder)
+    manifest = runs.start_or_resume(run, preset_name="tiny", settings=tiny, steps=10, data="d")
     assert Checkpointer(ToyStage(tiny.train_vq), run, manifest).resume(QUIET) == 0
