@@ -8,6 +8,8 @@
 #   make docs       writes docs/cli.md and docs/settings.md from the commands and the settings
 #   make format     applies the formatting
 #   make install    creates .venv with movq and the development tools
+#   make campaign   interrupts each command at its operations on files and damages each file, for about half an hour;
+#                   the result goes to OUT/campaign.json
 #   make bench      installs the peers, runs every benchmark on the CPU and prints a table; the results go to OUT
 #   make gpu-check  runs the CUDA tests and every benchmark on CUDA and prints a table, from the source tree and with the
 #                   Python named by GPU_PYTHON; it installs nothing: for the peers see "benchmarks" below
@@ -22,7 +24,7 @@ INSTALLED := $(VENV)/installed
 PEERS := $(VENV)/peers
 
 .DELETE_ON_ERROR:
-.PHONY: demo modes test test-fast lint docs format install bench gpu-check clean-demo
+.PHONY: demo modes test test-fast campaign lint docs format install bench gpu-check clean-demo
 
 # --- the environment ------------------------------------------------------------------------------------------------
 
@@ -42,6 +44,10 @@ test: $(INSTALLED)
 
 test-fast: $(INSTALLED)
 	$(BIN)/python -m pytest -m 'not processes and not slow'
+
+campaign: OUT ?= benchmarks/results
+campaign: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.campaign --per-command 12 --out $(OUT)/campaign.json
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
+import threading
 import traceback
 from contextlib import suppress
 from typing import Annotated, Any, NoReturn
@@ -90,6 +91,7 @@ def main() -> NoReturn:
     # PyTorch, which reads this when it is imported, would print a page about a lost rank beside our line.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     _open_closed_streams()
+    threading.excepthook = _report_thread
     try:
         try:
             code = _run()
@@ -100,6 +102,12 @@ def main() -> NoReturn:
         signals.ignore_from_end()
         code = signals.EXIT_CODE
     sys.exit(code if _discard_unwritable_output() is None else code or FailureError.exit_code)
+
+
+def _report_thread(arguments: threading.ExceptHookArgs) -> None:
+    """Print the traceback of a thread, except that of a failed write: the writer's owner gets it too, and reports it."""
+    if not isinstance(arguments.exc_value, OSError):
+        threading.__excepthook__(arguments)
 
 
 def _run() -> int:
@@ -125,7 +133,7 @@ def _report_error(error: BaseException) -> int:
         return FailureError.exit_code
     if isinstance(error, OSError):
         # A stream has no name; then it is stdout or stderr that cannot be written.
-        name = error.filename or _discard_unwritable_output() or "input or output"
+        name = os.fsdecode(error.filename) if error.filename else _discard_unwritable_output() or "input or output"
         return _report(f"{name}: {error.strerror or error}", FailureError.exit_code)
     return _report_unexpected(error)
 

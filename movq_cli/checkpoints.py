@@ -7,7 +7,6 @@ the file alone. A training state is a file that torch.save wrote, with tensors a
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
@@ -146,8 +145,9 @@ def load_state(path: Path, device: torch.device, remedy: str) -> dict[str, Any]:
     digests.check(path, remedy)
     try:
         state: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError):
-        # torch's own text advises to load the file with weights_only=False, which would run any code that is in it.
+    except Exception:
+        # A damaged pickle can raise any exception. torch's text advises to load the file with weights_only=False, which
+        # would run any code that is in it.
         raise BadRequestError(f"{path} is not a training state that this version of movq wrote", remedy) from None
     return state
 

@@ -117,7 +117,7 @@ def _case(
         # A file that the command does not read, and that it has not made again, stays as it is.
         problems = [f"silent: {text}" for text in found if str(path.relative_to(copy)) not in text]
     elif not outcome.is_clear:
-        problems = [f"unclear: {outcome.stderr.strip()[-300:]}"]
+        problems = [f"unclear: {outcome.stderr.strip()[-1500:]}"]
     else:
         problems = [*_unnamed(outcome, path, copy), *_failed_remedy(outcome, undamaged, copy, reader)]
     shutil.rmtree(copy)

@@ -56,6 +56,6 @@ def _problems_of(first: Outcome, kind: str) -> Iterator[str]:
     if kind == "kill" and first.code in (0, -signal.SIGKILL):
         return
     if kind == "signal" and first.code not in (0, 130):
-        yield f"unclear: exit code {first.code} after a signal: {first.stderr.strip()[-300:]}"
+        yield f"unclear: exit code {first.code} after a signal: {first.stderr.strip()[-1500:]}"
     elif not first.is_clear:
-        yield f"unclear: {first.stderr.strip()[-300:]}"
+        yield f"unclear: {first.stderr.strip()[-1500:]}"

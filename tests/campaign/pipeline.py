@@ -104,7 +104,10 @@ def _is_equal(one: Path, other: Path, path: Path) -> bool:
     """Return whether a file is equal in two folders."""
     if path.suffix != ".pt":
         return (one / path).read_bytes() == (other / path).read_bytes()
-    states = [torch.load(root / path, weights_only=True) for root in (one, other)]
+    try:
+        states = [torch.load(root / path, weights_only=True) for root in (one, other)]
+    except Exception:
+        return False
     return states[0]["step"] == states[1]["step"] and _are_equal(states[0]["stage"], states[1]["stage"])
 
 
