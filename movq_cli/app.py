@@ -105,7 +105,7 @@ def main() -> NoReturn:
 
 
 def _report_thread(arguments: threading.ExceptHookArgs) -> None:
-    """Print the traceback of a thread, except that of a failed write: the writer's owner gets it too, and reports it."""
+    """Print the traceback of a thread, except that of a failed write, which is reported where the file is closed."""
     if not isinstance(arguments.exc_value, OSError):
         threading.__excepthook__(arguments)
 
