@@ -101,7 +101,7 @@ def refused(found: dict[str, str], name: str) -> Iterator[None]:
 def disagree(ranks: Ranks, folder: Path) -> dict[str, str]:
     ranks = replace(ranks, machines=(Machine("left", "0"), Machine("right", "1")))
     found: dict[str, str] = {}
-    mine = folder / f"node{ranks.rank}"
+    own_folder = folder / f"node{ranks.rank}"
     same = {"a": torch.ones(2), "b": torch.arange(3)}
     other = {**same, "b": torch.arange(3) + (torch.arange(3) == ranks.rank + 5)}
     changed = {**same, "b": torch.tensor([0, 1, 2 + ranks.rank])}
@@ -109,10 +109,10 @@ def disagree(ranks: Ranks, folder: Path) -> dict[str, str]:
         "same": lambda: agreement.require_same(ranks, {"x": [1], "y": "z"}),
         "value": lambda: agreement.require_same(ranks, {"x": 1, "y": ranks.rank}),
         "absent": lambda: agreement.require_same(ranks, {"x": 1} if ranks.rank else {"x": 1, "y": 2}),
-        "content": lambda: agreement.require_same_content(ranks, "the set", mine, f"{ranks.rank}" * 64),
-        "copies": lambda: agreement.require_same_content(ranks, "the set", mine, "0" * 64),
+        "content": lambda: agreement.require_same_content(ranks, "the set", own_folder, f"{ranks.rank}" * 64),
+        "copies": lambda: agreement.require_same_content(ranks, "the set", own_folder, "0" * 64),
         "shared": lambda: agreement.require_shared(ranks, folder / "new" / "cache"),
-        "unshared": lambda: agreement.require_shared(ranks, mine / "cache"),
+        "unshared": lambda: agreement.require_shared(ranks, own_folder / "cache"),
         "equal states": lambda: agreement.require_same_state(ranks, {"model": same, "uses": other}, "at 1", "Do."),
         "states": lambda: agreement.require_same_state(ranks, {"uses": same, "model": changed}, "after step 7", "Do."),
     }

@@ -121,13 +121,13 @@ def test_both_networks_of_stage_1_pass_images_without_waiting() -> None:
     preset = presets.load("ffhq")
     with CUDA:
         tokenizer = Tokenizer(preset.vq)
-        judge = PatchDiscriminator(preset.train_vq.discriminator_channels, preset.train_vq.discriminator_layers)
+        discriminator = PatchDiscriminator(preset.train_vq.discriminator_channels, preset.train_vq.discriminator_layers)
         images = torch.rand(2, 3, 256, 256).contiguous(memory_format=torch.channels_last)
         gradients = torch.zeros(2, 2, 3, 256, 256)
     with NoWaiting():
         out = tokenizer(images)
         loss = losses.reconstruction(out.images, images, preset.train_vq, None)
-        hinge = losses.discriminator_hinge(judge(images).float(), judge(out.images).float())
+        hinge = losses.discriminator_hinge(discriminator(images).float(), discriminator(out.images).float())
         weight = losses.adaptive_weight(out.features, tokenizer.decoder.conv_out, *gradients)
         codes = tokenizer.encode(images)
         again = tokenizer.decode(codes)

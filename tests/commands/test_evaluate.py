@@ -236,7 +236,7 @@ def test_identical_images_do_not_make_the_mean_infinite(tmp_path: Path, capsys: 
     assert "both sides are the same images" in said
 
 
-def test_images_too_small_for_a_figure_are_an_error_only_when_it_was_asked_for(
+def test_images_too_small_for_a_metric_are_an_error_only_if_it_was_requested(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_images(tmp_path / "real", numbered(2), side=8)
@@ -248,7 +248,7 @@ def test_images_too_small_for_a_figure_are_an_error_only_when_it_was_asked_for(
     assert "left out ssim" in said
 
 
-def test_with_nothing_asked_for_whatever_is_possible_is_computed_and_the_rest_explained(
+def test_without_options_all_possible_metrics_are_computed_and_the_others_explained(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("downloaded"))
@@ -263,7 +263,7 @@ def test_with_nothing_asked_for_whatever_is_possible_is_computed_and_the_rest_ex
 
 
 @pytest.mark.parametrize(("metric", "file"), [("fid", "weights-inception"), ("lpips", "alexnet-owt")])
-def test_weights_that_were_asked_for_and_cannot_be_had_end_the_run_at_once(
+def test_missing_weights_of_a_requested_metric_end_the_command_at_once(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], metric: str, file: str
 ) -> None:
     reconstructions(tmp_path)
@@ -410,7 +410,7 @@ def test_unusable_inputs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
         run(tmp_path / "real", tmp_path / "real", "kid", capsys=capsys)
 
 
-def test_figures_that_need_no_weights_are_given_before_the_error_tells_of_those_that_do(
+def test_metrics_without_networks_are_printed_before_the_error_of_missing_weights(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     originals, fakes = reconstructions(tmp_path)
@@ -462,7 +462,7 @@ def test_a_crop_makes_images_of_any_shape_comparable(
 
 
 @pytest.mark.parametrize("name", ["stats.npz", "faces"])
-def test_statistics_that_were_kept_stand_for_their_set(
+def test_stored_statistics_replace_their_set(
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
     inception: tuple[Path, list[int]],
@@ -476,9 +476,9 @@ def test_statistics_that_were_kept_stand_for_their_set(
     expected, _ = run(tmp_path / "real", tmp_path / "fake", "fid", capsys=capsys, weights=folder)
     request = dataclasses.replace(PLAIN, weights=folder, cache=tmp_path / "cache")
     statistics(name, "real", request, arguments=[], console=Console(as_json=True, quiet=True))
-    told = json.loads(capsys.readouterr().out)
-    assert told["images"] == 6
-    assert Path(told["path"]).is_file()
+    result = json.loads(capsys.readouterr().out)
+    assert result["images"] == 6
+    assert Path(result["path"]).is_file()
     result, _ = run(name, tmp_path / "fake", "fid", capsys=capsys, weights=folder)
     assert result["fid"] == expected["fid"]
     assert result["protocol"]["real"]["of"]["images"] == 6
@@ -621,7 +621,7 @@ def test_the_codebook_is_counted_over_the_images_and_each_chunk(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "wanted"),
+    ("arguments", "expected_words"),
     [
         (["real"], "two sets are compared, REAL and FAKE, not 1 (real)"),
         (["real", "fake", "more", "--fid"], "not 3 (real, fake, more)"),
@@ -631,8 +631,10 @@ def test_the_codebook_is_counted_over_the_images_and_each_chunk(
         (["real", "fake", "--preset", "ffhp"], "Did you mean 'ffhq'?"),
     ],
 )
-def test_a_wrong_number_of_sets_or_an_unknown_name_is_told(movq: Movq, arguments: list[str], wanted: str) -> None:
-    assert wanted in movq("evaluate", *arguments, code=2).stderr
+def test_a_wrong_number_of_sets_or_an_unknown_name_is_refused(
+    movq: Movq, arguments: list[str], expected_words: str
+) -> None:
+    assert expected_words in movq("evaluate", *arguments, code=2).stderr
 
 
 def alexnet_weights(folder: Path) -> dict[str, Tensor]:

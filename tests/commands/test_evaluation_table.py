@@ -33,7 +33,7 @@ def test_figures_stand_in_columns_a_row_for_each_file_and_published_row(movq: Mo
     assert json.loads(movq("evaluate", "--table", a, b, "--json").stdout)[str(a)]["fid"] == 9.1234
 
 
-def test_conditions_that_differ_are_told(movq: Movq, tmp_path: Path) -> None:
+def test_conditions_that_differ_are_reported(movq: Movq, tmp_path: Path) -> None:
     a = write(tmp_path / "a.json", fid=1.0)
     b = write(tmp_path / "b.json", {"fake": {"images": 999}, "weights": {"inception": {"sha256": "0"}}}, fid=2.0)
     said = movq("evaluate", "--table", a, b).stderr

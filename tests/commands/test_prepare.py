@@ -229,7 +229,7 @@ def test_odd_images_under_hostile_names_are_right_or_refused_and_nothing_leaves_
     assert len(capsys.readouterr().out.splitlines()) == 1
 
 
-def test_background_orientation_and_labels_are_what_was_asked(tmp_path):
+def test_background_orientation_and_labels_are_those_of_the_request(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     (tmp_path / "in" / "a").mkdir(parents=True)
@@ -365,7 +365,9 @@ def test_imagenets_flat_val_folder_is_prepared_with_its_labels(tmp_path):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_of_the_same_file_the_first_by_name_is_kept_whoever_works_at_it(tmp_path, small_shards, monkeypatch, workers):
+def test_of_duplicates_the_first_by_name_is_stored_whichever_process_reads_it(
+    tmp_path, small_shards, monkeypatch, workers
+):
     monkeypatch.setattr(duplicates, "_CHUNK_FILES", 5)
     folder = images(tmp_path / "in", 30)
     for copy, of in [("z/1", "b/0003"), ("z/0", "b/0003"), ("a/0001", "b/0029"), ("b/0031", "b/0029")]:

@@ -159,7 +159,7 @@ def test_what_killed_jobs_have_left_is_removed_at_the_end(
     assert tree(out) == made
 
 
-def test_a_job_whose_set_is_finished_while_it_writes_the_plan_goes_on(
+def test_a_job_whose_set_is_finished_while_it_writes_the_plan_succeeds(
     request_: PrepareRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made, path = tree(request_.out), request_.out / "plan.json"

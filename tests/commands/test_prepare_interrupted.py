@@ -94,7 +94,7 @@ def large(tmp_path_factory):
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_after_a_kill_the_next_run_goes_on_and_makes_the_same_bytes(tmp_path, large, workers):
+def test_the_run_after_a_kill_resumes_and_makes_the_same_bytes(tmp_path, large, workers):
     folder, expected = large
     out = tmp_path / "out"
     process = start(folder, out, workers)

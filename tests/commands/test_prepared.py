@@ -149,7 +149,9 @@ def test_the_sheet_shows_each_class_and_the_held_out_images(prepared: PreparedSe
             assert np.array_equal(tile, pixels.repeat(8, axis=0).repeat(8, axis=1))
 
 
-def test_a_sheet_of_a_set_without_classes_goes_where_it_is_asked(shapes: Path, movq: Movq, tmp_path: Path) -> None:
+def test_a_sheet_of_a_set_without_classes_is_written_to_the_given_path(
+    shapes: Path, movq: Movq, tmp_path: Path
+) -> None:
     movq("prepare", shapes, "out", "--no-labels", "--val", "1")
     assert movq("prepare", "--show", "out", "sheet.png").stdout == "sheet.png\n"
     assert Image.open(tmp_path / "sheet.png").height == 14 + 8 * 130 + 14 + 130

@@ -15,13 +15,13 @@ def test_it_lists_each_file_with_its_place_and_whether_it_is_the_published_one(m
     folder = tmp_path / "carried"
     folder.mkdir()
     (folder / WEIGHTS["alex"].file).write_bytes(b"something else")
-    told = json.loads(movq("weights", "--weights", folder, "--json").stdout)
-    assert told["searched"] == [str(folder), str(tmp_path / "torch" / "hub" / "checkpoints")]
-    assert set(told["weights"]) == {"inception", "vgg", "alex"}
-    assert told["weights"]["inception"]["path"] is None
-    assert told["weights"]["alex"]["path"] == str(folder / WEIGHTS["alex"].file)
-    assert told["weights"]["alex"]["published"] is False
-    assert len(told["weights"]["alex"]["sha256"]) == 64
+    result = json.loads(movq("weights", "--weights", folder, "--json").stdout)
+    assert result["searched"] == [str(folder), str(tmp_path / "torch" / "hub" / "checkpoints")]
+    assert set(result["weights"]) == {"inception", "vgg", "alex"}
+    assert result["weights"]["inception"]["path"] is None
+    assert result["weights"]["alex"]["path"] == str(folder / WEIGHTS["alex"].file)
+    assert result["weights"]["alex"]["published"] is False
+    assert len(result["weights"]["alex"]["sha256"]) == 64
     lines = movq("weights", "--weights", folder).stdout.splitlines()
     assert len(lines) == 4
     assert sum("missing" in line for line in lines) == 2

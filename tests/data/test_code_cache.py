@@ -225,7 +225,7 @@ def stopped_at_write(number: int) -> Iterator[None]:
         yield
 
 
-def test_stopped_before_any_of_its_writes_it_goes_on_and_encodes_no_block_twice(
+def test_a_cache_stopped_before_any_write_is_resumed_and_encodes_no_block_twice(
     tmp_path: Path, model: Tokenizer, split: Split, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     views = ViewSettings(mirror=True)
@@ -270,7 +270,7 @@ def test_blocks_of_another_size_are_encoded_anew(
 
 
 class Counting(Console):
-    """What it is told of progress, the count at the start included."""
+    """Records the reported progress, including the count at the start."""
 
     count = 0
 
@@ -284,7 +284,7 @@ class Counting(Console):
         self.count += count
 
 
-def encode(mine: Ranks, given: tuple[Preset, PreparedSet, Path, float]) -> int:
+def encode(ranks: Ranks, given: tuple[Preset, PreparedSet, Path, float]) -> int:
     """Encode 960 views in 48 blocks; a pause after each leaves time to be killed. Returns the progress."""
     preset, images, folder, pause = given
     save = Blocks._save
@@ -297,7 +297,7 @@ def encode(mine: Ranks, given: tuple[Preset, PreparedSet, Path, float]) -> int:
         patch.setattr(code_cache, "BLOCK_VIEWS", 20)
         patch.setattr(Blocks, "_save", slowly)
         console = Counting(quiet=True)
-        assert len(make(folder, untrained(preset), images.split("train"), MANY, ranks=mine, console=console)) == 960
+        assert len(make(folder, untrained(preset), images.split("train"), MANY, ranks=ranks, console=console)) == 960
         return console.count
 
 

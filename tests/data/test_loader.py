@@ -92,18 +92,18 @@ def test_what_is_wrong_in_a_thread_is_raised_as_it_was_and_leaves_no_thread(spli
 
 
 def test_no_more_is_decoded_ahead_than_two_batches_a_thread(split: Split) -> None:
-    asked = []
+    requested = []
 
-    def wanted() -> Iterator[list[int]]:
+    def request_batches() -> Iterator[list[int]]:
         for number in range(100):
-            asked.append(number)
+            requested.append(number)
             yield [number]
 
     views = loader.Views(split, 12, ViewSettings())
-    batches = loader.view_batches(views, wanted(), DataSettings(workers=3), device=CPU)
+    batches = loader.view_batches(views, request_batches(), DataSettings(workers=3), device=CPU)
     for taken in range(1, 5):
         next(batches)
-        assert len(asked) == taken + 6
+        assert len(requested) == taken + 6
 
 
 def test_threads_and_a_later_start_give_the_same_batches(split: Split) -> None:

@@ -28,7 +28,7 @@ def test_every_image_at_most_once_an_epoch_and_all_but_a_last_partial_batch(
     assert set(seen.tolist()) <= set(range(images))
 
 
-def test_a_step_asked_for_out_of_turn_is_the_same_step() -> None:
+def test_a_step_requested_out_of_order_is_the_same_step() -> None:
     forwards, backwards = EpochOrder(50, 7, 3), EpochOrder(50, 7, 3)
     steps = [forwards.batch(step)[1].tolist() for step in range(30)]
     assert [backwards.batch(step)[1].tolist() for step in reversed(range(30))] == steps[::-1]

@@ -1,4 +1,4 @@
-"""Views of an image: the crops that were asked for, from the stored pixels, and their mirror images."""
+"""Views of an image: the requested crops, from the stored pixels, and their mirror images."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ settings = st.builds(
 
 @given(sides, sides, settings)
 def test_there_are_as_many_as_the_settings_say_and_the_mirror_images_come_last(
-    height: int, width: int, wanted: ViewSettings
+    height: int, width: int, requested: ViewSettings
 ) -> None:
-    found = views.of_image(picture(height, width), 20, wanted)
-    assert found.shape == (wanted.count, 3, 20, 20)
-    if wanted.mirror:
+    found = views.of_image(picture(height, width), 20, requested)
+    assert found.shape == (requested.count, 3, 20, 20)
+    if requested.mirror:
         plain, mirrored = np.split(found, 2)
         assert np.array_equal(plain[..., ::-1], mirrored)
 

@@ -47,13 +47,13 @@ def test_sets_that_are_alike_are_passed_over_in_silence(tmp_path: Path) -> None:
     assert "both sides are the same images" in said(images("real", a), images("fake", a / ".." / "real"), "psnr")
 
 
-def test_jpeg_on_one_side_alone_is_told(tmp_path: Path) -> None:
+def test_jpeg_on_one_side_alone_is_reported(tmp_path: Path) -> None:
     a, b = write(tmp_path / "real", ["1.JPG"]), write(tmp_path / "fake", ["1.png"])
     assert "only the real images are JPEG" in said(images("real", a), images("fake", b))
     assert said(images("real", a), images("fake", write(tmp_path / "more", ["1.jpeg"]))) == ""
 
 
-def test_sizes_that_differ_are_told_with_what_makes_them_one(tmp_path: Path) -> None:
+def test_sizes_that_differ_are_reported_with_the_crop_that_makes_them_equal(tmp_path: Path) -> None:
     a, b = write(tmp_path / "real", ["1.png"], width=20), write(tmp_path / "fake", ["1.png"])
     line = said(images("real", a), images("fake", b))
     assert "several sizes (real: 20x16; fake: 16x16)" in line
@@ -61,7 +61,7 @@ def test_sizes_that_differ_are_told_with_what_makes_them_one(tmp_path: Path) -> 
     assert said(images("real", a, crop=16), images("fake", b, crop=16)) == ""
 
 
-def test_resizing_here_is_told_with_its_filter(tmp_path: Path) -> None:
+def test_resizing_is_reported_with_its_filter(tmp_path: Path) -> None:
     a, b = write(tmp_path / "real", ["1.png", "2.png"], side=20), write(tmp_path / "fake", ["1.png"])
     line = said(images("real", a, crop=18), images("fake", b, crop=18))
     assert "2 of 2 real images were resized here to 18 pixels (lanczos): FID depends on the filter" in line
@@ -78,7 +78,7 @@ def test_the_crop_is_the_central_square_of_the_resized_image(tmp_path: Path) -> 
     assert np.array_equal(seen.permute(1, 2, 0).numpy(), np.asarray(expected))
 
 
-def test_classes_that_are_not_spread_alike_are_told(tmp_path: Path) -> None:
+def test_classes_that_are_not_spread_alike_are_reported(tmp_path: Path) -> None:
     real = write(tmp_path / "real", [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(10)])
     fake = write(tmp_path / "fake", [f"{number:02d}.png" for number in range(20)])
 
@@ -96,7 +96,7 @@ def test_classes_that_are_not_spread_alike_are_told(tmp_path: Path) -> None:
     assert said(images("real", real), images("fake", fake)) == ""
 
 
-def test_a_training_split_under_reconstructions_and_other_filters_are_told(prepared: PreparedSet) -> None:
+def test_a_training_split_under_reconstructions_and_other_filters_are_reported(prepared: PreparedSet) -> None:
     train, val = images("real", prepared.root, "train"), images("fake", prepared.root, "val")
     assert "is its train split" in said(train, val, "fid", "psnr")
     assert "is its train split" not in said(train, val, "fid")

@@ -148,7 +148,7 @@ def test_what_another_command_is_computing_is_left_to_it(tmp_path: Path) -> None
         see(folder, tmp_path / "cache")
 
 
-def test_what_was_longest_not_asked_for_is_forgotten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_least_recently_used_set_is_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cache = tmp_path / "cache"
     sets = [write(tmp_path / str(count), count) for count in (5, 6, 7)]
     see(sets[0], cache)
@@ -156,7 +156,7 @@ def test_what_was_longest_not_asked_for_is_forgotten(tmp_path: Path, monkeypatch
     monkeypatch.setattr(feature_cache, "CACHE_LIMIT_BYTES", round(2.5 * size))
     see(sets[1], cache)
     time.sleep(0.01)
-    see(sets[0], cache)  # asked for again
+    see(sets[0], cache)  # it is used again
     time.sleep(0.01)
     see(sets[2], cache)
     network = Means()
@@ -166,13 +166,13 @@ def test_what_was_longest_not_asked_for_is_forgotten(tmp_path: Path, monkeypatch
     assert network.seen == 6
 
 
-def compute(mine: Ranks, given: tuple[Path, Path, float]) -> int:
+def compute(ranks: Ranks, given: tuple[Path, Path, float]) -> int:
     """See a set, slowly; how many images this rank has seen."""
     folder, cache, pause = given
     network = Means(pause)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(feature_cache, "_BLOCK_IMAGES", 3)
-        assert len(see(folder, cache, network, ranks=mine, batch_size=3).rows) == COUNT
+        assert len(see(folder, cache, network, ranks=ranks, batch_size=3).rows) == COUNT
     return network.seen
 
 
@@ -189,7 +189,7 @@ def test_two_ranks_compute_half_each_and_the_same_bytes(tmp_path: Path) -> None:
     assert contents(tmp_path / "shared") == contents(tmp_path / "alone")
 
 
-def test_killed_at_any_moment_it_goes_on_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
+def test_a_command_killed_at_any_moment_is_resumed_and_ends_with_the_same_bytes(tmp_path: Path) -> None:
     folder = write(tmp_path / "images")
     compute(SINGLE_PROCESS, (folder, tmp_path / "whole", 0))
     (process,) = start_ranks(compute, (folder, tmp_path / "parts", 0.05), tmp_path, 1)

@@ -91,11 +91,11 @@ def test_tokenizers_tell_their_rfid_at_intervals_and_in_the_result(
     settings = ["train_vq.steps=5", "train_vq.evaluate_every=2", "train_vq.evaluate_images=7"]
     request = TrainRequest("tiny.yaml", settings, run=Path("runs/evaluated"), device_name="cpu")
     train_vq(request, Console(as_json=True, quiet=True))
-    told = json.loads(capsys.readouterr().out)
+    result = json.loads(capsys.readouterr().out)
     found = {step: figures["rfid"] for step, figures in log_of(Path("runs/evaluated")) if "rfid" in figures}
     assert sorted(found) == [2, 4, 5]
-    assert told["rfid"] == found[5] > 0
-    assert "psnr" in told
+    assert result["rfid"] == found[5] > 0
+    assert "psnr" in result
     assert inception.seen == 7 + 3 * 7
 
 
@@ -107,9 +107,9 @@ def test_priors_tell_the_fid_of_their_samples(
     tokenizer = Path("runs/tiny-vq")
     request = TrainRequest("tiny.yaml", settings, run=Path("runs/evaluated"), tokenizer=tokenizer, device_name="cpu")
     train_prior(request, Console(as_json=True, quiet=True))
-    told = json.loads(capsys.readouterr().out)
-    assert [figures["fid"] for _, figures in log_of(Path("runs/evaluated")) if "fid" in figures] == [told["fid"]]
-    assert told["fid"] > 0
+    result = json.loads(capsys.readouterr().out)
+    assert [figures["fid"] for _, figures in log_of(Path("runs/evaluated")) if "fid" in figures] == [result["fid"]]
+    assert result["fid"] > 0
 
 
 def test_without_inceptions_weights_it_is_refused_before_anything_is_trained(movq: Movq, trained: Path) -> None:

@@ -62,7 +62,7 @@ def test_missing_weights_say_which_file_where_and_what_to_do(tmp_path: Path, nam
     assert not list((tmp_path / "hub").rglob("*.p*"))
 
 
-def test_nothing_is_downloaded_unless_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_downloaded_without_a_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.hub, "download_url_to_file", lambda *_, **__: pytest.fail("downloaded"))
     with pytest.raises(BadRequestError, match="no weights"):
         pretrained.find_weights("vgg", download=False)
@@ -122,7 +122,7 @@ def test_weights_are_fetched_once_into_the_folder_that_is_named(tmp_path: Path, 
     assert pretrained.is_available("vgg")
 
 
-def test_what_arrives_with_another_hash_is_not_kept(tmp_path: Path, publisher: Publisher) -> None:
+def test_what_arrives_with_another_hash_is_removed(tmp_path: Path, publisher: Publisher) -> None:
     content, _ = publisher
     content["alex"] += b"and something else"
     with pytest.raises(FailureError, match=rf"cannot download {WEIGHTS['alex'].file}.*hash"):

@@ -69,7 +69,7 @@ def test_the_class_is_seen_by_every_code(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_places_and_chunks_are_told_apart(mode: str) -> None:
+def test_positions_and_chunks_are_distinguished(mode: str) -> None:
     """Equal codes everywhere: only the embeddings of position and chunk make their distributions differ."""
     model = random_model(mode)
     logits = model(torch.full((1, *SHAPE.size), 4)).flatten(0, 2)
@@ -183,7 +183,7 @@ def test_nothing_stays_of_the_decoding_before(mode: str) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_known_codes_are_kept_and_seen_by_those_after_them(mode: str) -> None:
+def test_known_codes_stay_and_are_read_by_those_after_them(mode: str) -> None:
     model = random_model(mode)
     known = random_codes(300)[:1].repeat(300, 1, 1, 1)
     known[:, 1:] = UNKNOWN  # the first row is known

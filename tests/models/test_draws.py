@@ -212,7 +212,7 @@ def test_truncation_keeps_the_likeliest_codes_as_a_loop_does(logits, top_k, top_
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
-def test_nothing_is_truncated_unless_asked():
+def test_nothing_is_truncated_by_default():
     probability = torch.randn(3, 7).softmax(-1)
     assert truncated(probability, SampleSettings()) is probability
     greedy, _ = draw_codes(probability.log(), uniforms(3), SampleSettings(top_k=1))

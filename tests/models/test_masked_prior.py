@@ -319,7 +319,7 @@ def test_guidance_that_rises_over_the_steps_ends_whole():
     share=st.floats(0, 1),
     choice_temperature=st.sampled_from([0.0, 4.5, 1e3]),
 )
-def test_known_codes_are_kept_and_every_other_is_drawn(images, seed, steps, share, choice_temperature):
+def test_known_codes_stay_and_all_others_are_drawn(images, seed, steps, share, choice_temperature):
     known = partly_known(images, share, seed % 1000)
     given_codes = known.clone()
     sample = SampleSettings(steps=steps, choice_temperature=choice_temperature)

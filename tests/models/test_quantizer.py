@@ -63,7 +63,7 @@ def test_each_chunk_gets_its_nearest_entry(batch, height, width, chunks, code_di
 
 
 @pytest.mark.parametrize("spread", [0.1, 1.0, 300.0])
-def test_the_faint_entries_of_the_start_are_told_apart_under_bf16_autocast(spread):
+def test_the_close_entries_of_the_initial_codebook_are_distinguished_under_bf16_autocast(spread):
     torch.manual_seed(0)
     quantizer, z = VectorQuantizer(1024, 64), spread * torch.randn(2, 256, 4, 4)
     assert quantizer.embedding.weight.abs().max() <= 1 / 1024

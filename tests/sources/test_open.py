@@ -191,7 +191,7 @@ def test_folders_give_labels_and_splits(tmp_path, case, kind):
     assert source.splits == (splits and tuple({"t": "train", "v": "val"}[splits[i]] for i in order))
 
 
-def test_one_split_can_be_asked_for(tmp_path):
+def test_one_split_can_be_requested(tmp_path):
     fill(tmp_path, "train/a/1.png", "val/b/2.png", "train/b/3.png")
     source = open_source(str(tmp_path), "val")
     assert values(source) == {"val/b/2.png": 1}

@@ -1,4 +1,4 @@
-"""Images as tensors: in order, the bad ones told apart, batches of one size in bounded memory."""
+"""Images as tensors: in order, corrupt images separate, batches of one size in bounded memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from movq_cli.sources import stream
 from movq_cli.sources.open import open_source
 
 
-def test_images_come_in_the_order_asked_for_and_bad_ones_with_their_reason(tmp_path: Path) -> None:
+def test_images_come_in_the_requested_order_and_corrupt_ones_with_their_reason(tmp_path: Path) -> None:
     for number in range(60):
         Image.new("RGB", (5, 4), (number, 0, 0)).save(tmp_path / f"{number:02d}.png")
     (tmp_path / "07.png").write_bytes(b"")

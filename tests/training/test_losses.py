@@ -81,8 +81,10 @@ def test_the_hinge_pulls_real_logits_up_and_fake_ones_down_each_by_half_a_mean()
 def small_network(channels, kernel, seed):
     torch.manual_seed(seed)
     trunk = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1), nn.SiLU())
-    judge = nn.Sequential(nn.Conv2d(3, 4, 4, stride=2, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(4, 1, 3, padding=1))
-    return trunk, nn.Conv2d(channels, 3, kernel, padding=kernel // 2), judge
+    discriminator = nn.Sequential(
+        nn.Conv2d(3, 4, 4, stride=2, padding=1), nn.LeakyReLU(0.2), nn.Conv2d(4, 1, 3, padding=1)
+    )
+    return trunk, nn.Conv2d(channels, 3, kernel, padding=kernel // 2), discriminator
 
 
 @settings(max_examples=25, deadline=None)
@@ -98,12 +100,12 @@ def small_network(channels, kernel, seed):
 def test_the_adaptive_weight_is_that_of_two_backward_passes_to_the_last_layer(
     batch, channels, height, width, kernel, strength, seed
 ):
-    trunk, last, judge = small_network(channels, kernel, seed)
+    trunk, last, discriminator = small_network(channels, kernel, seed)
     originals = torch.rand(batch, 3, height, width) * 2 - 1
     features = trunk(originals)
     images = last(features)
     nll = F.l1_loss(images, originals) + F.mse_loss(images, originals)
-    adversarial = strength * generator_hinge(judge(images))
+    adversarial = strength * generator_hinge(discriminator(images))
     of_nll = torch.autograd.grad(nll, last.weight, retain_graph=True)[0].double().norm()
     of_adversarial = torch.autograd.grad(adversarial, last.weight, retain_graph=True)[0].double().norm()
     expected = (of_nll / (of_adversarial + 1e-4)).clamp(0, 1e4).item()

@@ -126,7 +126,7 @@ def test_only_matrices_decay(tiny: Preset, tmp_path: Path) -> None:
     assert (decayed["weight_decay"], plain["weight_decay"]) == (0.01, 0.0)
 
 
-def test_labels_are_dropped_at_the_rate_asked_for(tiny: Preset, tmp_path: Path) -> None:
+def test_labels_are_dropped_at_the_rate_of_the_setting(tiny: Preset, tmp_path: Path) -> None:
     stage = stage_of(tiny, tmp_path)
     stage.generator.manual_seed(0)
     dropped = stage._dropped_classes(20_000)

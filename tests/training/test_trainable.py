@@ -68,7 +68,7 @@ def test_the_exported_average_is_the_closed_form() -> None:
     assert plain.exported is model
 
 
-def test_the_norm_of_the_gradients_is_clipped_where_asked_and_told() -> None:
+def test_the_norm_of_the_gradients_is_clipped_on_request_and_reported() -> None:
     for clip_norm, moved in ((None, 50.0), (2.0, 2.0)):
         model = nn.Linear(1, 1, bias=False)
         settings = TrainVQSettings(clip_norm=clip_norm, base_learning_rate=1.0, batch_size=1)

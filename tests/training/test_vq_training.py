@@ -258,7 +258,7 @@ class Overflowing(TokenizerTraining):
 
 
 @pytest.mark.slow
-def test_a_step_that_is_not_finite_is_named_with_its_batch_and_the_state_before_it_kept(
+def test_a_step_that_is_not_finite_is_named_with_its_batch_and_the_state_before_it_is_saved(
     tiny: Preset, prepared: PreparedSet, tmp_path: Path
 ) -> None:
     preset = rare(tiny, revive_every=2)
@@ -282,7 +282,7 @@ def test_a_step_that_is_not_finite_is_named_with_its_batch_and_the_state_before_
 
 
 @pytest.mark.slow
-def test_the_run_goes_on_from_there_with_another_rate(tiny: Preset, prepared: PreparedSet, tmp_path: Path) -> None:
+def test_a_run_is_resumed_from_there_with_another_rate(tiny: Preset, prepared: PreparedSet, tmp_path: Path) -> None:
     with pytest.raises(FailureError):
         train(rare(tiny), prepared, tmp_path, 10, Overflowing)
     stage = train(rare(tiny, base_learning_rate=1e-6, clip_norm=1.0), prepared, tmp_path, 10)
@@ -380,7 +380,7 @@ def test_a_captured_step_gives_the_losses_of_the_plain_one(
 
 
 @pytest.mark.slow
-def test_the_best_validations_weights_are_kept_beside_the_last(
+def test_the_weights_of_the_best_validation_are_saved_beside_the_last(
     tiny: Preset, prepared: PreparedSet, tmp_path: Path
 ) -> None:
     class BestAtFour(TokenizerTraining):
