@@ -46,9 +46,7 @@ def test_the_checkpoint_of_another_run_is_refused_and_the_remedy_works(
     shutil.copy(trained / "runs" / "other" / "checkpoint.pt", run / "checkpoint.pt")
     longer = ["train-vq", "--preset", tiny_yaml, "-o", "train_vq.steps=11"]
     refused = movq(*longer, code=2).stderr
-    assert (
-        "checkpoint.pt is not a checkpoint of this run (it belongs to another run). Remove runs/tiny-vq" in refused
-    )
+    assert "checkpoint.pt is not a checkpoint of this run (it belongs to another run). Remove runs/tiny-vq" in refused
     shutil.rmtree(run)
     movq(*longer)
 
