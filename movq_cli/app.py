@@ -17,7 +17,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from typer.core import TyperGroup
 
-from movq_cli import signals
+from movq_cli import signals, streams
 from movq_cli.cli.check import check
 from movq_cli.cli.evaluate import evaluate
 from movq_cli.cli.prepare import prepare
@@ -90,7 +90,7 @@ def main() -> NoReturn:
     """Run the command line and exit with its code, which is not changed by a signal after the command's end."""
     # PyTorch, which reads this when it is imported, would print a page about a lost rank beside our line.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    _open_closed_streams()
+    streams.open_closed()
     threading.excepthook = _report_thread
     try:
         try:
@@ -101,7 +101,7 @@ def main() -> NoReturn:
     except KeyboardInterrupt:  # The first signal came while the end of the command was reported.
         signals.ignore_from_end()
         code = signals.EXIT_CODE
-    sys.exit(code if _discard_unwritable_output() is None else code or FailureError.exit_code)
+    sys.exit(code if streams.discard_unwritable() is None else code or FailureError.exit_code)
 
 
 def _report_thread(arguments: threading.ExceptHookArgs) -> None:
@@ -133,7 +133,7 @@ def _report_error(error: BaseException) -> int:
         return FailureError.exit_code
     if isinstance(error, OSError):
         # A stream has no name; then it is stdout or stderr that cannot be written.
-        name = os.fsdecode(error.filename) if error.filename else _discard_unwritable_output() or "input or output"
+        name = os.fsdecode(error.filename) if error.filename else streams.discard_unwritable() or "input or output"
         return _report(f"{name}: {error.strerror or error}", FailureError.exit_code)
     return _report_unexpected(error)
 
@@ -163,30 +163,3 @@ def _report_unexpected(error: BaseException) -> int:
         f"unexpected {type(error).__name__}: {text}. Set MOVQ_TRACEBACK=1 to see the traceback.",
         FailureError.exit_code,
     )
-
-
-def _open_closed_streams() -> None:
-    """Open the null device for each standard stream that is closed, before another file gets its number."""
-    for number, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
-        try:
-            os.fstat(number)
-        except OSError:
-            os.open(os.devnull, os.O_RDWR)  # It gets the smallest free number.
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(number, mode))  # noqa: SIM115, PTH123 - as long as the process
-
-
-def _discard_unwritable_output() -> str | None:
-    """Flush stdout and stderr; give the null device to one that cannot be written, and return its name.
-
-    Otherwise Python would report at its exit that it cannot flush the rest.
-    """
-    failed: str | None = None
-    for stream, name in ((sys.stdout, "stdout"), (sys.stderr, "stderr")):
-        try:
-            stream.flush()
-        except (OSError, ValueError):
-            with suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            failed = failed or name
-    return failed

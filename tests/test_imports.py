@@ -26,7 +26,7 @@ LAYERS = [
     {"presets", "checkpoints", "devices", "runs"},
     {"models"},
     {"digests"},
-    {"console", "files", "signals"},
+    {"console", "files", "signals", "streams"},
     {"settings"},
     {"errors", "version"},
 ]
