@@ -27,13 +27,19 @@ def cases(folder: Path, seed: int, per_command: int | None, share: float) -> Ite
     yield from damages(reference, work, seed, share)
 
 
-def summary(tried: list[Case], seed: int, seconds: float) -> dict[str, object]:
-    """Return the result of a campaign as a JSON object."""
+def summary(tried: list[Case], options: dict[str, object], seconds: float) -> dict[str, object]:
+    """Return the result of a campaign as a JSON object.
+
+    Args:
+        tried: Results of all cases.
+        options: Options that decide which cases are tried.
+        seconds: Duration of the campaign.
+    """
     counts = Counter(problem.split(":")[0] for case in tried for problem in case.problems)
     return {
         "version": __version__,
         "machine": platform.processor() or platform.machine(),
-        "seed": seed,
+        **options,
         "seconds": round(seconds),
         "tried": len(tried),
         **{kind: counts[kind] for kind in KINDS},
@@ -57,7 +63,8 @@ def main() -> None:
                 print(f"{case.name}: {problem}", flush=True)
             if len(tried) % 20 == 0:
                 print(f"{len(tried)} cases, {time.monotonic() - started:.0f} s", flush=True)
-    result = summary(tried, arguments.seed, time.monotonic() - started)
+    options = {name: value for name, value in vars(arguments).items() if name != "out"}
+    result = summary(tried, options, time.monotonic() - started)
     if arguments.out is not None:
         arguments.out.write_text(json.dumps(result, indent=1) + "\n")
     print({name: value for name, value in result.items() if name != "problems"})
