@@ -77,7 +77,7 @@ def sample(request: SampleRequest, *, arguments: Sequence[str], console: Console
     Raises:
         BadRequestError: The prior does not have these settings or classes, or `out` holds something else.
         FailureError: A file cannot be written.
-        InterruptedRunError: The process received Ctrl-C or SIGTERM; the images made so far are kept.
+        InterruptedRunError: The process received SIGINT, SIGTERM or SIGHUP; the images made so far are kept.
     """
     if request.gpus is not None and not is_launched():
         runs.find_weights(request.run, "prior")  # A bad request is refused before any process is started.

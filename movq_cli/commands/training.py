@@ -118,7 +118,7 @@ def run_training(
     Raises:
         BadRequestError: The request cannot be carried out.
         FailureError: Training failed.
-        InterruptedRunError: The process received Ctrl-C or SIGTERM.
+        InterruptedRunError: The process received SIGINT, SIGTERM or SIGHUP.
     """
     if request.dry_run:
         settings = presets.load(request.preset_name, request.overrides)

@@ -35,7 +35,7 @@ def run_on_ranks(work: Callable[[Process], None], request: EvaluationRequest, ar
 
     Raises:
         BadRequestError: The device is not available, or there are fewer GPUs than processes.
-        InterruptedRunError: Ctrl-C or SIGTERM; the features that were computed are in the cache.
+        InterruptedRunError: SIGINT, SIGTERM or SIGHUP; the features that were computed are in the cache.
     """
     if request.gpus is not None and not launcher.is_launched():
         launcher.launch(arguments, request.gpus, request.device)

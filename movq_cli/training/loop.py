@@ -38,7 +38,7 @@ def train(
         The metrics of the last validation; empty if no step was left to do.
 
     Raises:
-        InterruptedRunError: The process received Ctrl-C or SIGTERM; it wrote a checkpoint first.
+        InterruptedRunError: The process received SIGINT, SIGTERM or SIGHUP; it wrote a checkpoint first.
         FailureError: The metrics of a step are not finite, the ranks have unequal weights, or a file cannot be
             written. In the first case the last good state was written as a checkpoint first.
     """
