@@ -41,6 +41,9 @@ PATIENCE_SECONDS = 2.0
 INTERRUPTED = "interrupted. Run the same command again: it resumes if there is something to resume."
 """Message of a command that is stopped at a moment for which it has no message of its own."""
 
+_is_handled = False
+"""Whether `handle_from_start` was called, so that the end of the command is the end of this process."""
+
 _RETRY_SECONDS = 0.01
 _COMMANDS = "movq_cli.commands."
 _IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
@@ -48,6 +51,8 @@ _IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
 
 def handle_from_start() -> None:
     """Handle the signals for the rest of this process; to be called before anything is imported that takes long."""
+    global _is_handled  # noqa: PLW0603 - it describes the process
+    _is_handled = True
     stop = _Stop(is_process=True)
     for number in _handled():
         signal.signal(number, stop)
@@ -55,7 +60,13 @@ def handle_from_start() -> None:
 
 
 def ignore_from_end() -> None:
-    """Ignore the signals from now on: the command has ended, and its exit code is known."""
+    """Ignore the signals from now on: the command has ended, and its exit code is known.
+
+    A process in which `handle_from_start` was not called goes on after the command, so its handlers stay: processes that
+    it forks later would inherit that they ignore SIGTERM, and could not be ended.
+    """
+    if not _is_handled:
+        return
     signal.setitimer(signal.ITIMER_REAL, 0)
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from movq_cli import signals
+from movq_cli import app, signals
 from movq_cli.errors import InterruptedRunError
 from tests.campaign.interrupts import Command, Outcome, interrupt
 from tests.conftest import draw_shapes
@@ -265,3 +265,9 @@ def test_a_signal_in_an_interruptible_block_is_the_error_of_the_block_only() -> 
 
 def test_an_outcome_adds_up_its_problems() -> None:
     assert Outcome(tracebacks=1, leftovers=2).problems == 3
+
+
+def test_a_command_called_in_a_process_that_goes_on_leaves_the_handlers_of_that_process() -> None:
+    before = [signal.getsignal(number) for number in signals.STOP_SIGNALS]
+    app.app(["presets", "show", "digits"], standalone_mode=False)
+    assert [signal.getsignal(number) for number in signals.STOP_SIGNALS] == before
