@@ -30,12 +30,12 @@ from movq_cli.data.shards import (
     ShardReport,
     SplitName,
     inspect_shard,
-    is_complete,
     member_name,
     shard_name,
     shard_path,
     write_shard,
 )
+from movq_cli.errors import BadRequestError
 from movq_cli.sources.source import Source
 
 DEFAULT_MAX_SIDE = 256
@@ -122,7 +122,9 @@ class Plan:
         """
         shard = self.shards[number]
         path = shard_path(self.out, shard.split, shard.number)
-        if not is_complete(path, [self.source.names[index] for index in shard.indices]):
+        try:
+            return inspect_shard(path, [self.source.names[index] for index in shard.indices])
+        except BadRequestError:
             write_shard(path, self._images(shard), concurrent=self.is_shared)
         return inspect_shard(path)
 

@@ -184,15 +184,23 @@ def write_shard(path: Path, images: Iterable[Entry | Reject], *, concurrent: boo
         digests.append_to_zip(file)
 
 
-def inspect_shard(path: Path) -> ShardReport:
+def inspect_shard(path: Path, sources: Iterable[str] | None = None) -> ShardReport:
     """Report the content of a finished shard, from its file only.
 
+    Args:
+        path: Path of the zip file.
+        sources: Names in their source of the images from which it must have been made, those of rejected images
+            included; None accepts any.
+
     Raises:
-        BadRequestError: The file is damaged.
+        BadRequestError: The file is missing, damaged, or was made from other images.
     """
     digests.check(path, _SHARD_REMEDY)
     with _reading(path), zipfile.ZipFile(path) as archive:
         index = json.loads(archive.read(INDEX))
+        found = [*index["sources"].values(), *(name for name, _ in index["rejects"])]
+        if sources is not None and sorted(found) != sorted(sources):
+            raise ValueError("it was made from other images")
         return ShardReport(
             images=len(index["sources"]),
             rejects=tuple(Reject(*reject) for reject in index["rejects"]),
@@ -200,23 +208,6 @@ def inspect_shard(path: Path) -> ShardReport:
             sha256=sha256(path),
             digest=digests.stored_in(path) or "",
         )
-
-
-def is_complete(path: Path, sources: Iterable[str]) -> bool:
-    """Return whether a shard exists, is undamaged, and was made from these images.
-
-    Args:
-        path: Path of the zip file.
-        sources: Names of the images in their source, those of rejected images included.
-    """
-    try:
-        digests.check(path, _SHARD_REMEDY)
-        with _reading(path), zipfile.ZipFile(path) as archive:
-            index = json.loads(archive.read(INDEX))
-            found = [*index["sources"].values(), *(name for name, _ in index["rejects"])]
-    except BadRequestError:
-        return False
-    return sorted(found) == sorted(sources)
 
 
 def content_hash(reports: Mapping[str, ShardReport]) -> str:
