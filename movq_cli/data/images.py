@@ -20,8 +20,8 @@ from movq_cli.data import png_chunks
 FILTER = "lanczos"
 """The antialiasing filter of every resize; another filter changes FID by as much as one point."""
 
-_TEXT_KEYWORD = "movq"
-_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"  # the last chunk of every PNG file
+TEXT_KEYWORD = "movq"
+"""Keyword of the text that is stored in PNG files."""
 
 MAX_PIXELS = 2**27
 """Largest number of pixels of an image: 134 million are 512 MiB as RGBA, and a worker has a few such arrays at once.
@@ -166,30 +166,13 @@ def encode_png(image: Image.Image, compress_level: int = 1, text: str | None = N
     Args:
         image: The image.
         compress_level: Level of zlib, 0 to 9. Level 1 is 40% smaller than level 0 and still fast to read; 9 is slow.
-        text: ASCII text to store beside the image, which `read_png_text` returns; None stores none.
+        text: ASCII text to store beside the image, which `png.read_text` returns; None stores none.
     """
     buffer, info = io.BytesIO(), PngInfo()
     if text is not None:
-        info.add_text(_TEXT_KEYWORD, text)
+        info.add_text(TEXT_KEYWORD, text)
     image.save(buffer, "PNG", compress_level=compress_level, pnginfo=info)
     return buffer.getvalue()
-
-
-def read_png_text(data: bytes) -> str | None:
-    """Verify the checksum of each chunk of a PNG file, and return the text that `encode_png` stored in it.
-
-    Raises:
-        BadImageError: The file is damaged or no PNG file.
-    """
-    if not data.endswith(_PNG_END):  # Pillow does not examine it.
-        raise BadImageError("truncated, or followed by other bytes")
-    try:
-        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
-            text = image.info.get(_TEXT_KEYWORD)
-            image.verify()
-    except (OSError, SyntaxError, ValueError) as error:
-        raise BadImageError(f"damaged: {error}") from None
-    return text if isinstance(text, str) else None
 
 
 @cache

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import struct
 import zlib
+from collections.abc import Iterator
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from movq_cli.data.images import MAX_PIXELS, BadImageError
-from movq_cli.data.png_chunks import SIGNATURE, chunks
+from movq_cli.data.images import MAX_PIXELS, TEXT_KEYWORD, BadImageError
+from movq_cli.data.png_chunks import SIGNATURE, Chunk, chunks
 
 Compression = Literal["none", "zlib"]
 
@@ -92,13 +93,41 @@ def check(data: bytes) -> None:
     Raises:
         BadImageError: A chunk is damaged, or the file is truncated.
     """
+    if data.startswith(SIGNATURE):
+        for _ in _intact_chunks(data):
+            pass
+
+
+def read_text(data: bytes) -> str | None:
+    """Verify every byte of a PNG file, and return the text that `images.encode_png` stored in it.
+
+    Raises:
+        BadImageError: The file is damaged, or it is no PNG file.
+    """
     if not data.startswith(SIGNATURE):
-        return
+        raise BadImageError("no PNG file")
+    text, end, prefix = None, 0, b"tEXt" + TEXT_KEYWORD.encode() + b"\0"
+    for chunk in _intact_chunks(data):
+        end = chunk.end
+        if data.startswith(prefix, chunk.start + 4):
+            text = data[chunk.start + 4 + len(prefix) : end - 4].decode("latin-1")
+    if end != len(data):
+        raise BadImageError("other bytes follow the end")
+    return text
+
+
+def _intact_chunks(data: bytes) -> Iterator[Chunk]:
+    """Yield the chunks of a file that starts with the signature.
+
+    Raises:
+        BadImageError: A chunk is damaged, or the file is truncated.
+    """
     kind = b""
     for chunk in chunks(data):
         kind = chunk.kind
         if not chunk.is_intact:
             raise BadImageError(f"the checksum of the chunk {kind.decode('latin-1')!r} is wrong")
+        yield chunk
     if kind != b"IEND":
         raise BadImageError("truncated")
 

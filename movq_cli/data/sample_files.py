@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+from collections.abc import Set
 from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,8 @@ from PIL import Image
 
 from movq_cli import digests
 from movq_cli.console import Console, Progress
-from movq_cli.data.images import BadImageError, decode, encode_png, read_png_text
+from movq_cli.data import png
+from movq_cli.data.images import BadImageError, decode, encode_png
 from movq_cli.data.prefetch import map_ahead
 from movq_cli.digests import Header
 from movq_cli.errors import BadRequestError, FailureError
@@ -31,7 +33,7 @@ MANIFEST = "manifest.json"
 _FILE_SUFFIXES = (".zip", ".npz")
 
 FOLDER_REMEDY = "Run `movq sample` again with the same options: it draws the missing and damaged images."
-"""What makes damaged images in a folder of samples again."""
+"""Sentence for errors: which command draws the damaged images in a folder of samples again."""
 
 _DECODERS = min(8, os.cpu_count() or 1)
 
@@ -82,8 +84,8 @@ def damaged_samples(folder: Path, console: Console) -> list[str]:
     """
     remedy = f"Remove {folder}, and run `movq sample` again: it draws the images anew."
     manifest = digests.read_header(folder / MANIFEST, SampleManifest, remedy)
-    intact = SampleFiles(folder, manifest).intact(console)
-    return [image["file"] for index, image in enumerate(manifest.images) if index not in intact]
+    missing = SampleFiles(folder, manifest).missing(_file_names(folder), console)
+    return [manifest.images[index]["file"] for index in missing]
 
 
 def file_remedy(path: Path) -> str:
@@ -157,7 +159,7 @@ class SampleFiles:
         Raises:
             BadRequestError: The folder holds samples of other settings, or files that `movq sample` did not make.
         """
-        existing = set(os.listdir(self.folder))  # noqa: PTH208 - only names, which is fast for very many files
+        existing = _file_names(self.folder)
         found = 0
         if MANIFEST in existing:
             found = self._check_same(self.folder, self.folder / MANIFEST)
@@ -165,19 +167,18 @@ class SampleFiles:
             raise BadRequestError(f"{self.folder} holds files that `movq sample` did not make", self._hint)
         if found <= len(self.manifest.images):
             digests.write_header(self.folder / MANIFEST, self.manifest)
-        intact = self.intact(console)
-        return [index for index in range(len(self.manifest.images)) if index not in intact]
+        return self.missing(existing, console)
 
-    def intact(self, console: Console) -> set[int]:
-        """Return the indices of the images whose files exist, are undamaged, and are those of the manifest.
+    def missing(self, existing: Set[str], console: Console) -> list[int]:
+        """Return the indices of the images whose files are missing, damaged, or not those of the manifest.
 
         Args:
+            existing: Names of the files in the folder.
             console: Console that shows the progress.
         """
-        existing = set(os.listdir(self.folder))  # noqa: PTH208 - only names, which is fast for very many files
         present = [index for index, image in enumerate(self.manifest.images) if image["file"] in existing]
         if not present:
-            return set()
+            return list(range(len(self.manifest.images)))
         intact: set[int] = set()
         with console.progress(len(present), "checking", "images") as progress:
             checked = map_ahead(self._is_intact, present, threads=_DECODERS, ahead=4 * _DECODERS)
@@ -185,7 +186,7 @@ class SampleFiles:
                 if is_intact:
                     intact.add(index)
                 progress.advance()
-        return intact
+        return [index for index in range(len(self.manifest.images)) if index not in intact]
 
     def write_image(self, index: int, image: Image.Image) -> None:
         """Write the PNG file of an image.
@@ -264,9 +265,13 @@ class SampleFiles:
         """Return whether the file of an image is undamaged and the one that the manifest describes."""
         path = self.folder / self.manifest.images[index]["file"]
         try:
-            return read_png_text(path.read_bytes()) == self.manifest.text_of(index)
+            return png.read_text(path.read_bytes()) == self.manifest.text_of(index)
         except (OSError, BadImageError):
             return False
+
+
+def _file_names(folder: Path) -> set[str]:
+    return set(os.listdir(folder))  # noqa: PTH208 - only names, which is fast for very many files
 
 
 def _member(name: str) -> zipfile.ZipInfo:
