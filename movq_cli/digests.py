@@ -120,14 +120,14 @@ def read_json(path: Path, remedy: str) -> tuple[bytes, bool]:
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:
-        raise BadRequestError(f"{path} cannot be read: {error.strerror}", remedy) from None
+        raise _unreadable(path, error, remedy) from None
     position = data.find(_MARK) + len(_MARK)
     if position < len(_MARK):
         return data, False
     hasher = xxhash.xxh3_128()
     _update(hasher, data, 0, position)
     if data[position : position + _DIGITS] != hasher.hexdigest().encode():
-        raise BadRequestError(f"{path} is damaged: its content does not fit its digest", remedy)
+        raise _damaged(path, remedy)
     return data, True
 
 
@@ -146,19 +146,18 @@ def of_bytes(data: bytes) -> str:
     return _MARK.decode() + xxhash.xxh3_128_hexdigest(data)
 
 
-def write(path: Path, data: bytes, *, concurrent: bool = False) -> None:
-    """Write a file with its digest in place of the first `NO_DIGEST`.
+def write(path: Path, data: bytes) -> None:
+    """Write a file with its digest in place of the first `NO_DIGEST`, without a copy of its content in memory.
 
     Args:
         path: File to create or replace.
         data: Content of the file, which contains `NO_DIGEST`.
-        concurrent: Whether several processes may write the file at once, as for `files.atomic_file`.
 
     Raises:
         FailureError: The file could not be written.
     """
     position = data.index(NO_DIGEST.encode()) + len(_MARK)
-    with atomic_file(path, concurrent=concurrent) as file:
+    with atomic_file(path) as file:
         file.write(data)
         file.seek(position)
         file.write(xxhash.xxh3_128_hexdigest(data).encode())
@@ -198,18 +197,16 @@ def check(path: Path, remedy: str, *, required: bool = True) -> bool:
     try:
         with path.open("rb") as file:
             position = _find(file)
-            if position is None and not required:
+            if position is None:
+                if required:
+                    raise BadRequestError(f"{path} is damaged or not a file of movq: it has no digest", remedy)
                 return False
-            if position is not None:
-                file.seek(position)
-                stored = file.read(_DIGITS)
-                is_intact = _hash(file, position).encode() == stored
+            file.seek(position)
+            stored = file.read(_DIGITS)
+            if _hash(file, position).encode() != stored:
+                raise _damaged(path, remedy)
     except OSError as error:
-        raise BadRequestError(f"{path} cannot be read: {error.strerror}", remedy) from None
-    if position is None:
-        raise BadRequestError(f"{path} is damaged or not a file of movq: it has no digest", remedy)
-    if not is_intact:
-        raise BadRequestError(f"{path} is damaged: its content does not fit its digest", remedy)
+        raise _unreadable(path, error, remedy) from None
     return True
 
 
@@ -220,11 +217,11 @@ def check_file(path: Path, digest: str, remedy: str) -> None:
         BadRequestError: The file is missing, cannot be read, or is damaged.
     """
     try:
-        is_intact = of_file(path) == digest
+        found = of_file(path)
     except OSError as error:
-        raise BadRequestError(f"{path} cannot be read: {error.strerror}", remedy) from None
-    if not is_intact:
-        raise BadRequestError(f"{path} is damaged: its content does not fit its digest", remedy)
+        raise _unreadable(path, error, remedy) from None
+    if found != digest:
+        raise _damaged(path, remedy)
 
 
 def stored_in(path: Path) -> str | None:
@@ -239,6 +236,14 @@ def stored_in(path: Path) -> str | None:
             return None
         file.seek(position)
         return (_MARK + file.read(_DIGITS)).decode()
+
+
+def _damaged(path: Path, remedy: str) -> BadRequestError:
+    return BadRequestError(f"{path} is damaged: its content does not fit its digest", remedy)
+
+
+def _unreadable(path: Path, error: OSError, remedy: str) -> BadRequestError:
+    return BadRequestError(f"{path} cannot be read: {error.strerror}", remedy)
 
 
 def _find(file: BinaryIO) -> int | None:

@@ -55,20 +55,12 @@ def atomic_file(path: Path, *, concurrent: bool = False) -> Iterator[BinaryIO]:
     """
     unique = f".{uuid.uuid4().hex}" if concurrent else ""
     partial = path.with_name(f"{path.name}{unique}.partial")
-    with _failures(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with _create(partial) as file:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-                _require_same_file(partial, file)
-                partial.replace(path)
-            _sync(path.parent)
-        finally:
-            # After a success it no longer exists. If even the removal fails, the first error is the one to report.
-            with suppress(OSError):
-                partial.unlink()
+    with _failures(path), _temporary_file(partial) as file:
+        yield file
+        _sync_file(file)
+        _require_same_file(partial, file)
+        partial.replace(path)
+        _sync(path.parent)
 
 
 def atomic_write(path: Path, data: bytes, *, concurrent: bool = False) -> None:
@@ -93,19 +85,12 @@ def write_once(path: Path, data: bytes) -> None:
         FailureError: The file could not be written.
     """
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
-    with _failures(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with _create(partial) as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            with suppress(FileExistsError):
-                os.link(partial, path)
-            _sync(path.parent)
-        finally:
-            with suppress(OSError):
-                partial.unlink()
+    with _failures(path), _temporary_file(partial) as file:
+        file.write(data)
+        _sync_file(file)
+        with suppress(FileExistsError):
+            os.link(partial, path)
+        _sync(path.parent)
 
 
 def link_or_copy(source: Path, target: Path) -> None:
@@ -139,11 +124,27 @@ _NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENO
 """Error numbers of file systems, or pairs of them, on which a file can have one name only."""
 
 
-def _create(partial: Path) -> BinaryIO:
-    """Create a file that did not exist; what a killed run left under its name is removed first."""
-    partial.unlink(missing_ok=True)
-    descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    return os.fdopen(descriptor, "w+b")
+@contextmanager
+def _temporary_file(partial: Path) -> Iterator[BinaryIO]:
+    """Create a file that did not exist, with its parent folders, and remove it at the end unless it was renamed.
+
+    What a killed run left under its name is removed first.
+    """
+    try:
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        partial.unlink(missing_ok=True)
+        descriptor = os.open(partial, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        with os.fdopen(descriptor, "w+b") as file:
+            yield file
+    finally:
+        # If even the removal fails, the first error is the one to report.
+        with suppress(OSError):
+            partial.unlink()
+
+
+def _sync_file(file: BinaryIO) -> None:
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _require_same_file(partial: Path, file: BinaryIO) -> None:

@@ -62,8 +62,8 @@ def handle_from_start() -> None:
 def ignore_from_end() -> None:
     """Ignore the signals from now on: the command has ended, and its exit code is known.
 
-    A process in which `handle_from_start` was not called goes on after the command, so its handlers stay: processes that
-    it forks later would inherit that they ignore SIGTERM, and could not be ended.
+    A process in which `handle_from_start` was not called goes on after the command, so its handlers stay: processes
+    that it forks later would inherit that they ignore SIGTERM, and could not be ended.
     """
     if not _is_handled:
         return
