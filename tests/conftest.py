@@ -150,6 +150,20 @@ def edit_header(path: Path, **changes: object) -> None:
     path.write_bytes(digests.with_digest(json.dumps(values).encode()))
 
 
+def read_terminal(descriptor: int) -> bytes:
+    """Return all that a process writes to a pseudo-terminal, until it closes it."""
+    shown = b""
+    while True:
+        try:
+            block = os.read(descriptor, 4096)
+        except OSError:  # This is how Linux reports the end of a terminal.
+            break
+        if not block:
+            break
+        shown += block
+    return shown
+
+
 Movq = Callable[..., subprocess.CompletedProcess[str]]
 
 

@@ -61,13 +61,18 @@ def run(
         return subprocess.CompletedProcess(["movq", *arguments], process.exitcode, *texts)
 
 
+def redirect_streams(stdout: Path, stderr: Path) -> None:
+    """Give this process files in place of stdout and stderr, and no input."""
+    for number, output in ((1, stdout), (2, stderr)):
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+
+
 def _become_movq(
     arguments: Sequence[str], folder: Path, environment: Mapping[str, str], outputs: Sequence[Path]
 ) -> None:
-    for number, output in enumerate(outputs, start=1):
-        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+    redirect_streams(*outputs)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)

@@ -8,6 +8,8 @@ import pty
 import subprocess
 import sys
 
+from tests.conftest import read_terminal
+
 CODE = """
 import time
 from movq_cli import console
@@ -66,15 +68,7 @@ def test_on_a_terminal_progress_is_a_bar_and_stdout_has_the_result_alone() -> No
         env={**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"},
     )
     os.close(side)
-    shown = b""
-    while True:
-        try:
-            block = os.read(main, 4096)
-        except OSError:  # This is how Linux reports the end of a terminal.
-            break
-        if not block:
-            break
-        shown += block
+    shown = read_terminal(main)
     out, _ = process.communicate()
     assert json.loads(out) == {"a": 1, "b": None}
     assert b"\x1b[" in shown

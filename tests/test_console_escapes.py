@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from movq_cli.console import printable
+from tests.conftest import read_terminal
 
 NAME = "\x1b[2J[red]a[/] [/] :smile: \x9b1m\u202eb\udce9\tc\nd"
 CODE = f"""
@@ -33,15 +34,7 @@ def on_terminal(code: str) -> bytes:
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "200", "PYTHONUTF8": "1"}
     process = subprocess.Popen([sys.executable, "-c", code], stdout=side, stderr=side, env=environment)
     os.close(side)
-    shown = b""
-    while True:
-        try:
-            block = os.read(main, 4096)
-        except OSError:  # This is how Linux reports the end of a terminal.
-            break
-        if not block:
-            break
-        shown += block
+    shown = read_terminal(main)
     assert process.wait() == 0, shown
     return shown
 

@@ -140,6 +140,7 @@ except MovqError as error:
 """
 
 
+@pytest.mark.processes
 def test_the_survivor_of_two_real_ranks_ends_at_once_with_one_line(tmp_path: Path) -> None:
     (tmp_path / "worker.py").write_text(WORKER)
     port = str(free_port())

@@ -306,6 +306,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("number", "to"), [(signal.SIGTERM, "the launcher"), (signal.SIGINT, "the launcher"), (signal.SIGINT, "everyone")]
 )

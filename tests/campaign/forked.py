@@ -17,10 +17,8 @@ from pathlib import Path
 
 import torch
 
-# Imported here, so that children do not spend their time on it.
 from movq_cli import __main__ as entry
-from movq_cli import app  # noqa: F401
-from movq_cli.commands import check, evaluate, prepare, reconstruct, sample, train_prior, train_vq  # noqa: F401
+from tests.forked_movq import redirect_streams  # It also imports what the commands need.
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 _CHANGES = frozenset({"os.rename", "os.link", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.truncate"})
@@ -114,10 +112,8 @@ def _run_in_child(
     """Become `movq`; this does not return."""
     try:
         os.setsid()
-        stdout, stderr, operations = (os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND) for log in logs)
-        os.dup2(stdout, 1)
-        os.dup2(stderr, 2)
-        sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+        redirect_streams(*logs[:2])
+        operations = os.open(logs[2], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         os.chdir(folder)
