@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import BinaryIO, TypeVar
 
@@ -222,6 +223,27 @@ def check_file(path: Path, digest: str, remedy: str) -> None:
         raise _unreadable(path, error, remedy) from None
     if found != digest:
         raise _damaged(path, remedy)
+
+
+def of_files(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """Return the digests of complete files in a folder, by their names, for the header of the folder.
+
+    Raises:
+        OSError: A file cannot be read.
+    """
+    return {name: of_file(folder / name) for name in names}
+
+
+def check_files(folder: Path, names: Iterable[str], stored: Mapping[str, str], remedy: str) -> None:
+    """Check files whose digests are stored in the header of their folder, as `of_files` returned them.
+
+    Raises:
+        BadRequestError: A file is missing, damaged, or has no digest.
+    """
+    for name in names:
+        if name not in stored:
+            raise BadRequestError(f"{folder} was made by an older version of movq: {name} has no digest", remedy)
+        check_file(folder / name, stored[name], remedy)
 
 
 def stored_in(path: Path) -> str | None:

@@ -101,10 +101,7 @@ def check_files(folder: Path, header: CodeCacheHeader) -> None:
     Raises:
         BadRequestError: A file is damaged or missing.
     """
-    for name in (_CODES, *([_LABELS] if header.classes else [])):
-        if name not in header.files:
-            raise BadRequestError(f"{folder} was made by an older version of movq: {name} has no digest", _REMEDY)
-        digests.check_file(folder / name, header.files[name], _REMEDY)
+    digests.check_files(folder, _array_files(header), header.files, _REMEDY)
 
 
 def read_cache_header(folder: Path) -> CodeCacheHeader:
@@ -251,8 +248,7 @@ def _finish(folder: Path, header: CodeCacheHeader, blocks: Blocks, labels: NDArr
     if labels is not None:
         with atomic_file(folder / _LABELS) as file:
             np.save(file, np.repeat(labels, blocks.rows))
-    names = [_CODES, *([_LABELS] if labels is not None else [])]
-    files = {name: digests.of_file(folder / name) for name in names}
+    files = digests.of_files(folder, _array_files(header))
     digests.write_header(folder / HEADER, header.model_copy(update={"files": files}))
     _clear(folder, blocks)
 
@@ -266,6 +262,10 @@ def _clear(folder: Path, blocks: Blocks) -> None:
 def _blocks(folder: Path, header: CodeCacheHeader) -> Blocks:
     count = header.view_settings.count
     return Blocks(folder / _BLOCKS, header.views // count, max(1, BLOCK_VIEWS // count), count)
+
+
+def _array_files(header: CodeCacheHeader) -> list[str]:
+    return [_CODES, _LABELS] if header.classes else [_CODES]
 
 
 def _read_header(folder: Path, file: Path) -> CodeCacheHeader:

@@ -191,8 +191,7 @@ def check_features(folder: Path) -> FeatureCacheHeader:
         header = digests.read_header(folder / HEADER, FeatureCacheHeader, remedy)
     except (FileNotFoundError, NotADirectoryError):
         raise BadRequestError(f"{folder} holds no complete feature cache", remedy) from None
-    for name, digest in header.files.items():
-        digests.check_file(folder / name, digest, remedy)
+    digests.check_files(folder, (_FEATURES, _SIZES), header.files, remedy)
     if (folder / _STATISTICS).is_file():
         digests.check(folder / _STATISTICS, remedy)
     return header
@@ -258,7 +257,7 @@ def _compute(
         if ranks.is_first:
             blocks.join("features", folder / _FEATURES)
             blocks.join("sizes", folder / _SIZES)
-            files = {name: digests.of_file(folder / name) for name in (_FEATURES, _SIZES)}
+            files = digests.of_files(folder, (_FEATURES, _SIZES))
             digests.write_header(folder / HEADER, header.model_copy(update={"files": files}))
             blocks.clear()
             (folder / _IN_PROGRESS).unlink()
