@@ -35,11 +35,14 @@ _FREE_TO_CHANGE = frozenset(
         *("steps", "epochs", "log_every", "validate_every", "evaluate_every", "evaluate_images"),
         *("checkpoint_every", "tensorboard"),
         *("accumulate", "compile", "activation_checkpointing", "channels_last"),
-        *("precision", "base_learning_rate", "clip_norm"),
+        *("precision", "base_learning_rate", "warmup_steps", "decay", "clip_norm"),
+        *("l1_weight", "l2_weight", "perceptual_weight", "codebook_weight", "commitment_weight", "adversarial_weight"),
+        *("discriminator_start", "discriminator_ramp", "discriminator_warmup", "discriminator_learning_rate"),
+        *("adaptive_weight_limit", "revive_every", "weight_decay", "label_dropout", "label_smoothing"),
     )
 ) | {"data.workers", "data.path", "description"}
 """Settings that may differ when a run is resumed: its length, how it is computed and monitored, and what a user changes
-after training has become unstable."""
+after training has become unstable or to go on in another way: rates, and weights of losses."""
 
 
 class RunManifest(Header):

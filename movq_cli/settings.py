@@ -27,9 +27,6 @@ Weight = Annotated[float, Field(ge=0.0)]
 Start = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^\d+(\.\d+)?( epochs?|%)$")]
 """A point of a run: a step (30001), a number of epochs ('3 epochs'), or a share of the run ('50%')."""
 
-NORM_GROUPS = 32
-"""Number of groups of every GroupNorm, as in VQGAN. Each number of channels must be a multiple of it."""
-
 
 class Settings(BaseModel):
     """Base class of all settings: immutable, and an unknown name is an error."""
@@ -89,6 +86,9 @@ class TokenizerSettings(Settings):
     chunks: Parts = Field(4, description="number of chunks of the channels, each coded by the shared codebook")
     codebook_size: int = Field(1024, ge=2, le=65536, description="number of entries of the codebook, K")
     quantizer: str = Field("vq", description="quantizer between encoder and decoder: vq = nearest codebook entry")
+    norm_groups: Parts = Field(
+        32, description="groups of each GroupNorm; 32 as in VQGAN, fewer if the widths are small (8 channels a group)"
+    )
     initial_feature: Literal["quantized", "sinusoid", "constant", "fourier", "projected"] = Field(
         "fourier", description="first activation of the decoder, F0 in equation 4; quantized = as in VQGAN"
     )
@@ -126,9 +126,11 @@ class TokenizerSettings(Settings):
     def _consistent(self) -> Self:
         if not self.multipliers:
             raise ValueError("multipliers is empty: give one number a level, e.g. [1, 2, 4]")
-        odd = [width for width in self.widths if width % NORM_GROUPS]
+        odd = [width for width in self.widths if width % self.norm_groups]
         if odd:
-            raise ValueError(f"channels x multipliers gives widths {odd}: each must be a multiple of {NORM_GROUPS}")
+            raise ValueError(
+                f"channels x multipliers gives widths {odd}: each must be a multiple of norm_groups, {self.norm_groups}"
+            )
         if self.resolution % self.factor:
             raise ValueError(f"resolution {self.resolution} is not a multiple of the downsampling factor {self.factor}")
         if self.embed_dim % self.chunks:
@@ -209,7 +211,9 @@ class TrainSettings(Settings):
     clip_norm: float | None = Field(
         None, gt=0, description="limit to which the gradient norm is clipped; null = no limit"
     )
-    ema_decay: Share = Field(0.0, description="decay of the exported average of the weights; 0 = no average")
+    ema_decay: Share = Field(
+        0.0, description="decay of the exported average of the weights after its warm-up; 0 = no average"
+    )
     precision: Literal["auto", "float32", "bf16"] = Field(
         "auto", description="number format of matrix products; auto = bf16 if the hardware supports it"
     )
@@ -277,11 +281,20 @@ class TrainVQSettings(TrainSettings):
         0, description="start of the adversarial loss: a step (30001), '3 epochs', or '50%' of the run"
     )
     discriminator_ramp: int = Field(0, ge=0, description="steps over which that loss then rises to its weight")
+    discriminator_warmup: int = Field(
+        0, ge=0, description="steps for which the discriminator is trained before that start; 0 = as in VQGAN"
+    )
+    discriminator_learning_rate: float | None = Field(
+        None, gt=0, description="learning rate of the discriminator, not scaled by batch_size; null = the tokenizer's"
+    )
+    adaptive_weight_limit: float = Field(
+        1e4, gt=0, description="upper limit of the adaptive weight of the adversarial loss; VQGAN's code has 10,000"
+    )
     discriminator_channels: Channels = Field(64, description="channels of the discriminator's first layer (PatchGAN)")
     discriminator_layers: Depth = Field(3, description="number of strided layers of the discriminator")
 
     def discriminator_step(self, steps: int, steps_per_epoch: int) -> int:
-        """Return the first step with the adversarial loss.
+        """Return the index of the first step with the adversarial loss.
 
         Args:
             steps: Number of steps of the complete run.

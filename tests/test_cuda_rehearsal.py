@@ -128,7 +128,9 @@ def test_both_networks_of_stage_1_pass_images_without_waiting() -> None:
         out = tokenizer(images)
         loss = losses.reconstruction(out.images, images, preset.train_vq, None)
         hinge = losses.discriminator_hinge(discriminator(images).float(), discriminator(out.images).float())
-        weight = losses.adaptive_weight(out.features, tokenizer.decoder.conv_out, *gradients)
+        limit = preset.train_vq.adaptive_weight_limit
+        conv = tokenizer.decoder.conv_out
+        weight = losses.adaptive_weight(out.features, conv, gradients[0], gradients[1], limit)
         codes = tokenizer.encode(images)
         again = tokenizer.decode(codes)
     for scalar in (loss.total, hinge, weight, out.losses["codebook"], out.losses["commitment"]):

@@ -114,7 +114,7 @@ def test_a_child_states_only_what_differs(tmp_path: Path) -> None:
         ("vqq: {}\n", "'vq'"),
         ("train_vq: {steps: 3}\n", "exactly one of epochs and steps"),
         ("vq: {resolution: 250}\n", "downsampling factor 16"),
-        ("vq: {channels: 20}\n", "multiple of 32"),
+        ("vq: {channels: 20}\n", "multiple of norm_groups, 32"),
         ("vq: {modulation: null}\n", "initial_feature"),
         ("prior: {classes: 2000}\n", "2000"),
         ("prior: {heads: 7}\n", "7 heads"),

@@ -7,6 +7,7 @@ Shapes: B batch, H W image size, h w code grid (h = H / factor), D quantized cha
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +21,7 @@ from movq_cli.models.modulation import (
     SinusoidFeature,
     SpatialNorm,
 )
-from movq_cli.settings import ModulationSettings, TokenizerSettings
+from movq_cli.settings import TokenizerSettings
 
 MakeNorm = Callable[[int], nn.Module]
 
@@ -122,8 +123,10 @@ class Level(nn.Module):
 class DownLevel(Level):
     """A level of the encoder, followed by downsampling except at the coarsest level."""
 
-    def __init__(self, in_channels: int, width: int, blocks: int, *, attention: bool, last: bool) -> None:
-        super().__init__(in_channels, width, blocks, attention=attention, make_norm=Norm)
+    def __init__(
+        self, in_channels: int, width: int, blocks: int, *, attention: bool, make_norm: MakeNorm, last: bool
+    ) -> None:
+        super().__init__(in_channels, width, blocks, attention=attention, make_norm=make_norm)
         self.downsample = nn.Identity() if last else Downsample(width)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
@@ -166,14 +169,17 @@ class Encoder(nn.Module):
         super().__init__()
         self.conv_in = nn.Conv2d(3, settings.channels, 3, padding=1)
         self.down = nn.ModuleList()
+        make_norm = partial(Norm, groups=settings.norm_groups)
         before = settings.channels
         for index, width in enumerate(settings.widths):
             attention = settings.resolution // 2**index in settings.attention_resolutions
             last = index == len(settings.widths) - 1
-            self.down.append(DownLevel(before, width, settings.blocks, attention=attention, last=last))
+            self.down.append(
+                DownLevel(before, width, settings.blocks, attention=attention, make_norm=make_norm, last=last)
+            )
             before = width
-        self.mid = Middle(before, Norm)
-        self.norm_out = Norm(before)
+        self.mid = Middle(before, make_norm)
+        self.norm_out = make_norm(before)
         self.conv_out = nn.Conv2d(before, settings.z_channels, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -261,10 +267,6 @@ def _norm_maker(settings: TokenizerSettings, level: int) -> MakeNorm:
     """Return the function that makes the norms of a decoder level; 0 is the coarsest, -1 the middle block."""
     modulation = settings.modulation
     if modulation is None or level >= modulation.levels:
-        return Norm
+        return partial(Norm, groups=settings.norm_groups)
     channels = settings.widths[-1] if modulation.source == "conv_in" else settings.embed_dim
-    return _modulated(channels, modulation)
-
-
-def _modulated(condition_channels: int, modulation: ModulationSettings) -> MakeNorm:
-    return lambda channels: SpatialNorm(channels, condition_channels, modulation)
+    return partial(SpatialNorm, condition_channels=channels, groups=settings.norm_groups, settings=modulation)

@@ -11,17 +11,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from movq_cli.settings import NORM_GROUPS, ModulationSettings
+from movq_cli.settings import ModulationSettings
 
 NORM_EPS = 1e-6
 """Epsilon of VQGAN's GroupNorm, a tenth of PyTorch's default."""
 
 
 class Norm(nn.GroupNorm):
-    """VQGAN's plain GroupNorm, with the signature of SpatialNorm, so that blocks can use either."""
+    """VQGAN's plain GroupNorm; its forward has the signature of SpatialNorm's, so that blocks can use either.
 
-    def __init__(self, channels: int, *, affine: bool = True) -> None:
-        super().__init__(NORM_GROUPS, channels, eps=NORM_EPS, affine=affine)
+    Args:
+        channels: Number of channels, C.
+        groups: Number of groups. A group of a single channel would lose the channel's mean, and with it colours.
+        affine: Whether the norm has a scale and a bias for each channel.
+    """
+
+    def __init__(self, channels: int, groups: int, *, affine: bool = True) -> None:
+        super().__init__(groups, channels, eps=NORM_EPS, affine=affine)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Normalize [B, C, H, W]; the condition is not used."""
@@ -38,13 +44,14 @@ class SpatialNorm(nn.Module):
     Args:
         channels: Number of channels of the activation, C.
         condition_channels: Number of channels of the condition, M.
+        groups: Number of groups of the GroupNorm.
         settings: Settings with the kernel size, and whether GroupNorm has affine parameters of its own.
     """
 
-    def __init__(self, channels: int, condition_channels: int, settings: ModulationSettings) -> None:
+    def __init__(self, channels: int, condition_channels: int, groups: int, settings: ModulationSettings) -> None:
         super().__init__()
         kernel = settings.kernel_size
-        self.norm_layer = Norm(channels, affine=settings.affine)
+        self.norm_layer = Norm(channels, groups, affine=settings.affine)
         self.conv_y = nn.Conv2d(condition_channels, channels, kernel, padding=kernel // 2)
         self.conv_b = nn.Conv2d(condition_channels, channels, kernel, padding=kernel // 2)
         nn.init.zeros_(self.conv_y.weight)

@@ -13,7 +13,6 @@ from torch.nn.grad import conv2d_weight
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.settings import TrainVQSettings
 
-_LARGEST_WEIGHT = 1e4
 _SMALLEST_NORM = 1e-4
 
 
@@ -78,6 +77,7 @@ def adaptive_weight(
     last: nn.Conv2d,
     image_gradient: Tensor,
     adversarial_gradient: Tensor,
+    limit: float,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> Tensor:
     """Return VQGAN's weight of the adversarial term: the ratio of both losses' gradient norms at the last layer.
@@ -90,10 +90,11 @@ def adaptive_weight(
         last: Last convolution of the decoder.
         image_gradient: Gradient of the reconstruction loss with respect to the images, [B, 3, H, W].
         adversarial_gradient: Gradient of the adversarial loss with respect to the images, [B, 3, H, W].
+        limit: Largest weight. VQGAN's code has 1e4; without a low one, the weight rises while the discriminator fails.
         ranks: Processes whose gradients are averaged first, as the gradients of the last layer will be.
 
     Returns:
-        Scalar float32 in [0, 1e4], detached.
+        Scalar float32 in [0, limit], detached.
     """
     with torch.autocast(features.device.type, enabled=False), torch.no_grad():
         # Both gradients come from one convolution with twice the output channels, which reads the features once.
@@ -101,4 +102,4 @@ def adaptive_weight(
         shape = (2 * last.out_channels, *last.weight.shape[1:])
         gradients = ranks.mean(conv2d_weight(features.detach().float(), shape, both, padding=last.padding))
         image, adversarial = gradients.unflatten(0, (2, -1)).flatten(1).norm(dim=1)
-        return (image / (adversarial + _SMALLEST_NORM)).clamp(0, _LARGEST_WEIGHT)
+        return (image / (adversarial + _SMALLEST_NORM)).clamp(0, limit)

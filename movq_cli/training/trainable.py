@@ -35,22 +35,34 @@ class Stateful(Protocol):
         """Replace the state by what `state_dict` returned."""
 
 
-def learning_rate(settings: TrainSettings, steps: int, step: int) -> float:
-    """Return the learning rate of a step: a linear warm-up, then constant or a cosine to 0 at the last step.
+def schedule(settings: TrainSettings, steps: int, step: int) -> float:
+    """Return the factor on the learning rate at a step: a linear warm-up, then 1 or a cosine to 0 at the last step.
 
-    The rate depends on the step alone, so that no state of a schedule has to be stored.
+    The factor depends on the step alone, so that no state of a schedule has to be stored.
 
     Args:
-        settings: Learning rate, warm-up steps and decay.
+        settings: Warm-up steps and decay.
         steps: Number of steps of the complete run.
         step: Index of the step, from 0.
     """
     if step < settings.warmup_steps:
-        return settings.learning_rate * (step + 1) / settings.warmup_steps
+        return (step + 1) / settings.warmup_steps
     if settings.decay == "none":
-        return settings.learning_rate
+        return 1.0
     progress = (step - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
-    return settings.learning_rate * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+def average_decay(settings: TrainSettings, updates: int) -> float:
+    """Return the decay of the running average at an update: min(ema_decay, (1 + n) / (10 + n)).
+
+    Without this warm-up (TensorFlow's), the weights of the first steps would dominate the average of a short run.
+
+    Args:
+        settings: Decay after the warm-up.
+        updates: Number of updates before this one, n.
+    """
+    return min(settings.ema_decay, (1 + updates) / (10 + updates))
 
 
 def check_shares(settings: TrainSettings, ranks: Ranks) -> None:
@@ -85,10 +97,11 @@ class Trainable(Generic[ModelT]):
         model: Model, on its device.
         optimizer: Optimizer of the model's parameters. It has to be a fused one, which can skip a step on the device
             without the host waiting for the decision.
-        settings: Learning rate, clipping, averaging and compilation.
+        settings: Schedule of the learning rate, clipping, averaging and compilation.
         steps: Number of steps of the complete run.
         ranks: Processes over which gradients are averaged.
         average: Whether there is a running average, if the settings have one (ema_decay > 0).
+        learning_rate: Learning rate before the schedule's factor; None uses that of the settings.
     """
 
     def __init__(
@@ -100,10 +113,12 @@ class Trainable(Generic[ModelT]):
         ranks: Ranks,
         *,
         average: bool = True,
+        learning_rate: float | None = None,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.settings = settings
+        self.learning_rate = learning_rate or settings.learning_rate
         self.steps = steps
         device = next(model.parameters()).device
         self.average: AveragedModel | None = None
@@ -143,7 +158,7 @@ class Trainable(Generic[ModelT]):
             is_finite: Scalar float32; with 1 the step is made, with 0 weights and average stay as they are.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate(self.settings, self.steps, step)
+            group["lr"] = self.learning_rate * schedule(self.settings, self.steps, step)
         # GradScaler makes a fused optimizer skip a step in the same way: the host does not wait for the value.
         self.optimizer.found_inf = 1 - is_finite  # type: ignore[attr-defined]
         self.optimizer.step()
@@ -157,8 +172,8 @@ class Trainable(Generic[ModelT]):
         AveragedModel.update_parameters is not used: it copies its step count to the device at each step, for which the
         host waits.
         """
-        is_first = average.n_averaged == 0  # This tensor is on the CPU.
-        share = (1.0 if is_first else 1 - self.settings.ema_decay) * is_finite
+        # The number of updates is a tensor on the CPU.
+        share = (1 - average_decay(self.settings, int(average.n_averaged))) * is_finite
         averages: list[Tensor] = list(average.module.parameters())
         weights: list[Tensor] = list(self.model.parameters())
         torch._foreach_mul_(averages, 1 - share)

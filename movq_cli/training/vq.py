@@ -82,16 +82,19 @@ class TokenizerTraining:
         self.discriminator: Trainable[PatchDiscriminator] | None = None
         if settings.adversarial_weight > 0:
             discriminator = PatchDiscriminator(settings.discriminator_channels, settings.discriminator_layers)
-            self.discriminator = self._trainable(discriminator, average=False)
+            self.discriminator = self._trainable(discriminator, settings.discriminator_learning_rate, average=False)
         if settings.activation_checkpointing:
             checkpoint_activations(self.model, (ResidualBlock, AttentionBlock))
         self.uses = CodebookHealth(1, all_settings.vq.codebook_size).to(device)
 
-    def _trainable(self, model: ModelT, *, average: bool = True) -> Trainable[ModelT]:
+    def _trainable(
+        self, model: ModelT, learning_rate: float | None = None, *, average: bool = True
+    ) -> Trainable[ModelT]:
         model = model.to(self.device).to(memory_format=self._memory_format)
         settings = self.settings
-        optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, betas=settings.betas, fused=True)
-        return Trainable(model, optimizer, settings, self.steps, self.ranks, average=average)
+        rate = learning_rate or settings.learning_rate
+        optimizer = torch.optim.Adam(model.parameters(), lr=rate, betas=settings.betas, fused=True)
+        return Trainable(model, optimizer, settings, self.steps, self.ranks, average=average, learning_rate=rate)
 
     @property
     def _memory_format(self) -> torch.memory_format:
@@ -126,7 +129,8 @@ class TokenizerTraining:
             step: Index of the step, from 0.
         """
         self.model.train()
-        discriminator = self.discriminator if step >= self.discriminator_start else None
+        is_trained = step >= self.discriminator_start - self.settings.discriminator_warmup
+        discriminator = self.discriminator if is_trained else None
         trained: list[Trainable[Any]] = [self.tokenizer] if discriminator is None else [self.tokenizer, discriminator]
         for trainable in trained:
             trainable.clear()
@@ -159,7 +163,7 @@ class TokenizerTraining:
             loss = losses.reconstruction(images, originals, self.settings, self.perceptual)
             (gradient,) = torch.autograd.grad(loss.total, images)
             metrics = {"l1": loss.l1, "l2": loss.l2, "perceptual": loss.perceptual}
-            if discriminator is not None:
+            if discriminator is not None and step >= self.discriminator_start:
                 adversarial_gradient, adversarial_metrics = self._adversarial_gradient(
                     discriminator.model, images, out.features, gradient
                 )
@@ -189,7 +193,8 @@ class TokenizerTraining:
         discriminator.requires_grad_(True)
         generator = losses.generator_hinge(logits.float())
         (adversarial,) = torch.autograd.grad(generator, images)
-        weight = losses.adaptive_weight(features, self.model.decoder.conv_out, gradient, adversarial, self.ranks)
+        limit = self.settings.adaptive_weight_limit
+        weight = losses.adaptive_weight(features, self.model.decoder.conv_out, gradient, adversarial, limit, self.ranks)
         metrics = {"generator": generator, "adaptive_weight": weight}
         return self.settings.adversarial_weight * weight * adversarial, metrics
 

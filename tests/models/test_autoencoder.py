@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TypeVar
 
 import pytest
@@ -19,6 +20,8 @@ from tests.models.layouts import MIDDLE, TINY, random_images
 
 ModuleT = TypeVar("ModuleT", bound=nn.Module)
 Weights = dict[str, Tensor]
+PLAIN = partial(Norm, groups=32)
+MODULATED = partial(SpatialNorm, condition_channels=5, groups=32, settings=ModulationSettings())
 
 
 def ready(module: ModuleT) -> tuple[ModuleT, Weights]:
@@ -124,7 +127,7 @@ def plain_decoder(weights: Weights, levels: int, quantized: Tensor, *, fourier: 
 @pytest.mark.parametrize("modulated", [False, True])
 def test_a_residual_block_is_its_formula(widths: tuple[int, int], modulated: bool) -> None:
     torch.manual_seed(0)
-    make_norm = (lambda channels: SpatialNorm(channels, 5, ModulationSettings())) if modulated else Norm
+    make_norm = MODULATED if modulated else PLAIN
     block, weights = ready(ResidualBlock(*widths, make_norm))
     x, condition = torch.randn(2, widths[0], 6, 4).double(), torch.randn(2, 5, 3, 2).double()
     assert ("nin_shortcut.weight" in weights) == (widths[0] != widths[1])
@@ -134,7 +137,7 @@ def test_a_residual_block_is_its_formula(widths: tuple[int, int], modulated: boo
 @pytest.mark.parametrize("modulated", [False, True])
 def test_attention_is_its_formula_with_an_explicit_softmax(modulated: bool) -> None:
     torch.manual_seed(0)
-    make_norm = (lambda channels: SpatialNorm(channels, 5, ModulationSettings())) if modulated else Norm
+    make_norm = MODULATED if modulated else PLAIN
     block, weights = ready(AttentionBlock(64, make_norm))
     x, condition = torch.randn(2, 64, 6, 4).double(), torch.randn(2, 5, 3, 2).double()
     torch.testing.assert_close(block(x, condition), plain_attention(weights, "", x, condition), atol=1e-10, rtol=1e-10)
@@ -213,7 +216,7 @@ def test_encoder_and_decoder_are_their_formulas_layer_by_layer(layout: str, seed
 
 def test_attention_learns_everywhere_but_in_the_bias_of_the_keys() -> None:
     torch.manual_seed(0)
-    block, _ = ready(AttentionBlock(64, Norm))
+    block, _ = ready(AttentionBlock(64, PLAIN))
     (block(torch.randn(2, 64, 3, 4).double()) * torch.randn(2, 64, 3, 4).double()).sum().backward()
     for name, parameter in block.named_parameters():
         assert parameter.grad is not None, name

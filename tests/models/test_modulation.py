@@ -21,7 +21,7 @@ GROUPS, EPS = 32, 1e-6
 
 
 def random_norm(channels, condition_channels, kernel=1, affine=False):
-    norm = SpatialNorm(channels, condition_channels, ModulationSettings(kernel_size=kernel, affine=affine)).double()
+    norm = SpatialNorm(channels, condition_channels, 32, ModulationSettings(kernel_size=kernel, affine=affine)).double()
     for parameter in norm.parameters():
         torch.nn.init.normal_(parameter)
     return norm
@@ -89,12 +89,12 @@ def test_a_1x1_convolution_before_the_upsampling_gives_what_it_gives_after():
 @pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("affine", [True, False])
 def test_it_starts_as_a_plain_group_norm(kernel, affine):
-    norm = SpatialNorm(64, 7, ModulationSettings(kernel_size=kernel, affine=affine))
+    norm = SpatialNorm(64, 7, 32, ModulationSettings(kernel_size=kernel, affine=affine))
     # So faint that epsilon, 1e-6 and not PyTorch's 1e-5, decides the scale.
     x, condition = 1e-3 * torch.randn(2, 64, 6, 4), torch.randn(2, 7, 3, 2)
     plain = F.group_norm(x, GROUPS, eps=EPS)
     torch.testing.assert_close(norm(x, condition), plain, atol=1e-6, rtol=0)
-    torch.testing.assert_close(Norm(64)(x, condition), plain, atol=1e-6, rtol=0)
+    torch.testing.assert_close(Norm(64, 32)(x, condition), plain, atol=1e-6, rtol=0)
     assert (norm.norm_layer.weight is not None) == affine
 
 
@@ -108,7 +108,7 @@ def assert_every_weight_learns(module: torch.nn.Module) -> None:
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_the_maps_learn_from_the_first_step_and_the_condition_from_the_second(kernel):
     torch.manual_seed(0)
-    norm = SpatialNorm(32, 3, ModulationSettings(kernel_size=kernel))
+    norm = SpatialNorm(32, 3, 32, ModulationSettings(kernel_size=kernel))
     x, condition = torch.randn(2, 32, 4, 4), torch.randn(2, 3, 2, 2, requires_grad=True)
     optimizer = torch.optim.SGD(norm.parameters(), lr=0.1)
     target = torch.randn(2, 32, 4, 4)

@@ -11,6 +11,7 @@ from torch import nn
 from movq_cli.settings import TrainVQSettings
 from movq_cli.training.losses import adaptive_weight, discriminator_hinge, generator_hinge, reconstruction
 
+LIMIT = TrainVQSettings().adaptive_weight_limit
 SHAPES = st.tuples(st.integers(1, 3), st.just(3), st.integers(2, 9), st.integers(2, 9))
 
 
@@ -112,7 +113,7 @@ def test_the_adaptive_weight_is_that_of_two_backward_passes_to_the_last_layer(
 
     image_gradient = torch.autograd.grad(nll, images, retain_graph=True)[0]
     adversarial_gradient = torch.autograd.grad(adversarial, images)[0]
-    weight = adaptive_weight(features, last, image_gradient, adversarial_gradient)
+    weight = adaptive_weight(features, last, image_gradient, adversarial_gradient, LIMIT)
     assert weight.item() == pytest.approx(expected, rel=1e-5)
     assert weight.shape == ()
     assert not weight.requires_grad
@@ -127,11 +128,18 @@ def gradients(seed=0):
 def test_the_adaptive_weight_stays_within_0_and_ten_thousand():
     last, features, image, adversarial = gradients()
     nothing = torch.zeros_like(image)
-    assert adaptive_weight(features, last, image, nothing) == 1e4
-    assert adaptive_weight(features, last, 1e6 * image, adversarial) == 1e4
-    assert adaptive_weight(features, last, nothing, adversarial) == 0
-    assert adaptive_weight(features, last, nothing, nothing) == 0
-    assert 0 < adaptive_weight(features, last, image, adversarial) < 1e4
+    assert adaptive_weight(features, last, image, nothing, LIMIT) == 1e4
+    assert adaptive_weight(features, last, 1e6 * image, adversarial, LIMIT) == 1e4
+    assert adaptive_weight(features, last, nothing, adversarial, LIMIT) == 0
+    assert adaptive_weight(features, last, nothing, nothing, LIMIT) == 0
+    assert 0 < adaptive_weight(features, last, image, adversarial, LIMIT) < 1e4
+
+
+def test_the_adaptive_weight_stays_below_a_limit_and_is_unchanged_under_it():
+    last, features, image, adversarial = gradients()
+    free = adaptive_weight(features, last, image, adversarial, LIMIT)
+    assert adaptive_weight(features, last, image, adversarial, free.item() / 2) == free / 2
+    assert adaptive_weight(features, last, image, adversarial, free.item() * 2) == free
 
 
 def test_without_an_adversarial_gradient_a_faint_image_gradient_is_weighed_by_the_floor_of_the_norm():
@@ -139,7 +147,7 @@ def test_without_an_adversarial_gradient_a_faint_image_gradient_is_weighed_by_th
     faint = 1e-6 * image
     at_weight = torch.autograd.grad((last(features) * faint).sum(), last.weight)[0].double().norm().item()
     assert at_weight / 1e-4 < 1e4
-    weight = adaptive_weight(features, last, faint, torch.zeros_like(image)).item()
+    weight = adaptive_weight(features, last, faint, torch.zeros_like(image), LIMIT).item()
     assert weight == pytest.approx(at_weight / 1e-4, rel=1e-5)
 
 
@@ -148,7 +156,7 @@ def test_the_adaptive_weight_is_computed_in_float32_whatever_autocast_says():
     image.requires_grad_()
     low = features.bfloat16().requires_grad_()
     with torch.autocast("cpu", torch.bfloat16):
-        weight = adaptive_weight(low, last, image, adversarial)
+        weight = adaptive_weight(low, last, image, adversarial, LIMIT)
     assert weight.dtype == torch.float32
-    assert weight == adaptive_weight(low.float(), last, image, adversarial)
+    assert weight == adaptive_weight(low.float(), last, image, adversarial, LIMIT)
     assert not weight.requires_grad

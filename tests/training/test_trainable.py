@@ -53,19 +53,32 @@ def test_it_rises_over_the_warm_up_and_falls_to_zero_by_a_cosine() -> None:
     assert seen[4:] == pytest.approx([0.5 * (1 + math.cos(math.pi * step / 8)) for step in range(8)], abs=1e-6)
 
 
-def test_the_exported_average_is_the_closed_form() -> None:
+@pytest.mark.parametrize("decay", [0.5, 0.9, 0.999])
+def test_the_exported_average_is_the_closed_form(decay: float) -> None:
     model = nn.Linear(1, 1, bias=False)
-    settings = TrainVQSettings(ema_decay=0.9, base_learning_rate=1.0, batch_size=1)
-    trained = wrapped(model, settings, 20)
+    settings = TrainVQSettings(ema_decay=decay, base_learning_rate=1.0, batch_size=1)
+    trained = wrapped(model, settings, 120)
     expected = 0.0
-    for step in range(20):
+    for step in range(120):
         backward(trained, model.weight.sum().neg())  # one up each step
         trained.update(step, FINITE)
-        expected = 1.0 if step == 0 else 0.9 * expected + 0.1 * (step + 1)
-    assert model.weight.item() == 20
+        rate = min(decay, (1 + step) / (10 + step))
+        expected = rate * expected + (1 - rate) * (step + 1)
+    assert model.weight.item() == 120
     assert trained.exported.weight.item() == pytest.approx(expected, rel=1e-5)
     plain = wrapped(model, TrainVQSettings(), 20)
     assert plain.exported is model
+
+
+def test_the_average_of_a_short_run_forgets_the_initial_weights() -> None:
+    model = nn.Linear(1, 1, bias=False)
+    trained = wrapped(model, TrainVQSettings(ema_decay=0.9999, base_learning_rate=1e-9, batch_size=1), 100)
+    with torch.no_grad():
+        model.weight.fill_(1.0)  # The average still has the initial 0.
+    for step in range(100):
+        backward(trained, model.weight.sum())
+        trained.update(step, FINITE)
+    assert trained.exported.weight.item() == pytest.approx(1.0, abs=1e-6)
 
 
 def test_the_norm_of_the_gradients_is_clipped_on_request_and_reported() -> None:
