@@ -123,6 +123,14 @@ def test_a_run_killed_after_its_last_checkpoint_is_finished_without_a_step(tmp_p
     assert metrics == {"psnr": stage.model.weight.item(), "rfid": 1.0}
 
 
+def test_a_run_that_is_resumed_with_fewer_steps_than_it_has_done_is_finished(tmp_path: Path, tiny: Preset) -> None:
+    run = Run(tmp_path, "vq")
+    train(ToyStage(settings(tiny)), run, tiny, 5)
+    stage = ToyStage(settings(tiny))
+    assert train(stage, run, tiny, 3) == {"psnr": stage.model.weight.item()}
+    assert (stage.done, run.read().status, run.read().step) == (0, "finished", 5)
+
+
 @pytest.mark.parametrize("log_every", [1, 4])
 def test_a_step_that_is_not_finite_ends_the_run_at_the_next_line(tmp_path: Path, tiny: Preset, log_every: int) -> None:
     run = Run(tmp_path / "run", "vq")
