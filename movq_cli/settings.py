@@ -412,9 +412,4 @@ class Preset(Settings):
     def _fits_together(self) -> Self:
         if self.prior.width % self.vq.chunks:
             raise ValueError(f"prior.width {self.prior.width} does not divide into {self.vq.chunks} code embeddings")
-        if self.prior.classes > self.vq.codebook_size:
-            raise ValueError(
-                f"prior.classes is {self.prior.classes}, but class ids share the code table's "
-                f"{self.vq.codebook_size} rows"
-            )
         return self
