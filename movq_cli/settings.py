@@ -87,7 +87,7 @@ class TokenizerSettings(Settings):
     codebook_size: int = Field(1024, ge=2, le=65536, description="number of entries of the codebook, K")
     quantizer: str = Field("vq", description="quantizer between encoder and decoder: vq = nearest codebook entry")
     norm_groups: Parts = Field(
-        32, description="groups of each GroupNorm; 32 as in VQGAN, fewer if the widths are small (8 channels a group)"
+        32, description="groups of each GroupNorm, 32 in VQGAN; a group of one channel would lose the channel's mean"
     )
     initial_feature: Literal["quantized", "sinusoid", "constant", "fourier", "projected"] = Field(
         "fourier", description="first activation of the decoder, F0 in equation 4; quantized = as in VQGAN"
