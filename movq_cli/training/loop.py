@@ -64,7 +64,7 @@ def train(
         validator = Validator(stage, run, log, checkpointer, Watch(console, ranks, stops))
         if is_complete or checkpointer.validation_is_missing:
             _finish_step(validator, step, Due.after(stage, step, steps, is_stopping=True), steps)
-        batches, warnings = stage.batches(step), set[str]()
+        batches, is_healthy = stage.batches(step), True
         while step < steps:
             if event := stage.event(step):
                 console.log(f"step {step}: {event}")
@@ -80,7 +80,7 @@ def train(
                 _check_finite(stage, run, checkpointer)
                 if due.validation or due.checkpoint:
                     checkpointer.require_same_state(step)
-                _warn(stage, step, log.flush(step), warnings, console)
+                is_healthy = _warn(stage, step, log.flush(step), console, was_healthy=is_healthy)
             progress.advance(1, log.shown)
             _finish_step(validator, step, due, steps)
             if is_stopping and step < steps:
@@ -113,12 +113,14 @@ def _interrupted(run: Run, step: int, steps: int) -> InterruptedRunError:
     return InterruptedRunError(message, "Run the same command again to resume.")
 
 
-def _warn(stage: Stage, step: int, means: Mapping[str, float], before: set[str], console: Console) -> None:
-    """Print the stage's warning about these means, unless the same warning was printed before."""
-    text = stage.warning(step, means) if means else None
-    if text is not None and text not in before:
-        before.add(text)
+def _warn(stage: Stage, step: int, means: Mapping[str, float], console: Console, *, was_healthy: bool) -> bool:
+    """Return whether the stage has no warning about these means; print a warning that it did not have before."""
+    if not means:
+        return was_healthy
+    text = stage.warning(step, means)
+    if text is not None and was_healthy:
         console.warn(f"step {step}: {text}")
+    return text is None
 
 
 def step_seed(seed: int, step: int) -> int:
