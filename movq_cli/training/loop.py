@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,13 +67,7 @@ def train(
             _finish_step(validator, step, Due.after(stage, step, steps, is_stopping=True), steps)
         batches, is_healthy = stage.batches(step), True
         while step < steps:
-            if event := stage.event(step):
-                console.log(f"step {step}: {event}")
-            # Each step seeds the generator anew, so that a resumed run draws the same random numbers.
-            torch.manual_seed(step_seed(settings.seed, step))
-            with log.waiting():
-                batch = next(batches)
-            log.add(stage.step(batch, step))
+            _step(stage, batches, step, log, console)
             step += 1
             is_stopping = ranks.any(stops())
             due = Due.after(stage, step, steps, is_stopping=is_stopping)
@@ -86,6 +81,17 @@ def train(
             if is_stopping and step < steps:
                 raise _interrupted(run, step, steps)
     return validator.metrics
+
+
+def _step(stage: Stage, batches: Iterator[Any], step: int, log: Log, console: Console) -> None:
+    """Make the step of this index."""
+    if event := stage.event(step):
+        console.log(f"step {step}: {event}")
+    # Each step seeds the generator anew, so that a resumed run draws the same random numbers.
+    torch.manual_seed(step_seed(stage.settings.seed, step))
+    with log.waiting():
+        batch = next(batches)
+    log.add(stage.step(batch, step))
 
 
 def _finish_step(validator: Validator, step: int, due: Due, steps: int) -> None:
