@@ -13,7 +13,7 @@ from movq_cli import digests
 from movq_cli.digests import Header
 from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_write
-from movq_cli.settings import Preset, TokenizerSettings
+from movq_cli.settings import Preset, Settings, TokenizerSettings
 from movq_cli.version import __version__
 
 Kind = Literal["vq", "prior"]
@@ -45,6 +45,23 @@ _FREE_TO_CHANGE = frozenset(
 after training has become unstable or to go on in another way: rates, and weights of losses."""
 
 
+class ImportRecord(Settings):
+    """The origin of imported weights."""
+
+    source: str
+    """Path of the file or folder, as the user gave it."""
+    sha256: str
+    """SHA-256 of the file; of several files, that of the lines `NAME SHA-256`."""
+    family: str
+    """Name of the family of public weights."""
+    used: str
+    """What was used of the file, in words."""
+    assumed: tuple[str, ...]
+    """What neither the tensors nor a config say, in words."""
+    licence: str
+    """What is known about the licence of the weights."""
+
+
 class RunManifest(Header):
     """The content of `run.json`: what a run trains, and how far it is."""
 
@@ -66,10 +83,12 @@ class RunManifest(Header):
     """Time of the end in UTC; None while the run is in progress."""
     version: str = __version__
     """Version of movq that started the run."""
-    data: str
-    """Hash of the prepared set."""
+    data: str | None
+    """Hash of the prepared set; None for imported weights."""
     tokenizer: str | None = None
     """SHA-256 of the weight file of the tokenizer whose codes a prior models."""
+    imported: ImportRecord | None = None
+    """Origin of the weights, if they were imported and not trained here."""
     settings: Preset
 
 
@@ -99,6 +118,11 @@ class Run:
     def tokenizer(self) -> Path:
         """The weights of the trained tokenizer, or of the tokenizer on whose codes a prior was trained."""
         return self.folder / WEIGHTS["vq"]
+
+    @property
+    def discriminator(self) -> Path:
+        """The weights of the discriminator that was imported with a tokenizer."""
+        return self.folder / "discriminator.safetensors"
 
     @property
     def log(self) -> Path:
@@ -180,9 +204,32 @@ def start_or_resume(
             update={"steps": steps, "settings": settings, "status": "finished" if is_finished else "running"}
         )
     run.write(manifest)
+    _write_settings(run, settings)
+    return manifest
+
+
+def write_imported(run: Run, settings: Preset, record: ImportRecord) -> None:
+    """Write the manifest and the settings of a run whose weights were imported; it is finished."""
+    time = now()
+    _write_settings(run, settings)
+    run.write(
+        RunManifest(
+            kind=run.kind,
+            preset="settings.yaml",
+            status="finished",
+            steps=0,
+            started=time,
+            finished=time,
+            data=None,
+            imported=record,
+            settings=settings,
+        )
+    )
+
+
+def _write_settings(run: Run, settings: Preset) -> None:
     text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
     atomic_write(run.folder / "settings.yaml", text.encode())
-    return manifest
 
 
 def find_run(path: Path | None, kind: Kind, *, fits: TokenizerSettings | None = None, root: Path = ROOT) -> Run:
@@ -208,6 +255,11 @@ def find_run(path: Path | None, kind: Kind, *, fits: TokenizerSettings | None = 
         manifest = run.read()
         if manifest.kind != kind:
             raise BadRequestError(f"{path} is a run of `movq {COMMAND[manifest.kind]}`", _train_first(kind))
+        if manifest.imported is not None:
+            raise BadRequestError(
+                f"{path} has lost its {WEIGHTS[kind]}",
+                f"Remove the folder, and import them again: movq import {manifest.imported.source} {path}",
+            )
         state = "has lost" if manifest.step else "does not have"
         raise BadRequestError(
             f"{path} {state} its {WEIGHTS[kind]} (step {manifest.step} of {manifest.steps})",
@@ -251,6 +303,8 @@ def _require_same_run(run: Run, before: RunManifest, after: RunManifest) -> None
     remedy = "Name another folder with --run, or remove this one."
     if before.kind != after.kind:
         raise BadRequestError(f"{run.folder} is a run of `movq {COMMAND[before.kind]}`", remedy)
+    if before.imported is not None:
+        raise BadRequestError(f"{run.folder} holds imported weights, whose training cannot be resumed", remedy)
     if before.tokenizer != after.tokenizer:
         raise BadRequestError(
             f"{run.folder} was trained on the codes of another tokenizer ({_short(before.tokenizer)}, "
