@@ -58,8 +58,8 @@ class ImportRecord(Settings):
     """What was used of the file, in words."""
     assumed: tuple[str, ...]
     """What neither the tensors nor a config say, in words."""
-    licence: str
-    """What is known about the licence of the weights."""
+    license: str
+    """What is known about the license of the weights."""
 
 
 class RunManifest(Header):

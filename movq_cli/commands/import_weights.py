@@ -52,7 +52,7 @@ def import_weights(request: ImportRequest, console: Console) -> None:
         family=imported.family,
         used=imported.used,
         assumed=tuple(imported.assumed),
-        licence=imported.licence,
+        license=imported.license,
     )
     with _new_folder(target) as folder:
         _write(Run(folder, "vq"), imported, record)
@@ -70,7 +70,7 @@ def _report(imported: Imported, console: Console) -> None:
     console.log(f"used: {imported.used}")
     console.log(f"ignored: {', '.join(imported.ignored) or 'nothing'}")
     console.log(f"assumed: {'; '.join(imported.assumed) or 'nothing'}")
-    console.log(f"licence: {imported.licence}")
+    console.log(f"license: {imported.license}")
     for text in imported.alternatives:
         console.log(f"note: {text}")
     settings = imported.settings

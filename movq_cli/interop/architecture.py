@@ -116,10 +116,15 @@ def _quantizer(tensors: Mapping[str, Tensor]) -> str:
         raise UnknownLayoutError("its codes are remapped (quantize.used), so that they are not those of its codebook")
     if "quantize.proj.weight" in tensors or "quantize.embed.weight" in tensors:
         return "gumbel"
-    if not _has(tensors, "quantize."):
-        kind = "it is a KL autoencoder" if "quant_conv.weight" in tensors else "it is no VQ tokenizer"
-        raise UnknownLayoutError(f"{kind}, which has no codebook (there is no tensor quantize.embedding.weight)")
+    if not _has(tensors, "quantize.") and _gives_mean_and_variance(tensors):
+        raise UnknownLayoutError("it is a KL autoencoder, which has no codebook")
     return "vq"
+
+
+def _gives_mean_and_variance(tensors: Mapping[str, Tensor]) -> bool:
+    """Return whether the encoder has twice as many output channels as the decoder has input channels."""
+    encoded, decoded = (_shape(tensors, f"{name}.weight", 4) for name in ("encoder.conv_out", "decoder.conv_in"))
+    return encoded[0] == 2 * decoded[1]
 
 
 def _modulation(known: Facts, tensors: Mapping[str, Tensor]) -> ModulationSettings | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,12 @@ _HEAD_BYTES = 512
 _MAX_INDEX_BYTES = 2**24
 _SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 
+_INDEX = re.compile(r".*\.index(\.\w+)?\.json")
+"""Names of the index of several weight files; the part before `.json` is the variant, such as fp16."""
+
 _NAMES_IN_FOLDERS = tuple(
     f"{stem}.{suffix}"
-    for suffix in ("safetensors", "safetensors.index.json", "bin", "bin.index.json")
+    for suffix in ("safetensors", "safetensors.index.json", "bin", "bin.index.json", "safetensors.index.fp16.json")
     for stem in ("diffusion_pytorch_model", "model", "pytorch_model")
 )
 """Names of weight files in the folders of diffusers and transformers; the first one that exists is read."""
@@ -62,7 +66,7 @@ def read(source: Path) -> Contents:
     if not path.is_file():
         raise BadRequestError(f"{path} is not a regular file", "Name a weight file.")
     try:
-        if path.name.endswith(".index.json"):
+        if _INDEX.fullmatch(path.name):
             return _read_shards(path)
         values = _read_file(path)
         return Contents(path, values, sha256(path))

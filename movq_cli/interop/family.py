@@ -50,8 +50,8 @@ class Family(ABC):
     training: ClassVar[Mapping[str, Any]] = {}
     """Settings of stage 1 with which the family was trained, where they differ from the defaults."""
 
-    def licence(self, names: Collection[str], config: Mapping[str, Any]) -> str:
-        """Return what is known about the licence of the weights.
+    def license(self, names: Collection[str], config: Mapping[str, Any]) -> str:
+        """Return what is known about the license of the weights.
 
         Args:
             names: Names of all tensors in the file.

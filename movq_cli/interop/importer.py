@@ -56,7 +56,7 @@ class Imported:
     family: str
     training: Mapping[str, Any]
     """Settings of the training of the family, where they differ from the defaults."""
-    licence: str
+    license: str
     sha256: str
     used: str
     """What was used of the file, in words."""
@@ -109,7 +109,7 @@ def import_tokenizer(source: Path, options: ImportOptions) -> Imported:
         discriminator_size=size,
         family=family.key,
         training=family.training,
-        licence=family.licence([*found.stage, *found.outside], values),
+        license=family.license([*found.stage, *found.outside], values),
         sha256=contents.sha256,
         used=_used(theirs, found, options, len(discriminator), config),
         ignored=found.ignored(family.ignored) + ([unusable] if unusable else []),

@@ -29,8 +29,8 @@ class CompVis(Family):
     # Averages of taming's EMAVectorQuantizer, which only its training needs.
     ignored = ("quantize.embedding.cluster_size", "quantize.embedding.embed_avg")
 
-    def licence(self, names: Collection[str], config: Mapping[str, Any]) -> str:
-        """Return the licence by the signs of each project: modulated norms, a diffusion model, a config's target."""
+    def license(self, names: Collection[str], config: Mapping[str, Any]) -> str:
+        """Return the license by the signs of each project: modulated norms, a diffusion model, a config's target."""
         target = str(_get(config, "model", "target"))
         if any(name.endswith("conv_y.weight") for name in names):
             return "MoVQGAN's repository states none; the model card of Kandinsky 2.1 says Apache-2.0"

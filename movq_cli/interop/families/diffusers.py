@@ -57,7 +57,7 @@ class Diffusers(Family):
     )
     first_level = "encoder.down_blocks.{i}"
 
-    def licence(self, names: Collection[str], config: Mapping[str, Any]) -> str:
+    def license(self, names: Collection[str], config: Mapping[str, Any]) -> str:
         """Return that it differs by model."""
         return "that of the repository with this folder; the code of diffusers is Apache-2.0"
 

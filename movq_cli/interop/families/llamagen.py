@@ -37,8 +37,8 @@ class LlamaGen(Family):
         "commitment_weight": 0.25,
     }
 
-    def licence(self, names: Collection[str], config: Mapping[str, Any]) -> str:
-        """Return the licence of LlamaGen's repository."""
+    def license(self, names: Collection[str], config: Mapping[str, Any]) -> str:
+        """Return the license of LlamaGen's repository."""
         return "LlamaGen: MIT"
 
     def claims(self, config: Mapping[str, Any], part: str) -> Claims | None:

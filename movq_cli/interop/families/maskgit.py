@@ -41,8 +41,8 @@ class MaskGIT(Family):
     first_level = "encoder.down.{i}"
     settings: ClassVar[Mapping[str, Any]] = {"image_range": "0,1"}
 
-    def licence(self, names: Collection[str], config: Mapping[str, Any]) -> str:
-        """Return the licence that its publishers state."""
+    def license(self, names: Collection[str], config: Mapping[str, Any]) -> str:
+        """Return the license that its publishers state."""
         return "MaskGIT, open-muse and 1d-tokenizer: Apache-2.0"
 
     def complete(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
