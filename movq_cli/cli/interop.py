@@ -1,4 +1,4 @@
-"""The options of `movq import`."""
+"""The options of `movq import` and `movq export`."""
 
 from __future__ import annotations
 
@@ -68,3 +68,24 @@ def import_weights(
 
     options = ImportOptions(config=config, part=part, weights=weights, image_range=image_range, resolution=resolution)
     command(ImportRequest(source, run, options), console_for(as_json, quiet))
+
+
+def export(
+    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of the tokenizer, or its .safetensors file.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
+    to: Annotated[
+        Literal["compvis", "diffusers", "safetensors"],
+        typer.Option(
+            "--to",
+            help="Format: compvis = checkpoint and config of taming, latent-diffusion or MoVQGAN; "
+            "diffusers = folder of VQModel; safetensors = weight file of movq.",
+        ),
+    ],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a tokenizer in the format of another project, with its config and a model card."""
+    from movq_cli.commands.export import ExportRequest
+    from movq_cli.commands.export import export as command
+
+    command(ExportRequest(run, out, to), console_for(as_json, quiet))

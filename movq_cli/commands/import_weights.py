@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from movq_cli import checkpoints, files, runs
 from movq_cli.checkpoints import DiscriminatorHeader, TokenizerHeader
 from movq_cli.console import Console
-from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.interop.importer import Imported, ImportOptions, import_tokenizer
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.tokenizer import Tokenizer
@@ -42,8 +38,7 @@ def import_weights(request: ImportRequest, console: Console) -> None:
         FailureError: The run folder cannot be written.
     """
     target = request.run
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise BadRequestError(f"{target} exists already", "Name another run folder, or remove this one.")
+    files.require_new_folder(target)
     imported = import_tokenizer(request.source, request.options)
     _report(imported, console)
     record = ImportRecord(
@@ -54,7 +49,7 @@ def import_weights(request: ImportRequest, console: Console) -> None:
         assumed=tuple(imported.assumed),
         license=imported.license,
     )
-    with _new_folder(target) as folder:
+    with files.new_folder(target, "movq import") as folder:
         _write(Run(folder, "vq"), imported, record)
     result = {
         "run": str(target),
@@ -98,25 +93,3 @@ def _write(run: Run, imported: Imported, record: ImportRecord) -> None:
         description=f"imported from {record.source}", vq=imported.settings, train_vq=TrainVQSettings(**training)
     )
     runs.write_imported(run, settings, record)
-
-
-@contextmanager
-def _new_folder(target: Path) -> Iterator[Path]:
-    """Yield a folder that gets the name `target` when the block ends, and that is removed if the block fails.
-
-    Raises:
-        BadRequestError: Another command is writing the same folder.
-        FailureError: The folder cannot be made.
-    """
-    partial = target.with_name(f"{target.name}.partial")
-    with files.locked(partial, "movq import"):
-        try:
-            for left in partial.iterdir():  # of an import that was killed
-                left.unlink()
-            yield partial
-            try:
-                partial.replace(target)
-            except OSError as error:
-                raise FailureError(f"cannot make {target}: {error.strerror}", "Name another run folder.") from None
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)

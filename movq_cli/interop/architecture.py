@@ -97,6 +97,18 @@ _SAME_NAMES = ("blocks", "mid_attention", "z_channels", "embed_dim", "codebook_s
 """Facts that are settings of the same name."""
 
 
+def has_kandinsky_modulation(settings: TokenizerSettings) -> bool:
+    """Return whether the norms are modulated as in MoVQGAN and diffusers: all of them, by the quantized map."""
+    every = ModulationSettings(levels=len(settings.multipliers), kernel_size=1, source="quantized", affine=True)
+    return settings.modulation == every
+
+
+def attention_levels(settings: TokenizerSettings) -> list[int]:
+    """Return the levels with self-attention, 0 = the finest."""
+    sides = [settings.resolution // 2**level for level in range(len(settings.multipliers))]
+    return [level for level, side in enumerate(sides) if side in settings.attention_resolutions]
+
+
 def contradiction(known: Facts, claimed: Mapping[str, tuple[str, Any]]) -> str | None:
     """Return the first thing that a config says and the tensors contradict, as a text; None if there is none.
 

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from movq_cli.interop.names import NameTable
+from movq_cli.settings import TokenizerSettings
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,21 @@ class Family(ABC):
 
         The default changes nothing. An error is a ValueError that names a tensor.
         """
+        return tensors
+
+    def lacks(self, settings: TokenizerSettings) -> list[str]:
+        """Return the settings that this family's models cannot have, each with its value; empty if it has all of them.
+
+        The default is that of a family to which tokenizers are not exported.
+        """
+        return [f"any setting: nothing is exported to {self.key}"]
+
+    def config(self, settings: TokenizerSettings) -> dict[str, Any]:
+        """Return the config with which this family's project builds a tokenizer; it fits what `lacks` allows."""
+        raise NotImplementedError
+
+    def convert_back(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return this family's tensors, by our names, from those of our layout; the reverse of `complete`."""
         return tensors
 
     def claims(self, config: Mapping[str, Any], part: str) -> Claims | None:

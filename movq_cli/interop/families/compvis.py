@@ -6,8 +6,10 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
+from movq_cli.interop.architecture import attention_levels, has_kandinsky_modulation
 from movq_cli.interop.family import Claims, Family
 from movq_cli.interop.names import NameTable
+from movq_cli.settings import TokenizerSettings
 
 _REFUSED_KEYS = {
     "double_z": "it is a KL autoencoder, which has no codebook",
@@ -16,6 +18,13 @@ _REFUSED_KEYS = {
     "remap": "its codes are remapped",
 }
 """Keys of a config that must be false or null, and what they mean otherwise."""
+
+
+_LOSS = "torch.nn.Identity"
+"""A loss that every config can name, since the weights of none are exported."""
+
+_SCHEDULE = {"warm_up_steps": 0, "max_decay_steps": 1_000_001, "lr_start": 0.9, "lr_max": 0.9, "lr_min": 1e-6}
+"""Temperature of GumbelVQ's training, which its class needs to be built."""
 
 
 class CompVis(Family):
@@ -37,6 +46,49 @@ class CompVis(Family):
         if target.startswith("ldm.") or any(name.startswith("model.diffusion_model.") for name in names):
             return "latent-diffusion: MIT"
         return "taming-transformers: MIT for the code, not stated for the weights; latent-diffusion: MIT"
+
+    def lacks(self, settings: TokenizerSettings) -> list[str]:
+        """Return what none of the classes of these projects has."""
+        is_modulated = settings.modulation is not None
+        wrong = {
+            "chunks": settings.chunks != 1,
+            "norm_groups": settings.norm_groups != 32,
+            "initial_feature": settings.initial_feature != "quantized",
+            "normalize_codes": settings.normalize_codes,
+            "modulation": is_modulated and not has_kandinsky_modulation(settings),
+            "mid_attention": not settings.mid_attention and (bool(attention_levels(settings)) or is_modulated),
+            "quantizer": settings.quantizer not in {"vq", "gumbel"}
+            or (settings.quantizer == "gumbel" and (is_modulated or settings.z_channels != settings.embed_dim)),
+        }
+        return [f"{name} = {getattr(settings, name)}" for name, is_wrong in wrong.items() if is_wrong]
+
+    def config(self, settings: TokenizerSettings) -> dict[str, Any]:
+        """Return the config of taming's class, or of latent-diffusion's or MoVQGAN's where taming has none."""
+        target = "taming.models.vqgan.VQModel"
+        architecture: dict[str, Any] = {
+            "double_z": False,
+            "z_channels": settings.z_channels,
+            "resolution": settings.resolution,
+            "in_channels": 3,
+            "out_ch": 3,
+            "ch": settings.channels,
+            "ch_mult": list(settings.multipliers),
+            "num_res_blocks": settings.blocks,
+            "attn_resolutions": list(settings.attention_resolutions),
+            "dropout": 0.0,
+        }
+        params: dict[str, Any] = {"embed_dim": settings.embed_dim, "n_embed": settings.codebook_size}
+        if settings.modulation is not None:
+            target = "movqgan.models.vqgan.MOVQ"
+        elif settings.quantizer == "gumbel":
+            target = "taming.models.vqgan.GumbelVQ"
+            schedule = {"target": "taming.lr_scheduler.LambdaWarmUpCosineScheduler", "params": _SCHEDULE}
+            params |= {"kl_weight": 1e-8, "temperature_scheduler_config": schedule}
+        elif not settings.mid_attention:
+            target = "ldm.models.autoencoder.VQModel"
+            architecture["attn_type"] = "none"
+        params |= {"ddconfig": architecture, "lossconfig": {"target": _LOSS}}
+        return {"model": {"target": target, "params": params}}
 
     def claims(self, config: Mapping[str, Any], part: str) -> Claims | None:
         """Read `model.params.ddconfig`, or that of a stage of a transformer or of a diffusion model."""

@@ -8,8 +8,10 @@ from typing import Any
 
 from torch import Tensor
 
+from movq_cli.interop.architecture import attention_levels, has_kandinsky_modulation
 from movq_cli.interop.family import Claims, Family
 from movq_cli.interop.names import NameTable
+from movq_cli.settings import TokenizerSettings
 
 _BLOCKS = {
     "DownEncoderBlock2D": False,
@@ -18,6 +20,10 @@ _BLOCKS = {
     "AttnUpDecoderBlock2D": True,
 }
 """Types of blocks, and whether they have attention."""
+
+
+_ATTENTION = re.compile(r".*\.attn(\.|_)\d+\.(q|k|v|proj_out)\.weight")
+"""Our names of attention's 1x1 convolutions, which are linear layers in diffusers."""
 
 
 class Diffusers(Family):
@@ -66,6 +72,48 @@ class Diffusers(Family):
         return {
             name: tensor[:, :, None, None] if tensor.ndim == 2 and not name.startswith("quantize.") else tensor
             for name, tensor in tensors.items()
+        }
+
+    def convert_back(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Give the 1x1 convolutions of attention the shape of matrices."""
+        return {name: tensor[:, :, 0, 0] if _ATTENTION.fullmatch(name) else tensor for name, tensor in tensors.items()}
+
+    def lacks(self, settings: TokenizerSettings) -> list[str]:
+        """Return what VQModel does not have."""
+        is_modulated = settings.modulation is not None
+        wrong = {
+            "chunks": settings.chunks != 1,
+            "quantizer": settings.quantizer != "vq",
+            "multipliers": settings.multipliers[0] != 1,
+            "initial_feature": settings.initial_feature != "quantized",
+            "normalize_codes": settings.normalize_codes,
+            "modulation": is_modulated and not has_kandinsky_modulation(settings),
+            "embed_dim": is_modulated and settings.embed_dim != settings.z_channels,
+        }
+        return [f"{name} = {getattr(settings, name)}" for name, is_wrong in wrong.items() if is_wrong]
+
+    def config(self, settings: TokenizerSettings) -> dict[str, Any]:
+        """Return the config.json of VQModel."""
+        levels = attention_levels(settings)
+        has_attention = [level in levels for level in range(len(settings.multipliers))]
+        return {
+            "_class_name": "VQModel",
+            "_diffusers_version": "0.30.0",
+            "act_fn": "silu",
+            "block_out_channels": list(settings.widths),
+            "down_block_types": [f"{'Attn' if has else ''}DownEncoderBlock2D" for has in has_attention],
+            "in_channels": 3,
+            "latent_channels": settings.z_channels,
+            "layers_per_block": settings.blocks,
+            "lookup_from_codebook": settings.image_range == "0,1",
+            "mid_block_add_attention": settings.mid_attention,
+            "norm_num_groups": settings.norm_groups,
+            "norm_type": "group" if settings.modulation is None else "spatial",
+            "num_vq_embeddings": settings.codebook_size,
+            "out_channels": 3,
+            "sample_size": settings.resolution,
+            "up_block_types": [f"{'Attn' if has else ''}UpDecoderBlock2D" for has in reversed(has_attention)],
+            "vq_embed_dim": settings.embed_dim,
         }
 
     def claims(self, config: Mapping[str, Any], part: str) -> Claims | None:
