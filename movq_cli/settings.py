@@ -81,11 +81,16 @@ class TokenizerSettings(Settings):
     attention_resolutions: tuple[Side, ...] = Field(
         (16,), max_length=14, description="feature map sides with self-attention"
     )
+    mid_attention: bool = Field(True, description="self-attention between the two residual blocks in the middle")
     z_channels: Channels = Field(256, description="output channels of the encoder")
     embed_dim: Channels = Field(256, description="channels of the quantized map, all chunks together")
     chunks: Parts = Field(4, description="number of chunks of the channels, each coded by the shared codebook")
     codebook_size: int = Field(1024, ge=2, le=65536, description="number of entries of the codebook, K")
-    quantizer: str = Field("vq", description="quantizer between encoder and decoder: vq = nearest codebook entry")
+    quantizer: str = Field(
+        "vq", description="quantizer: vq = nearest codebook entry, gumbel = entry with the largest logit"
+    )
+    normalize_codes: bool = Field(False, description="compare and decode vectors of unit length, as LlamaGen does")
+    image_range: Literal["-1,1", "0,1"] = Field("-1,1", description="range of the networks' own pixel values")
     norm_groups: Parts = Field(
         32, description="groups of each GroupNorm, 32 in VQGAN; a group of one channel would lose the channel's mean"
     )

@@ -15,7 +15,8 @@ from movq_cli import signals
 from movq_cli.console import Console
 from movq_cli.errors import FailureError, InterruptedRunError
 from movq_cli.files import atomic_write
-from movq_cli.runs import Run, RunManifest
+from movq_cli.run_manifest import RunManifest
+from movq_cli.runs import Run
 from movq_cli.training.checkpointer import Checkpointer
 from movq_cli.training.log import Log, Metrics, Speed
 from movq_cli.training.stage import Stage
