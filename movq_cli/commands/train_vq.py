@@ -12,8 +12,9 @@ from movq_cli.data.shards import PreparedSet
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.run_manifest import RunManifest
-from movq_cli.settings import Preset
+from movq_cli.settings import Preset, TrainVQSettings
 from movq_cli.training import cost
+from movq_cli.training.initial_weights import InitialWeights
 from movq_cli.training.vq import TokenizerTraining
 
 
@@ -67,10 +68,37 @@ def _set_up(context: TrainContext) -> tuple[TokenizerTraining, RunManifest]:
     evaluator = training.fid_evaluator(context, train, "val", train.evaluate_images)
     stage = TokenizerTraining(settings, context.images, context.device, request.weights, context.ranks, evaluator)
     _require_same_metrics(stage)
+    if request.initial is not None:
+        agreement.require_same_content(
+            context.ranks, "the initial weights", request.initial.path, request.initial.digests[0]
+        )
+        stage.start_from(request.initial)
     manifest = context.ranks.from_first(lambda: training.start_run(context, stage.steps))
+    stage.same_codes = _same_codes(settings.train_vq, manifest)
     console.log(f"train-vq {request.preset_name} on {context.device}, to {context.run.folder}")
+    if request.initial is not None:
+        console.log(f"initial weights: {request.initial.path}, {_describe_discriminator(stage, request.initial)}")
     _warn_of_late_discriminator(stage, console)
     return stage, manifest
+
+
+def _same_codes(train: TrainVQSettings, manifest: RunManifest) -> tuple[str, ...]:
+    """Return the SHA-256 of the initial weights if the run does not change their codes, and none otherwise."""
+    is_fixed = {"encoder", "codebook"} <= set(train.freeze)
+    was_fixed = not any("train_vq.freeze" in change.settings for change in manifest.history)
+    weights = (digest for change in manifest.history for digest in change.weights)
+    return tuple(weights) if is_fixed and was_fixed else ()
+
+
+def _describe_discriminator(stage: TokenizerTraining, initial: InitialWeights) -> str:
+    if stage.adversary is None:
+        return "without a discriminator"
+    if initial.discriminator is not None:
+        return "with their discriminator"
+    return (
+        "without their discriminator: a new one is trained from step "
+        f"{stage.adversary.first_step} on, and its loss begins at step {stage.adversary.start}"
+    )
 
 
 def _require_same_metrics(stage: TokenizerTraining) -> None:

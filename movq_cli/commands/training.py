@@ -25,6 +25,7 @@ from movq_cli.runs import COMMAND, ROOT, Run
 from movq_cli.settings import Preset, TrainSettings
 from movq_cli.training import checkpointer, loop
 from movq_cli.training.cost import Cost
+from movq_cli.training.initial_weights import InitialWeights
 from movq_cli.training.log import Metrics
 from movq_cli.training.stage import Stage
 from movq_cli.version import __version__
@@ -54,6 +55,8 @@ class TrainRequest:
     """Run folder; None uses a folder below `runs/` that is named after the preset."""
     origin: str | None = None
     """Run whose state is the start, as RUN or RUN@STEP; None starts with new weights."""
+    initial: InitialWeights | None = None
+    """Weights with which the training of a tokenizer begins; None begins with random ones."""
     tokenizer: Path | None = None
     """Run folder of the tokenizer, for a prior; None uses the newest finished one with the same settings."""
     device_name: str | None = None
@@ -277,8 +280,15 @@ def start_run(context: TrainContext, steps: int, tokenizer: str | None = None) -
     """
     run, preset_name, data = context.run, context.request.preset_name, context.images.manifest.hash
     if context.request.origin is None:
+        initial = context.request.initial
         return runs.start_or_resume(
-            run, preset_name=preset_name, settings=context.settings, steps=steps, data=data, tokenizer=tokenizer
+            run,
+            preset_name=preset_name,
+            settings=context.settings,
+            steps=steps,
+            data=data,
+            tokenizer=tokenizer,
+            initial=None if initial is None else (str(initial.path), initial.digests),
         )
     origin, step = origin_of(context.request.origin, run.kind)
     if origin.folder.resolve() == run.folder.resolve():
