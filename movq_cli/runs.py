@@ -302,9 +302,29 @@ def find_run(path: Path | None, kind: Kind, *, fits: TokenizerSettings | None = 
     return run
 
 
-def find_weights(path: Path | None, kind: Kind) -> Path:
+def find_weights(path: Path | None, kind: Kind, *, fits: TokenizerSettings | None = None) -> Path:
     """Return the weight file that a command uses: `path` itself if it is a file, else that of the run at `path`."""
-    return path if path is not None and path.is_file() else find_run(path, kind).weights
+    return path if path is not None and path.is_file() else find_run(path, kind, fits=fits).weights
+
+
+def find_best(path: Path | None, kind: Kind) -> Path:
+    """Return the weights of a run's best validation.
+
+    Args:
+        path: Run folder; None finds the newest finished run.
+        kind: Kind of the run.
+
+    Raises:
+        BadRequestError: There is no such run, or it has no such weights.
+    """
+    if path is not None and path.is_file():
+        raise BadRequestError(f"{path} is a weight file already", "Omit --weights-of, or name the run folder.")
+    run = find_run(path, kind)
+    if not run.best.is_file():
+        raise BadRequestError(
+            f"{run.folder} has no {run.best.name}", "Use the weights of its last step: omit --weights-of."
+        )
+    return run.best
 
 
 def now() -> str:

@@ -18,6 +18,8 @@ from movq_cli.cli.options import (
     PresetName,
     Quiet,
     WeightsFolder,
+    WeightsOf,
+    chosen_weights,
     console_for,
     setting_option,
     with_data_path,
@@ -147,7 +149,18 @@ def train_prior(
         Path | None,
         typer.Option(
             "--tokenizer",
-            help="Run folder of the tokenizer. [default: the newest finished run with these vq settings]",
+            help="Run folder of the tokenizer, or its .safetensors file. [default: the newest finished run with these "
+            "vq settings]",
+            show_default=False,
+        ),
+    ] = None,
+    weights_of: WeightsOf = "last",
+    codes: Annotated[
+        Path | None,
+        typer.Option(
+            "--codes",
+            help="Folder of the cached codes. [default: tokens/ beside the tokenizer, or in the new run if the "
+            "tokenizer's folder is read-only]",
             show_default=False,
         ),
     ] = None,
@@ -179,7 +192,8 @@ def train_prior(
         origin=origin,
         overrides=[*with_data_path(overrides, data), *([] if mode is None else [f"prior.mode={mode}"])],
         run=run,
-        tokenizer=tokenizer,
+        tokenizer=chosen_weights(tokenizer, weights_of, "vq"),
+        codes=codes,
         device_name=device_name,
         gpus=gpus,
         weights=weights,

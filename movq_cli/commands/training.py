@@ -58,7 +58,9 @@ class TrainRequest:
     initial: InitialWeights | None = None
     """Weights with which the training of a tokenizer begins; None begins with random ones."""
     tokenizer: Path | None = None
-    """Run folder of the tokenizer, for a prior; None uses the newest finished one with the same settings."""
+    """Run folder or weight file of the tokenizer, for a prior; None uses the newest finished run that fits."""
+    codes: Path | None = None
+    """Folder of the cached codes, for a prior; None uses one beside the tokenizer, or in the new run."""
     device_name: str | None = None
     """Name of the device; None uses CUDA if it is available."""
     gpus: int | None = None
