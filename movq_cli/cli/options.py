@@ -31,12 +31,14 @@ def complete_preset_name(incomplete: str) -> list[str]:
 
 
 PresetName = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--preset",
         "-p",
-        help="Name of a preset, or path of a .yaml file. `movq presets` lists the names.",
+        help="Name of a preset, or path of a .yaml file; `movq presets` lists the names. [default: with --from, the "
+        "settings of that run]",
         autocompletion=complete_preset_name,
+        show_default=False,
     ),
 ]
 

@@ -22,16 +22,44 @@ from movq_cli.cli.options import (
     setting_option,
     with_data_path,
 )
+from movq_cli.errors import BadRequestError
 from movq_cli.settings import PriorSettings
+
+Origin = Annotated[
+    str | None,
+    typer.Option(
+        "--from",
+        metavar="RUN[@STEP]",
+        help="Start from the state of another run: its last checkpoint, or the one of STEP. [default: new weights]",
+        show_default=False,
+    ),
+]
+
+
+def preset_or_settings(preset_name: str | None, origin: str | None) -> str:
+    """Return the preset, or without one the settings of the run to start from.
+
+    Raises:
+        BadRequestError: There is neither.
+    """
+    if preset_name is not None:
+        return preset_name
+    if origin is None:
+        raise BadRequestError("no preset is given", "Name one with --preset; `movq presets` lists them.")
+    from movq_cli.commands.training import origin_of
+
+    run, _ = origin_of(origin, "vq")
+    return str(run.folder / "settings.yaml")
 
 
 def train_vq(
-    preset_name: PresetName,
+    preset_name: PresetName = None,
     data: DataPath = None,
     run: Annotated[
         Path | None,
         typer.Option("--run", help="Folder of the run. [default: runs/PRESET-vq]", show_default=False),
     ] = None,
+    origin: Origin = None,
     overrides: Overrides = None,
     weights: WeightsFolder = None,
     device_name: DeviceName = None,
@@ -45,7 +73,8 @@ def train_vq(
     from movq_cli.commands.training import TrainRequest
 
     request = TrainRequest(
-        preset_name=preset_name,
+        preset_name=preset_or_settings(preset_name, origin),
+        origin=origin,
         overrides=with_data_path(overrides, data),
         run=run,
         device_name=device_name,
@@ -58,7 +87,7 @@ def train_vq(
 
 
 def train_prior(
-    preset_name: PresetName,
+    preset_name: PresetName = None,
     tokenizer: Annotated[
         Path | None,
         typer.Option(
@@ -77,6 +106,7 @@ def train_prior(
             show_default=False,
         ),
     ] = None,
+    origin: Origin = None,
     overrides: Overrides = None,
     weights: WeightsFolder = None,
     device_name: DeviceName = None,
@@ -90,7 +120,8 @@ def train_prior(
     from movq_cli.commands.training import TrainRequest
 
     request = TrainRequest(
-        preset_name=preset_name,
+        preset_name=preset_or_settings(preset_name, origin),
+        origin=origin,
         overrides=[*with_data_path(overrides, data), *([] if mode is None else [f"prior.mode={mode}"])],
         run=run,
         tokenizer=tokenizer,

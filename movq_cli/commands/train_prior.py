@@ -124,14 +124,7 @@ def _stage(context: TrainContext, tokenizer_run: Run, digest: str, evaluator: FI
 
 def _start_or_resume(context: TrainContext, tokenizer_run: Run, digest: str) -> RunManifest:
     """Start or resume the run, and store the tokenizer in its folder."""
-    manifest = runs.start_or_resume(
-        context.run,
-        preset_name=context.request.preset_name,
-        settings=context.settings,
-        steps=context.plan["steps"],
-        data=context.images.manifest.hash,
-        tokenizer=digest,
-    )
+    manifest = training.start_run(context, context.plan["steps"], digest)
     # So sampling needs this folder alone, even after a move.
     link_or_copy(tokenizer_run.weights, context.run.tokenizer)
     return manifest

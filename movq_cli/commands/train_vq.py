@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from movq_cli import agreement, runs
+from movq_cli import agreement
 from movq_cli.commands import training
 from movq_cli.commands.training import Plan, TrainContext, TrainRequest
 from movq_cli.console import Console
@@ -67,15 +67,7 @@ def _set_up(context: TrainContext) -> tuple[TokenizerTraining, RunManifest]:
     evaluator = training.fid_evaluator(context, train, "val", train.evaluate_images)
     stage = TokenizerTraining(settings, context.images, context.device, request.weights, context.ranks, evaluator)
     _require_same_metrics(stage)
-    manifest = context.ranks.from_first(
-        lambda: runs.start_or_resume(
-            context.run,
-            preset_name=request.preset_name,
-            settings=settings,
-            steps=stage.steps,
-            data=context.images.manifest.hash,
-        )
-    )
+    manifest = context.ranks.from_first(lambda: training.start_run(context, stage.steps))
     console.log(f"train-vq {request.preset_name} on {context.device}, to {context.run.folder}")
     _warn_of_late_discriminator(stage, console)
     return stage, manifest
@@ -88,6 +80,7 @@ def _require_same_metrics(stage: TokenizerTraining) -> None:
         stage.ranks,
         {
             "the list of validation metrics": [metric.key for metric in stage.metrics],
+            "the metric of the best weights": stage.criterion.metric,
             "the hash of the weights of LPIPS": agreement.fingerprints(perceptual),
         },
         "Give every machine the same pretrained weights (movq weights --fetch), and name their folder with --weights.",

@@ -11,17 +11,18 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from movq_cli import agreement, devices, files, presets
+from movq_cli import agreement, devices, files, presets, runs
 from movq_cli.console import Console
 from movq_cli.data.shards import MANIFEST, PreparedSet, SplitName
 from movq_cli.errors import BadRequestError
+from movq_cli.evaluation import pretrained
 from movq_cli.evaluation.fid_evaluator import FIDEvaluator
 from movq_cli.evaluation.image_sets import ImageSet
 from movq_cli.launcher import is_launched, joined_ranks, launch
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.runs import COMMAND, ROOT, Kind, Run, RunManifest
 from movq_cli.settings import Preset, TrainSettings
-from movq_cli.training import loop
+from movq_cli.training import checkpointer, loop
 from movq_cli.training.cost import Cost
 from movq_cli.training.log import Metrics
 from movq_cli.training.stage import Stage
@@ -50,6 +51,8 @@ class TrainRequest:
     """Settings to change, as `section.name=value`."""
     run: Path | None = None
     """Run folder; None uses a folder below `runs/` that is named after the preset."""
+    origin: str | None = None
+    """Run whose state is the start, as RUN or RUN@STEP; None starts with new weights."""
     tokenizer: Path | None = None
     """Run folder of the tokenizer, for a prior; None uses the newest finished one with the same settings."""
     device_name: str | None = None
@@ -260,6 +263,67 @@ def locked(run: Run, ranks: Ranks) -> Iterator[None]:
         yield
 
 
+def start_run(context: TrainContext, steps: int, tokenizer: str | None = None) -> RunManifest:
+    """Start the run, branch it from another run, or resume it; rank 0 alone calls this.
+
+    Args:
+        context: Request, settings, images and run.
+        steps: Number of steps of the complete run.
+        tokenizer: SHA-256 of the tokenizer's weight file, for a prior.
+
+    Raises:
+        BadRequestError: The folder has another run, or the origin has no such state.
+    """
+    run, preset_name, data = context.run, context.request.preset_name, context.images.manifest.hash
+    if context.request.origin is None:
+        return runs.start_or_resume(
+            run, preset_name=preset_name, settings=context.settings, steps=steps, data=data, tokenizer=tokenizer
+        )
+    origin, step = origin_of(context.request.origin, run.kind)
+    if origin.folder.resolve() == run.folder.resolve():
+        raise BadRequestError(
+            f"{origin.folder} is both the run to start from and the new run", "Name a new folder with --run."
+        )
+    if run.manifest_file.exists():  # The branch was started before, and is now resumed.
+        if str(origin.folder) not in {change.branched_from for change in run.read().history}:
+            raise BadRequestError(
+                f"{run.folder} already has a run, which did not start from {origin.folder}",
+                "Name a new folder with --run.",
+            )
+        return runs.start_or_resume(
+            run, preset_name=preset_name, settings=context.settings, steps=steps, data=data, tokenizer=tokenizer
+        )
+
+    def manifest(done: int) -> RunManifest:
+        return runs.branch(
+            origin,
+            done,
+            preset_name=preset_name,
+            settings=context.settings,
+            steps=steps,
+            data=data,
+            tokenizer=tokenizer,
+        )
+
+    return checkpointer.branch(origin, step, manifest, run)
+
+
+def origin_of(text: str, kind: Kind) -> tuple[Run, int | None]:
+    """Return the run and the step that `--from RUN[@STEP]` names; the step is None if it is not given.
+
+    Raises:
+        BadRequestError: There is no such run.
+    """
+    folder, separator, step = text.rpartition("@")
+    if not separator or not step.isdecimal() or Path(text).exists():
+        folder, step = text, ""
+    run = Run(Path(folder), kind)
+    if not run.folder.is_dir():
+        raise BadRequestError(f"there is no run folder {folder}", "Give --from as RUN or RUN@STEP.")
+    run.read()
+    return run, int(step) if step else None
+
+
 def train(stage: Stage, run: Run, manifest: RunManifest, console: Console, plan: Plan) -> None:
     """Train a stage to its end unless its run is finished, and print the run folder as the result."""
     metrics: Metrics = {}
@@ -276,7 +340,8 @@ def fid_evaluator(context: TrainContext, train: TrainSettings, split: SplitName,
 
     Args:
         context: Images, run, device and ranks of the training.
-        train: Training settings; None is returned if `evaluate_every` is 0.
+        train: Training settings. None is returned if `evaluate_every` is 0, or if it is null and a rank does not have
+            Inception's weights.
         split: Split of the real images.
         limit: Largest number of real images; they are evenly spaced over the split.
 
@@ -284,8 +349,12 @@ def fid_evaluator(context: TrainContext, train: TrainSettings, split: SplitName,
         BadRequestError: Inception's weights are missing, or there are several machines that do not share the run
             folder, in which the features are stored.
     """
-    if not train.evaluate_every:
+    if train.evaluate_every == 0:
         return None
+    if train.evaluate_every is None:
+        is_missing = not pretrained.is_available("inception", context.request.weights)
+        if context.ranks.any(is_missing):
+            return None
     settings, console = context.settings, context.console
     features = context.run.folder / "features"
     agreement.require_shared(context.ranks, features)

@@ -203,7 +203,11 @@ class Trainable(Generic[ModelT]):
     @property
     def exported(self) -> ModelT:
         """The model to validate and to export, in eval mode: the running average, or without one the model itself."""
-        if self.average is None:
+        return self.in_eval_mode(averaged=True)
+
+    def in_eval_mode(self, *, averaged: bool) -> ModelT:
+        """Return the running average if there is one and it is asked for, else the model itself."""
+        if self.average is None or not averaged:
             return self.model.eval()
         assert isinstance(self.average.module, type(self.model))
         return self.average.module.eval()
@@ -213,13 +217,26 @@ class Trainable(Generic[ModelT]):
         return {name: part.state_dict() for name, part in self._parts().items()}
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
-        """Restore the state that `state_dict` returned."""
+        """Restore the state that `state_dict` returned; an average that it does not have starts from the weights.
+
+        The options of the optimizer, such as the weight decay, stay those of the settings.
+        """
+        options = [_without_parameters(group) for group in self.optimizer.param_groups]
         for name, part in self._parts().items():
-            part.load_state_dict(state_dict[name])
+            if name in state_dict or part is not self.average:
+                part.load_state_dict(state_dict[name])
+        for group, own in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(own)
+        if self.average is not None and "average" not in state_dict:
+            self.average.module.load_state_dict(self.model.state_dict())
 
     def _parts(self) -> dict[str, Stateful]:
         parts: dict[str, Stateful] = {"model": self.model, "optimizer": self.optimizer}
         return parts if self.average is None else {**parts, "average": self.average}
+
+
+def _without_parameters(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "params"}
 
 
 class FiniteCheck:

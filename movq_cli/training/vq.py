@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from movq_cli import checkpoints, devices
 from movq_cli.data import loader, pixels
 from movq_cli.data.sampler import EpochOrder
 from movq_cli.data.shards import PreparedSet
+from movq_cli.errors import BadRequestError
 from movq_cli.evaluation import extractors, paired
 from movq_cli.evaluation.fid_evaluator import FIDEvaluator
 from movq_cli.evaluation.metrics import load_scorers
@@ -25,11 +25,24 @@ from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.runs import Run
 from movq_cli.settings import Preset, TrainVQSettings
 from movq_cli.training import losses
+from movq_cli.training.color import ColorError
 from movq_cli.training.log import DeviceMetrics, Metrics
+from movq_cli.training.stage import Criterion
 from movq_cli.training.trainable import FiniteCheck, ModelT, Stateful, Trainable, check_shares, checkpoint_activations
+from movq_cli.training.watch import UNWATCHED, Watch, batch_count
 
 _PICTURES = 8
 """Number of validation images in the pictures of a run."""
+
+_INFORMATIVE = 0.1
+"""Difference of the mean logits of images and of reconstructions below which a discriminator is useless."""
+
+_CRITERIA = {
+    "rfid": Criterion("rfid", higher_is_better=False),
+    "lpips": Criterion("lpips", higher_is_better=False),
+    "psnr": Criterion("psnr", higher_is_better=True),
+}
+"""The criteria of the best weights, the best criterion first."""
 
 
 class TokenizerTraining:
@@ -74,6 +87,8 @@ class TokenizerTraining:
         self.discriminator_start = settings.discriminator_step(self.steps, self.order.steps_per_epoch)
         self.perceptual = extractors.load_lpips("vgg", weights, device) if settings.perceptual_weight > 0 else None
         self.metrics = _validation_metrics(self.side, weights, device)
+        self.validation_criterion = _criterion({metric.key for metric in self.metrics})
+        self.criterion = self._best_criterion()
         check_shares(settings, ranks)
         self.finite_check = FiniteCheck(device, ranks)
         torch.manual_seed(settings.seed)
@@ -129,8 +144,7 @@ class TokenizerTraining:
             step: Index of the step, from 0.
         """
         self.model.train()
-        is_trained = step >= self.discriminator_start - self.settings.discriminator_warmup
-        discriminator = self.discriminator if is_trained else None
+        discriminator = self.discriminator if step >= self._discriminator_first else None
         trained: list[Trainable[Any]] = [self.tokenizer] if discriminator is None else [self.tokenizer, discriminator]
         for trainable in trained:
             trainable.clear()
@@ -234,54 +248,71 @@ class TokenizerTraining:
         return self.ranks.gather_rows(rows, indices)
 
     @torch.inference_mode()
-    def validate(self) -> Metrics:
-        """Return PSNR (dB), SSIM, LPIPS if its weights are available, codebook usage (share of entries) and perplexity.
+    def validate(self, watch: Watch = UNWATCHED, *, averaged: bool = True) -> Metrics:
+        """Return PSNR (dB), SSIM, LPIPS if its weights are available, and how colours and the codebook are used.
 
-        The metrics are those of the complete validation split, of which each rank evaluates a share. Usage and
-        perplexity are also given for each chunk.
+        `color_error` is the mean absolute error of an image's mean colour, in 0..255. `saturation` is that of the
+        reconstructions over that of the originals. `usage` is a share of the entries; usage and perplexity are also
+        given for each chunk. The images are the complete validation split, or `validate_images` of it, of which each
+        rank evaluates a share.
+
+        Args:
+            watch: Watch that ends the validation if the training is to stop.
+            averaged: Whether the exported weights are validated; otherwise those of the last step.
         """
+        model = self.tokenizer.in_eval_mode(averaged=averaged)
+        limit = self.settings.validate_images or len(self.validation_split)
+        chosen = pixels.evenly_spaced(len(self.validation_split), limit)
         health = CodebookHealth(self.all_settings.vq.chunks, self.all_settings.vq.codebook_size).to(self.device)
         # For each metric, the sum of its finite scores and their number.
         totals = torch.zeros(len(self.metrics), 2, dtype=torch.float64, device=self.device)
-        for batch in loader.validation_batches(
+        colors = ColorError(self.device)
+        batches = loader.validation_batches(
             self.validation_split,
+            chosen,
             self.all_settings.data,
             side=self.side,
             batch_size=self._images_at_once,
             device=self.device,
             ranks=self.ranks,
-        ):
-            codes, reconstructed = self._reconstruct(batch)
+        )
+        for batch in watch.batches(batches, batch_count(len(chosen), self._images_at_once, self.ranks), "validating"):
+            codes, reconstructed = self._reconstruct(batch, model)
             health.update(codes)
+            colors.update(reconstructed, batch)
             for row, metric in enumerate(self.metrics):
                 scores = metric.score(reconstructed, batch).double()
                 finite = scores.isfinite()
                 totals[row] += torch.stack([torch.where(finite, scores, 0).sum(), finite.sum()])
         self.ranks.sum(totals)
         self.ranks.sum(health.counts)
+        self.ranks.sum(colors.totals)
         metrics: Metrics = {
             metric.key: total / count
             for metric, (total, count) in zip(self.metrics, totals.tolist(), strict=True)
             if count
         }
+        metrics |= colors.metrics()
         for name, (overall, of_chunks) in (("usage", health.usage()), ("perplexity", health.perplexity())):
             metrics |= {name: overall, f"{name}_of_chunks": of_chunks}
         return metrics
 
     @torch.inference_mode()
-    def evaluate(self) -> Metrics:
+    def evaluate(self, watch: Watch = UNWATCHED) -> Metrics:
         """Return the rFID of `evaluate_images` validation images, evenly spaced in the split."""
         assert self.fid_evaluator is not None
         chosen = pixels.evenly_spaced(len(self.validation_split), self.settings.evaluate_images)
         indices = chosen[self.ranks.share(len(chosen))]
         size = self._images_at_once
         batches = (indices[start : start + size] for start in range(0, len(indices), size))
+        watched = watch.batches(batches, batch_count(len(chosen), size, self.ranks), "computing rFID")
+        model = self.tokenizer.exported
         return {
             "rfid": self.fid_evaluator.fid(
                 self._reconstruct(
-                    loader.center_crops(self.validation_split, batch, side=self.side, device=self.device)
+                    loader.center_crops(self.validation_split, batch, side=self.side, device=self.device), model
                 )[1]
-                for batch in batches
+                for batch in watched
             )
         }
 
@@ -290,27 +321,96 @@ class TokenizerTraining:
         """Number of images in one forward pass of a rank."""
         return self.settings.batch_size // self.ranks.world_size // self.settings.accumulate
 
-    def score(self, metrics: Metrics) -> float:
-        """Return the score of a validation, higher is better: minus LPIPS, or PSNR without LPIPS.
+    @property
+    def loss_formula(self) -> str:
+        """The weighted terms of the logged loss; the adversarial term is not one of them."""
+        settings = self.settings
+        terms = {"l1": settings.l1_weight, "l2": settings.l2_weight, "perceptual": settings.perceptual_weight}
+        terms |= {"codebook": settings.codebook_weight, "commitment": settings.commitment_weight}
+        formula = " + ".join(f"{weight:g} {name}" for name, weight in terms.items() if weight)
+        if self.discriminator is None:
+            return formula
+        adversarial = f"{settings.adversarial_weight:g} adaptive_weight generator"
+        return f"{formula}; the decoder also minimizes {adversarial} from step {self.discriminator_start} on"
 
-        Adversarial training lowers PSNR although images look better, and does not do so to LPIPS.
+    @property
+    def evaluation_interval(self) -> int:
+        """Number of steps between evaluations; 0 if there are none."""
+        return self.settings.evaluation_interval(has_weights=self.fid_evaluator is not None)
+
+    @property
+    def milestones(self) -> frozenset[int]:
+        """The number of steps before the discriminator's first step, to which a run can be taken back."""
+        is_within = self.discriminator is not None and 0 < self._discriminator_first < self.steps
+        return frozenset({self._discriminator_first} if is_within else ())
+
+    @property
+    def optional_parts(self) -> frozenset[str]:
+        """The discriminator, which a run may get later."""
+        return frozenset({"discriminator"})
+
+    @property
+    def has_average(self) -> bool:
+        """Whether the exported weights are a running average."""
+        return self.tokenizer.average is not None
+
+    @property
+    def _discriminator_first(self) -> int:
+        """Index of the first step in which the discriminator is trained."""
+        return max(0, self.discriminator_start - self.settings.discriminator_warmup)
+
+    def event(self, step: int) -> str | None:
+        """Return that the discriminator's training or the adversarial loss begins at the step of this index."""
+        if self.discriminator is None:
+            return None
+        if step == self.discriminator_start:
+            ramp = self.settings.discriminator_ramp
+            return "the adversarial loss begins" + (f", and has its full weight {ramp} steps later" if ramp else "")
+        if step == self._discriminator_first:
+            return f"the discriminator's training begins, {self.settings.discriminator_warmup} steps before its loss"
+        return None
+
+    def warning(self, step: int, means: Mapping[str, float]) -> str | None:
+        """Return a warning if the discriminator no longer distinguishes reconstructions from images."""
+        settled = self.discriminator_start + self.settings.discriminator_ramp + self.settings.log_every
+        real, fake = means.get("logits_real"), means.get("logits_fake")
+        if real is None or fake is None or step < settled or real - fake >= _INFORMATIVE:
+            return None
+        return (
+            f"the discriminator does not distinguish reconstructions from images: its mean logits are {real:.2f} for "
+            f"images and {fake:.2f} for reconstructions. Its loss then only adds noise. Go on from a checkpoint before "
+            "it (--from RUN@STEP) with a longer discriminator_warmup, a higher discriminator_learning_rate, or an "
+            "adaptive_weight_limit of 1 or less."
+        )
+
+    def _best_criterion(self) -> Criterion:
+        """Return the criterion of the best weights.
+
+        Raises:
+            BadRequestError: The settings name a metric that is not computed.
         """
-        if "lpips" in metrics:
-            return -_scalar(metrics["lpips"])
-        return _scalar(metrics.get("psnr", -math.inf))
+        computed = {metric.key for metric in self.metrics} | ({"rfid"} if self.evaluation_interval else set())
+        chosen = self.settings.best_by
+        if chosen is None:
+            return _criterion(computed)
+        if chosen not in computed:
+            raise BadRequestError(
+                f"train_vq.best_by is {chosen}, which is not computed here",
+                "Fetch the weights (movq weights --fetch), or choose another metric: null takes the best there is.",
+            )
+        return _CRITERIA[chosen]
 
     @torch.inference_mode()
     def draw(self, run: Run, step: int) -> None:
         """Write the run's picture of a step: a row of originals above a row of their reconstructions."""
         chosen = pixels.evenly_spaced(len(self.validation_split), _PICTURES)
         originals = loader.center_crops(self.validation_split, chosen, side=self.side, device=self.device)
-        _, reconstructed = self._reconstruct(originals)
+        _, reconstructed = self._reconstruct(originals, self.tokenizer.exported)
         both = torch.cat([originals, reconstructed])
         pixels.save_grid(run.picture(step), both, len(originals), pixels.grid_scale(self.side))
 
-    def _reconstruct(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the codes and the reconstructions (uint8) of images, uint8 [B, 3, H, W]."""
-        model = self.tokenizer.exported
+    def _reconstruct(self, batch: Tensor, model: Tokenizer) -> tuple[Tensor, Tensor]:
+        """Return the codes and the reconstructions (uint8) of images, uint8 [B, 3, H, W], by a model in eval mode."""
         with devices.autocast(self.device, self.settings.precision):
             codes = model.encode(pixels.to_signed(batch))
             return codes, pixels.to_bytes(model.decode(codes))
@@ -339,6 +439,9 @@ def _validation_metrics(side: int, weights: Path | None, device: torch.device) -
     return [metric for metric in load_scorers(keys, weights, device) if side >= metric.smallest_side]
 
 
-def _scalar(metric: float | list[float]) -> float:
-    assert not isinstance(metric, list)
-    return metric
+def _criterion(metrics: Collection[str]) -> Criterion:
+    """Return the best criterion among these metrics.
+
+    Adversarial training lowers PSNR although images look better; it lowers FID, which compares distributions.
+    """
+    return next((criterion for name, criterion in _CRITERIA.items() if name in metrics), _CRITERIA["psnr"])

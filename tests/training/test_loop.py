@@ -102,10 +102,15 @@ def test_a_stopped_run_writes_a_checkpoint_and_ends_as_if_it_had_not_been_stoppe
     assert run.read().status == "finished"
 
 
-def test_a_run_that_is_stopped_in_its_last_step_is_finished(tmp_path: Path, tiny: Preset) -> None:
+def test_a_run_that_is_stopped_in_its_last_step_lacks_only_its_validation(tmp_path: Path, tiny: Preset) -> None:
     run = Run(tmp_path, "vq")
-    train(StoppedStage(settings(tiny)), run, tiny, 5)
-    assert run.read().status == "finished"
+    with pytest.raises(InterruptedRunError, match="step 5 of 5"):
+        train(StoppedStage(settings(tiny)), run, tiny, 5)
+    assert (run.read().status, run.read().step) == ("running", 5)
+    stage = ToyStage(settings(tiny))
+    metrics = train(stage, run, tiny, 5)
+    assert (stage.done, run.read().status) == (0, "finished")
+    assert metrics == {"psnr": stage.model.weight.item()}
 
 
 def test_a_run_killed_after_its_last_checkpoint_is_finished_without_a_step(tmp_path: Path, tiny: Preset) -> None:

@@ -23,6 +23,7 @@ from movq_cli.settings import Preset, TrainVQSettings
 from movq_cli.training import loop, losses
 from movq_cli.training.log import DeviceMetrics, Metrics
 from movq_cli.training.vq import TokenizerTraining
+from movq_cli.training.watch import UNWATCHED, Watch
 
 GOLDEN = Path(__file__).parent / "golden.json"
 CPU = torch.device("cpu")
@@ -386,19 +387,19 @@ def test_the_weights_of_the_best_validation_are_saved_beside_the_last(
     class BestAtFour(TokenizerTraining):
         done = 0
 
-        def score(self, figures: Metrics) -> float:
-            return -abs(self.done - 4)
+        def validate(self, watch: Watch = UNWATCHED, *, averaged: bool = True) -> Metrics:
+            return super().validate(watch, averaged=averaged) | {"psnr": -abs(float(self.done) - 4)}
 
         def step(self, batch: Tensor, step: int) -> DeviceMetrics:
             self.done = step + 1
             return super().step(batch, step)
 
-    preset = rare(tiny, validate_every=2)
+    preset = rare(tiny, validate_every=2, best_by="psnr")
     train(preset, prepared, tmp_path / "whole", 8, BestAtFour)
     train(preset, prepared, tmp_path / "four", 4, BestAtFour)
     whole, four = Run(tmp_path / "whole", "vq"), Run(tmp_path / "four", "vq")
     assert whole.best.read_bytes() == four.weights.read_bytes() != whole.weights.read_bytes()
-    assert (whole.read().best_step, whole.read().best_score) == (4, 0)
+    assert (whole.read().best_step, whole.read().best_by, whole.read().best_score) == (4, "psnr", 0)
     # A resumed run knows what was best before.
     train(preset, prepared, tmp_path / "four", 8, BestAtFour)
     assert four.best.read_bytes() == whole.best.read_bytes()
