@@ -6,6 +6,7 @@ product, and another one 90%. So a few steps of the real models are measured, wh
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,11 +23,15 @@ from movq_cli import devices
 from movq_cli.data.code_cache import CodeCache, CodeCacheHeader
 from movq_cli.data.shards import DatasetManifest, PreparedSet, Split, SplitName
 from movq_cli.evaluation import extractors
+from movq_cli.evaluation.fid_evaluator import FIDEvaluator
+from movq_cli.evaluation.pretrained import is_available
 from movq_cli.models.tokenizer import Tokenizer
+from movq_cli.ranks import SINGLE_PROCESS
 from movq_cli.settings import CodeShape, Preset, TrainSettings, TrainVQSettings
 from movq_cli.training.prior import PriorTraining
 from movq_cli.training.stage import Stage
 from movq_cli.training.vq import TokenizerTraining
+from movq_cli.training.watch import UNWATCHED
 
 _SECONDS_PER_STEP = 2.0
 """Longest measured step on the CPU. The time of a longer one is that of fewer images, times the ratio."""
@@ -36,6 +41,10 @@ _SECONDS = 3.0
 
 _STEPS, _MOST_STEPS = 3, 20
 """Smallest and largest number of measured steps of one kind."""
+
+_FEW, _EVALUATED = 4, 16
+"""Numbers of images of two measured evaluations: the former, and their difference. A part of the time is the same for
+any number of images."""
 
 _SettingsT = TypeVar("_SettingsT", bound=TrainSettings)
 
@@ -52,11 +61,13 @@ class Pace(NamedTuple):
     """Time of a step with the discriminator; equal to `step` where there is none."""
     validation: float
     """Time of a validation."""
+    evaluation: float = 0.0
+    """Time of an evaluation of FID; 0 if there are none."""
 
     def seconds(self, train: TrainSettings, steps: int, steps_per_epoch: int) -> float:
         """Return the time of a complete training.
 
-        It does not include FIDs, checkpoints, compilation, and the exchange of gradients between ranks.
+        It does not include checkpoints, compilation, and the exchange of gradients between ranks.
 
         Args:
             train: Training settings, of which the length is not used.
@@ -67,8 +78,12 @@ class Pace(NamedTuple):
         if isinstance(train, TrainVQSettings):
             first = train.discriminator_step(steps, steps_per_epoch) - train.discriminator_warmup
             before = min(steps, max(0, first))
-        validations = -(-steps // train.validate_every)
-        return before * self.step + (steps - before) * self.adversarial_step + validations * self.validation
+        # With a running average, the first validation is one of the raw weights too.
+        validations = math.ceil(steps / train.validate_every) + (train.ema_decay > 0)
+        interval = train.evaluation_interval(has_weights=self.evaluation > 0)
+        evaluations = math.ceil(steps / interval) if interval else 0
+        training = before * self.step + (steps - before) * self.adversarial_step
+        return training + validations * self.validation + evaluations * self.evaluation
 
     def steps(self, train: TrainSettings, seconds: float, steps_per_epoch: int) -> int:
         """Return the largest number of steps that takes at most this time; at least 1.
@@ -105,10 +120,10 @@ def of_tokenizer(
     share = _part_size(train, ranks)
     changes = {"discriminator_start": _DISCRIMINATOR_START, "discriminator_warmup": 0, "discriminator_ramp": 0}
     # The network of the loss is added below, with random weights: its cost is the same, and nothing is downloaded.
-    own = _for_measurement(train, share).model_copy(update={**changes, "perceptual_weight": 0.0})
+    own = _for_measurement(train, share, count).model_copy(update={**changes, "perceptual_weight": 0.0})
     side = settings.vq.resolution
-    count = min(share, validation_images)
-    images = _RandomSet.of(side, {"train": share, "val": count})
+    count = max(1, min(share, validation_images))
+    images = _RandomSet.of(side, {"train": share, "val": max(count, _FEW + _EVALUATED)})
     stage = TokenizerTraining(settings.model_copy(update={"train_vq": own}), images, device, weights)
     if train.perceptual_weight > 0:
         stage.perceptual = extractors.untrained_lpips("vgg", device)
@@ -124,23 +139,27 @@ def of_tokenizer(
     return Pace(
         train.accumulate * step * share / size,
         train.accumulate * adversarial * share / size,
-        _validation_seconds(stage, validation_images / ranks / count),
+        _validation_seconds(stage, min(validation_images, train.validate_images or validation_images) / ranks / count),
+        _evaluation_seconds(stage, train, validation_images, weights, ranks),
     )
 
 
-def of_prior(settings: Preset, device: torch.device, *, validation_images: int, ranks: int = 1) -> Pace:
+def of_prior(
+    settings: Preset, device: torch.device, *, validation_images: int, weights: Path | None, ranks: int = 1
+) -> Pace:
     """Measure the training of stage 2 on random codes.
 
     Args:
         settings: Settings of the prior, of the tokenizer whose codes it models, and of its training.
         device: Device of the training.
         validation_images: Number of validation images.
+        weights: Folder with the weights of Inception, for FID.
         ranks: Number of ranks that share each batch and each validation; the exchange between them is not measured.
     """
     train, shape, classes = settings.train_prior, settings.vq.code_shape, settings.prior.classes
     share = _part_size(train, ranks)
-    own = _for_measurement(train, share)
-    count = min(share, validation_images)
+    own = _for_measurement(train, share, count)
+    count = max(1, min(share, validation_images))
     with torch.device("meta"):
         tokenizer = Tokenizer(
             settings.vq
@@ -158,7 +177,13 @@ def of_prior(settings: Preset, device: torch.device, *, validation_images: int, 
     size, seconds = _measure_steps(device, step, share)
     whole = train.accumulate * seconds * share / size
     stage.settings = own
-    return Pace(whole, whole, _validation_seconds(stage, validation_images / ranks / count))
+    validated = min(validation_images, train.validate_images or validation_images)
+    return Pace(
+        whole,
+        whole,
+        _validation_seconds(stage, validated / ranks / count),
+        _evaluation_seconds(stage, train, train.evaluate_images, weights, ranks),
+    )
 
 
 def _part_size(train: TrainSettings, ranks: int) -> int:
@@ -166,9 +191,12 @@ def _part_size(train: TrainSettings, ranks: int) -> int:
     return max(1, train.batch_size // ranks // train.accumulate)
 
 
-def _for_measurement(train: _SettingsT, size: int) -> _SettingsT:
-    """Return the settings of a training whose batch is one part of the real one."""
-    return train.model_copy(update={"batch_size": size, "accumulate": 1, "epochs": None, "steps": 1000})
+def _for_measurement(train: _SettingsT, size: int, validated: int) -> _SettingsT:
+    """Return the settings of a training whose batch is one part of the real one, and which validates a few images."""
+    length = {"batch_size": size, "accumulate": 1, "epochs": None, "steps": 1000}
+    return train.model_copy(
+        update={**length, "validate_images": validated, "evaluate_every": 0, "evaluate_images": 2, "best_by": None}
+    )
 
 
 def _measure_steps(device: torch.device, step: Callable[[int], object], most: int) -> tuple[int, float]:
@@ -198,8 +226,34 @@ def _validation_seconds(stage: Stage, ratio: float) -> float:
         stage: Training with some validation images.
         ratio: Number of images that a rank validates, divided by the number of those.
     """
-    stage.validate()
-    return ratio * devices.seconds(stage.validate, stage.device)
+    stage.validate(UNWATCHED)
+    return ratio * devices.seconds(partial(stage.validate, UNWATCHED), stage.device)
+
+
+def _evaluation_seconds(
+    stage: TokenizerTraining | PriorTraining, train: TrainSettings, images: int, weights: Path | None, ranks: int
+) -> float:
+    """Return the time of an evaluation of FID; 0 if the training has none.
+
+    Args:
+        stage: Training on random data.
+        train: Settings of the real training.
+        images: Number of images that there are to evaluate.
+        weights: Folder with the weights of Inception.
+        ranks: Number of ranks that share the images.
+    """
+    if not train.evaluation_interval(has_weights=is_available("inception", weights)):
+        return 0.0
+    inception = extractors.load_inception(weights, stage.device)
+    width = inception.width
+    real = torch.zeros(width, dtype=torch.float64), torch.eye(width, dtype=torch.float64)
+    stage.fid_evaluator = FIDEvaluator(inception, real, stage.device, SINGLE_PROCESS)
+    before, times = stage.settings, []
+    for count in (_FEW, _FEW + _EVALUATED):
+        stage.settings = before.model_copy(update={"evaluate_images": count})
+        times.append(devices.seconds(partial(stage.evaluate, UNWATCHED), stage.device))
+    of_image = max(0.0, times[1] - times[0]) / _EVALUATED
+    return times[0] + of_image * max(0, min(images, train.evaluate_images) / ranks - _FEW)
 
 
 @dataclass(frozen=True, eq=False)
