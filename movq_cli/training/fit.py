@@ -91,18 +91,17 @@ def remedies(section: str, train: TrainSettings, cost_of: CostOf, limit: float, 
         Texts such as `-o train_vq.accumulate=4`.
     """
     found = []
-    with_checkpointing = train.model_copy(update={"activation_checkpointing": True})
-    accumulate = _smallest_accumulate(train, cost_of, limit, ranks)
-    if accumulate is not None:
-        found.append(f"-o {section}.accumulate={accumulate}")
+    share = train.batch_size // ranks
+    images = most_images(train, cost_of, limit, ranks)
+    if images:
+        found.append(f"-o {section}.accumulate={smallest_accumulate(share, images)}")
     if not train.activation_checkpointing:
+        with_checkpointing = train.model_copy(update={"activation_checkpointing": True})
         if needed_memory(cost_of(with_checkpointing)) <= limit:
             found.append(f"-o {section}.activation_checkpointing=true")
-        elif accumulate is None:
-            parts = _smallest_accumulate(with_checkpointing, cost_of, limit, ranks)
-            if parts is not None:
-                found.append(f"-o {section}.activation_checkpointing=true -o {section}.accumulate={parts}")
-    images = _most_images(train, cost_of, limit, ranks)
+        elif not images and (fewer := most_images(with_checkpointing, cost_of, limit, ranks)):
+            parts = smallest_accumulate(share, fewer)
+            found.append(f"-o {section}.activation_checkpointing=true -o {section}.accumulate={parts}")
     if images:
         found.append(f"-o {section}.batch_size={images * ranks * train.accumulate}")
     return found
@@ -133,18 +132,20 @@ def advice(found: list[str]) -> str:
     return f"Set {', or '.join(found)}."
 
 
-def _smallest_accumulate(train: TrainSettings, cost_of: CostOf, limit: float, ranks: int) -> int | None:
-    """Return the smallest number of parts with which a training fits, or None."""
-    most = _most_images(train, cost_of, limit, ranks)
-    share = train.batch_size // ranks
-    for parts in range(1, share + 1):
-        if share % parts == 0 and share // parts <= most:
-            return parts
-    return None
+def smallest_accumulate(share: int, images: int) -> int:
+    """Return the smallest number of equal parts of a rank's share of a batch that have at most `images` images."""
+    return next(parts for parts in range(1, share + 1) if share % parts == 0 and share // parts <= images)
 
 
-def _most_images(train: TrainSettings, cost_of: CostOf, limit: float, ranks: int) -> int:
-    """Return the largest number of images in a pass of a rank with which a training fits; 0 if there is none."""
+def most_images(train: TrainSettings, cost_of: CostOf, limit: float, ranks: int) -> int:
+    """Return the largest number of images in a pass of a rank with which a training fits; 0 if there is none.
+
+    Args:
+        train: Training settings; the result is at most the number of images in their passes.
+        cost_of: Function that returns the cost of a step with other training settings.
+        limit: Memory in GiB that one rank may need.
+        ranks: Number of ranks that share each batch.
+    """
     most = train.batch_size // ranks // train.accumulate
     while most > 0:
         cost = cost_of(train.model_copy(update={"batch_size": most * ranks, "accumulate": 1}))

@@ -120,9 +120,8 @@ def of_tokenizer(
     share = _part_size(train, ranks)
     changes = {"discriminator_start": _DISCRIMINATOR_START, "discriminator_warmup": 0, "discriminator_ramp": 0}
     # The network of the loss is added below, with random weights: its cost is the same, and nothing is downloaded.
+    side, count = settings.vq.resolution, max(1, min(share, validation_images))
     own = _for_measurement(train, share, count).model_copy(update={**changes, "perceptual_weight": 0.0})
-    side = settings.vq.resolution
-    count = max(1, min(share, validation_images))
     images = _RandomSet.of(side, {"train": share, "val": max(count, _FEW + _EVALUATED)})
     stage = TokenizerTraining(settings.model_copy(update={"train_vq": own}), images, device, weights)
     if train.perceptual_weight > 0:
@@ -158,12 +157,9 @@ def of_prior(
     """
     train, shape, classes = settings.train_prior, settings.vq.code_shape, settings.prior.classes
     share = _part_size(train, ranks)
-    own = _for_measurement(train, share, count)
     count = max(1, min(share, validation_images))
-    with torch.device("meta"):
-        tokenizer = Tokenizer(
-            settings.vq
-        )  # It gives the shape of the codes, and draws samples, which are not measured.
+    own = _for_measurement(train, share, count)
+    tokenizer = Tokenizer(settings.vq).to(device)
     training, validation = (_RandomCodes(shape, number, classes) for number in (share, count))
     changed = settings.model_copy(update={"train_prior": own})
     stage = PriorTraining(changed, training, validation, tokenizer, "", device)
