@@ -36,6 +36,18 @@ Origin = Annotated[
 ]
 
 
+Hours = Annotated[
+    float | None,
+    typer.Option(
+        "--hours",
+        min=0.01,
+        help="Choose the number of steps so that the training takes about this long on this device: a few steps are "
+        "measured first. [default: the preset's steps or epochs]",
+        show_default=False,
+    ),
+]
+
+
 def preset_or_settings(preset_name: str | None, origin: str | None) -> str:
     """Return the preset, or without one the settings of the run to start from.
 
@@ -60,6 +72,7 @@ def train_vq(
         typer.Option("--run", help="Folder of the run. [default: runs/PRESET-vq]", show_default=False),
     ] = None,
     origin: Origin = None,
+    hours: Hours = None,
     overrides: Overrides = None,
     weights: WeightsFolder = None,
     device_name: DeviceName = None,
@@ -80,6 +93,7 @@ def train_vq(
         device_name=device_name,
         gpus=gpus,
         weights=weights,
+        hours=hours,
         dry_run=dry_run,
         arguments=sys.argv[1:],
     )
@@ -107,6 +121,7 @@ def train_prior(
         ),
     ] = None,
     origin: Origin = None,
+    hours: Hours = None,
     overrides: Overrides = None,
     weights: WeightsFolder = None,
     device_name: DeviceName = None,
@@ -128,6 +143,7 @@ def train_prior(
         device_name=device_name,
         gpus=gpus,
         weights=weights,
+        hours=hours,
         dry_run=dry_run,
         arguments=sys.argv[1:],
     )

@@ -9,7 +9,6 @@ import torch
 
 from movq_cli import devices
 from movq_cli.devices import Memory
-from movq_cli.errors import BadRequestError
 from movq_cli.settings import TrainSettings
 from movq_cli.training.cost import Cost
 
@@ -105,24 +104,6 @@ def remedies(section: str, train: TrainSettings, cost_of: CostOf, limit: float, 
     if images:
         found.append(f"-o {section}.batch_size={images * ranks * train.accumulate}")
     return found
-
-
-def require(fit: Fit, found: list[str], device: torch.device) -> None:
-    """Refuse a training that clearly does not fit.
-
-    Args:
-        fit: Memory of the training.
-        found: Changes of settings that make it fit, from `remedies`.
-        device: Device of the training.
-
-    Raises:
-        BadRequestError: The training needs much more memory than there is.
-    """
-    if fit.is_impossible:
-        raise BadRequestError(
-            f"the training needs about {fit.peak:.1f} GiB of memory, but {device} has {fit.memory.total:.1f} GiB",
-            advice(found),
-        )
 
 
 def advice(found: list[str]) -> str:
