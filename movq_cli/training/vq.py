@@ -434,9 +434,15 @@ class _Part(NamedTuple):
 
 
 def _validation_metrics(side: int, weights: Path | None, device: torch.device) -> list[paired.PairScorer]:
-    """Return PSNR, SSIM and, if its weights are available, LPIPS; a metric that needs larger images is left out."""
+    """Return PSNR, SSIM and, if its weights are available, LPIPS; a metric that needs larger images is left out.
+
+    LPIPS has a single trunk here, AlexNet's if possible: with VGG's too, a validation would take several times as long.
+    """
     keys = {"psnr", "ssim"} | ({"lpips"} if extractors.available_trunks(weights) else set())
-    return [metric for metric in load_scorers(keys, weights, device) if side >= metric.smallest_side]
+    fitting = {scorer.key: scorer for scorer in load_scorers(keys, weights, device) if side >= scorer.smallest_side}
+    if "lpips" in fitting:
+        fitting.pop("lpips_vgg", None)
+    return list(fitting.values())
 
 
 def _criterion(metrics: Collection[str]) -> Criterion:
