@@ -330,9 +330,9 @@ def _as_yaml(draft: _Draft, request: NewPresetRequest) -> str:
     manifest = draft.images.manifest
     side = draft.settings.vq.resolution
     lines = [
-        f"# `movq presets new` wrote this for {manifest.counts['train']:,} training images and {request.hours:g} hours on",
-        f"# a device ({draft.device}) with {draft.memory.total:.1f} GiB of memory. `movq presets show` prints all settings",
-        "# with those that are inherited, and what they mean.",
+        f"# `movq presets new` wrote this for {manifest.counts['train']:,} training images, {request.hours:g} hours,",
+        f"# and a device ({draft.device}) with {draft.memory.total:.1f} GiB of memory.",
+        "# `movq presets show` prints all settings, with those that are inherited.",
         f"base: {draft.base}  # the largest of the presets {_BASES}* for images of {manifest.min_side} pixels a side",
         f"description: {json.dumps(f'own images at {side} pixels, {request.hours:g} hours')}  # for `movq presets`",
     ]
