@@ -200,7 +200,7 @@ def untrained_lpips(trunk: Trunk, device: torch.device | str = "cpu") -> LPIPS:
         network = lpips.LPIPS(net=trunk, pretrained=False, pnet_rand=True, verbose=False)
     network.to_empty(device=device)
     for tensor in (*network.parameters(), *network.buffers()):
-        if tensor.ndim == 4 and tensor.requires_grad:
+        if tensor.ndim == 4 and len(tensor) > 1:  # a convolution of the trunk
             nn.init.kaiming_normal_(tensor.data)
         else:
             nn.init.ones_(tensor.data)
