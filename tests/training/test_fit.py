@@ -42,7 +42,7 @@ def test_every_remedy_fits_and_a_smaller_change_does_not(limit: float, accumulat
             more = after.batch_size + RANKS * accumulate
             assert more > train.batch_size or fit.needed_memory(cost_of(changed(train, f"batch_size={more}"))) > limit
         if remedy.startswith("-o train_vq.accumulate"):
-            fewer = [parts for parts in range(1, after.accumulate) if 48 % parts == 0]
+            fewer = [parts for parts in range(accumulate, after.accumulate) if 48 % parts == 0]
             for parts in fewer:
                 assert fit.needed_memory(cost_of(changed(train, f"accumulate={parts}"))) > limit
 
