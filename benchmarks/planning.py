@@ -3,8 +3,8 @@
     python -m benchmarks.planning SOURCE      SOURCE is anything that `movq prepare` reads, at least 32 pixels a side
 
 Each row is a preset with changes. The expected time of a step is that of `training.pace`. The real one is the
-difference between two runs of `movq` of different lengths, divided by the difference of their numbers of steps. Both are
-processor time of one thread, so that other work on the machine matters little. The expected peak of the memory is that
+difference between two runs of `movq` of different lengths, divided by the difference of their numbers of steps. Both
+are processor time of one thread, so that other work on the machine matters little. The expected peak of the memory is that
 of a dry run, and the real one is what the system reports for the process of the longer run. Random weights stand in for
 those of VGG-16, which cost the same; so nothing is downloaded.
 """
@@ -98,7 +98,7 @@ def expect(name: str) -> dict[str, float]:
     device = devices.select("cpu")
     settings = presets.load(preset, [*changes, "prior.classes=0"])
     peak = fit.fit(outlook.cost_of(settings, kind, device), device, 1).peak
-    devices.time = SimpleNamespace(perf_counter=time.process_time)  # type: ignore[assignment]
+    devices.time = SimpleNamespace(perf_counter=time.process_time)  # type: ignore[assignment, attr-defined]
     pace = outlook.measure(settings, kind, device, validation_images=4, weights=Path("hub/checkpoints"))
     return {"seconds_per_step": pace.adversarial_step, "peak_gib": peak}
 

@@ -49,7 +49,6 @@ def test_a_run_of_given_hours_is_one_of_so_many_steps_and_goes_on_as_one(
     first = manifest()
     assert (first.hours, first.status, first.settings.train_vq.epochs) == (0.0004, "finished", None)
     assert first.steps == first.settings.train_vq.steps
-    assert first.steps > 1
     # A new run of this number of steps has the same weights: the measurement changed nothing.
     train(f"train_vq.steps={first.steps}", run="other")
     weights = [(folder / "tokenizer.safetensors").read_bytes() for folder in (Path("runs/tiny-vq"), Path("other"))]
