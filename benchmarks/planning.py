@@ -4,9 +4,9 @@
 
 Each row is a preset with changes. The expected time of a step is that of `training.pace`. The real one is the
 difference between two runs of `movq` of different lengths, divided by the difference of their numbers of steps. Both
-are processor time of one thread, so that other work on the machine matters little. The expected peak of the memory is that
-of a dry run, and the real one is what the system reports for the process of the longer run. Random weights stand in for
-those of VGG-16, which cost the same; so nothing is downloaded.
+are processor time of one thread, so that other work on the machine matters little. The expected peak of the memory is
+that of a dry run, and the real one is what the system reports for the process of the longer run. Random weights stand
+in for those of VGG-16, which cost the same; so nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ from movq_cli.runs import Kind
 from movq_cli.training import fit
 
 ROWS: dict[str, tuple[str, str, tuple[str, ...], int]] = {
-    "digits, stage 1": ("train-vq", "digits", (), 24),
+    "digits, stage 1": ("train-vq", "digits", (), 16),
     "digits, stage 1, batch 256": ("train-vq", "digits", ("train_vq.batch_size=256",), 9),
-    "photos-32, stage 1, before the discriminator": ("train-vq", "photos-32", ("train_vq.adversarial_weight=0",), 24),
-    "photos-32, stage 1, with the discriminator": ("train-vq", "photos-32", ("train_vq.discriminator_start=0",), 24),
+    "photos-32, stage 1, before the discriminator": ("train-vq", "photos-32", ("train_vq.adversarial_weight=0",), 12),
+    "photos-32, stage 1, with the discriminator": ("train-vq", "photos-32", ("train_vq.discriminator_start=0",), 12),
     "photos-32, stage 1, batch 64 in float32": (
         "train-vq",
         "photos-32",
         ("train_vq.batch_size=64", "train_vq.precision=float32", "train_vq.discriminator_start=0"),
         9,
     ),
-    "photos-32, stage 2": ("train-prior", "photos-32", (), 24),
+    "photos-32, stage 2": ("train-prior", "photos-32", (), 12),
     "photos-32, stage 2, batch 512": ("train-prior", "photos-32", ("train_prior.batch_size=512",), 9),
 }
 """Command, preset, changed settings and number of real steps of each row, by its name."""
