@@ -29,7 +29,7 @@ from benchmarks.machine import machine
 from benchmarks.training import draw_lpips
 from movq_cli import devices, presets
 from movq_cli.commands import outlook
-from movq_cli.runs import Kind
+from movq_cli.run_manifest import Kind
 from movq_cli.training import fit
 
 ROWS: dict[str, tuple[str, str, tuple[str, ...], int]] = {

@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from movq_cli import signals, streams
 from movq_cli.cli.check import check
 from movq_cli.cli.evaluate import evaluate
+from movq_cli.cli.interop import export, import_weights
 from movq_cli.cli.prepare import prepare
 from movq_cli.cli.presets import presets, presets_new, presets_show
 from movq_cli.cli.reconstruct import reconstruct
@@ -70,6 +71,8 @@ app.command("reconstruct")(reconstruct)
 app.command("sample")(sample)
 app.command("evaluate")(evaluate)
 app.command("check")(check)
+app.command("import")(import_weights)
+app.command("export")(export)
 app.command("weights")(weights)
 presets_app = typer.Typer(help="List the presets, show one of them, or write one.", rich_markup_mode=None)
 presets_app.callback()(presets)

@@ -6,19 +6,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from movq_cli import digests
-from movq_cli.digests import Header
 from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_write
-from movq_cli.settings import Preset, Settings, TokenizerSettings
-from movq_cli.version import __version__
-
-Kind = Literal["vq", "prior"]
-"""Kind of a run: that of a tokenizer (stage 1) or of a prior (stage 2)."""
+from movq_cli.run_manifest import Change, ImportRecord, Kind, RunManifest
+from movq_cli.settings import Preset, TokenizerSettings
 
 ROOT = Path("runs")
 """Folder, relative to the current one, below which run folders are created and searched for."""
@@ -48,55 +44,6 @@ after training has become unstable or to go on in another way: rates, and weight
 
 _OF_THIS_MACHINE = frozenset({"data.path", "data.workers", "description"})
 """Settings that do not change what is trained; a run's history does not record them."""
-
-
-class Change(Settings):
-    """An entry of a run's history: a branch from another run, or a resumption with other settings."""
-
-    step: int
-    """Number of steps done before the change."""
-    time: str
-    """Time of the change in UTC, in ISO 8601."""
-    branched_from: str | None = None
-    """Folder of the run from whose state this run went on; None for a resumption."""
-    settings: dict[str, tuple[Any, Any]]
-    """Changed settings: dotted name to the values before and after."""
-    version: str = __version__
-    """Version of movq that made the change."""
-
-
-class RunManifest(Header):
-    """The content of `run.json`: what a run trains, and how far it is."""
-
-    kind: Kind
-    preset: str
-    """Name of the preset, or path of the preset file."""
-    status: Literal["running", "finished"] = "running"
-    step: int = 0
-    """Number of steps done."""
-    steps: int
-    """Number of steps of the complete run."""
-    hours: float | None = None
-    """Hours from which the number of steps was computed (`--hours`); None = it was given."""
-    best_step: int | None = None
-    """Step of the validation with the highest score, whose weights are saved as the best ones."""
-    best_by: str | None = None
-    """Name of the metric by which that validation was the best one."""
-    best_score: float | None = None
-    """The best value of that metric."""
-    started: str
-    """Time of the start in UTC, in ISO 8601."""
-    finished: str | None = None
-    """Time of the end in UTC; None while the run is in progress."""
-    version: str = __version__
-    """Version of movq that started the run."""
-    data: str
-    """Hash of the prepared set."""
-    tokenizer: str | None = None
-    """SHA-256 of the weight file of the tokenizer whose codes a prior models."""
-    settings: Preset
-    history: tuple[Change, ...] = ()
-    """Changes of the settings since the start, oldest first; a branch has those of the run that it went on from."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +81,11 @@ class Run:
     def tokenizer(self) -> Path:
         """The weights of the trained tokenizer, or of the tokenizer on whose codes a prior was trained."""
         return self.folder / WEIGHTS["vq"]
+
+    @property
+    def discriminator(self) -> Path:
+        """The weights of the discriminator that was imported with a tokenizer."""
+        return self.folder / "discriminator.safetensors"
 
     @property
     def log(self) -> Path:
@@ -226,11 +178,30 @@ def start_or_resume(
     return manifest
 
 
+def write_imported(run: Run, settings: Preset, record: ImportRecord) -> None:
+    """Write the manifest and the settings of a run whose weights were imported; it is finished."""
+    time = now()
+    write(
+        run,
+        RunManifest(
+            kind=run.kind,
+            preset="settings.yaml",
+            status="finished",
+            steps=0,
+            started=time,
+            finished=time,
+            data=None,
+            imported=record,
+            settings=settings,
+        ),
+    )
+
+
 def write(run: Run, manifest: RunManifest) -> None:
-    """Write the manifest of a run that starts, branches or resumes, and its settings as a preset."""
-    run.write(manifest)
+    """Write the settings of a run as a preset, and then its manifest, without which the folder is no run."""
     text = yaml.safe_dump(manifest.settings.model_dump(mode="json"), sort_keys=False)
     atomic_write(run.folder / "settings.yaml", text.encode())
+    run.write(manifest)
 
 
 def branch(
@@ -299,6 +270,11 @@ def find_run(path: Path | None, kind: Kind, *, fits: TokenizerSettings | None = 
         manifest = run.read()
         if manifest.kind != kind:
             raise BadRequestError(f"{path} is a run of `movq {COMMAND[manifest.kind]}`", _train_first(kind))
+        if manifest.imported is not None:
+            raise BadRequestError(
+                f"{path} has lost its {WEIGHTS[kind]}",
+                f"Remove the folder, and import them again: movq import {manifest.imported.source} {path}",
+            )
         state = "has lost" if manifest.step else "does not have"
         raise BadRequestError(
             f"{path} {state} its {WEIGHTS[kind]} (step {manifest.step} of {manifest.steps})",
@@ -343,6 +319,8 @@ def _require_same_run(
     """Refuse to go on from a run with anything that would make it another run, such as these different settings."""
     if before.kind != after.kind:
         raise BadRequestError(f"{run.folder} is a run of `movq {COMMAND[before.kind]}`", remedy)
+    if before.imported is not None:
+        raise BadRequestError(f"{run.folder} holds imported weights, whose training cannot be resumed", remedy)
     if before.tokenizer != after.tokenizer:
         raise BadRequestError(
             f"{run.folder} was trained on the codes of another tokenizer ({_short(before.tokenizer)}, "

@@ -81,13 +81,18 @@ class TokenizerSettings(Settings):
     attention_resolutions: tuple[Side, ...] = Field(
         (16,), max_length=14, description="feature map sides with self-attention"
     )
+    mid_attention: bool = Field(True, description="self-attention between the two residual blocks in the middle")
     z_channels: Channels = Field(256, description="output channels of the encoder")
     embed_dim: Channels = Field(256, description="channels of the quantized map, all chunks together")
     chunks: Parts = Field(4, description="number of chunks of the channels, each coded by the shared codebook")
     codebook_size: int = Field(1024, ge=2, le=65536, description="number of entries of the codebook, K")
-    quantizer: str = Field("vq", description="quantizer between encoder and decoder: vq = nearest codebook entry")
+    quantizer: str = Field(
+        "vq", description="quantizer: vq = nearest codebook entry, gumbel = entry with the largest logit"
+    )
+    normalize_codes: bool = Field(False, description="compare and decode vectors of unit length, as LlamaGen does")
+    image_range: Literal["-1,1", "0,1"] = Field("-1,1", description="range of the networks' own pixel values")
     norm_groups: Parts = Field(
-        32, description="groups of each GroupNorm; 32 as in VQGAN, fewer if the widths are small (8 channels a group)"
+        32, description="groups of each GroupNorm, 32 in VQGAN; a group of one channel would lose the channel's mean"
     )
     initial_feature: Literal["quantized", "sinusoid", "constant", "fourier", "projected"] = Field(
         "fourier", description="first activation of the decoder, F0 in equation 4; quantized = as in VQGAN"
@@ -412,9 +417,4 @@ class Preset(Settings):
     def _fits_together(self) -> Self:
         if self.prior.width % self.vq.chunks:
             raise ValueError(f"prior.width {self.prior.width} does not divide into {self.vq.chunks} code embeddings")
-        if self.prior.classes > self.vq.codebook_size:
-            raise ValueError(
-                f"prior.classes is {self.prior.classes}, but class ids share the code table's "
-                f"{self.vq.codebook_size} rows"
-            )
         return self

@@ -120,7 +120,7 @@ def test_a_child_states_only_what_differs(tmp_path: Path) -> None:
         ("vq: {resolution: 250}\n", "downsampling factor 16"),
         ("vq: {channels: 20}\n", "multiple of norm_groups, 32"),
         ("vq: {modulation: null}\n", "initial_feature"),
-        ("prior: {classes: 2000}\n", "2000"),
+        ("prior: {classes: 70000}\n", "65536"),
         ("prior: {heads: 7}\n", "7 heads"),
         ("train_vq: {base_learning_rate: .inf}\n", "base_learning_rate"),
         ("views: {scales: [0.9]}\n", "scales"),

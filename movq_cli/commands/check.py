@@ -14,7 +14,8 @@ from movq_cli.data import code_cache, sample_files, shards
 from movq_cli.data.shards import DatasetManifest
 from movq_cli.errors import BadRequestError, FailureError, MovqError
 from movq_cli.evaluation import feature_cache
-from movq_cli.runs import COMMAND, Run, RunManifest
+from movq_cli.run_manifest import RunManifest
+from movq_cli.runs import COMMAND, Run
 
 Check = tuple[int, Callable[[], list[str]]]
 """A number of files, and the function that checks them; it returns or raises their errors."""

@@ -17,7 +17,8 @@ from movq_cli.data.shards import PreparedSet
 from movq_cli.devices import Memory
 from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_write
-from movq_cli.runs import COMMAND, Kind
+from movq_cli.run_manifest import Kind
+from movq_cli.runs import COMMAND
 from movq_cli.settings import Preset, TrainSettings
 from movq_cli.training import fit
 from movq_cli.training.cost import Cost

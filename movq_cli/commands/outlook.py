@@ -14,7 +14,8 @@ from movq_cli.console import Console
 from movq_cli.data.shards import PreparedSet
 from movq_cli.errors import BadRequestError
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
-from movq_cli.runs import Kind, Run
+from movq_cli.run_manifest import Kind
+from movq_cli.runs import Run
 from movq_cli.settings import Preset, TrainSettings
 from movq_cli.training import cost, pace
 from movq_cli.training import fit as memory_fit

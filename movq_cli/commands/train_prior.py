@@ -19,7 +19,8 @@ from movq_cli.files import link_or_copy, sha256
 from movq_cli.models import priors
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.ranks import Ranks
-from movq_cli.runs import Run, RunManifest
+from movq_cli.run_manifest import RunManifest
+from movq_cli.runs import Run
 from movq_cli.settings import Preset, ViewSettings
 from movq_cli.training import cost
 from movq_cli.training.prior import PriorTraining

@@ -12,7 +12,7 @@ from movq_cli.console import Console
 from movq_cli.data.shards import PreparedSet
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.tokenizer import Tokenizer
-from movq_cli.runs import RunManifest
+from movq_cli.run_manifest import RunManifest
 from movq_cli.settings import Preset
 from movq_cli.training import cost
 from movq_cli.training.vq import TokenizerTraining

@@ -21,7 +21,8 @@ from movq_cli.evaluation.fid_evaluator import FIDEvaluator
 from movq_cli.evaluation.image_sets import ImageSet
 from movq_cli.launcher import is_launched, joined_ranks, launch
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
-from movq_cli.runs import COMMAND, ROOT, Kind, Run, RunManifest
+from movq_cli.run_manifest import Kind, RunManifest
+from movq_cli.runs import COMMAND, ROOT, Run
 from movq_cli.settings import Preset, TrainSettings
 from movq_cli.training import checkpointer, loop
 from movq_cli.training.log import Metrics

@@ -12,7 +12,8 @@ from movq_cli import agreement, checkpoints, runs
 from movq_cli.console import Console
 from movq_cli.errors import BadRequestError
 from movq_cli.files import link_or_copy
-from movq_cli.runs import Run, RunManifest, now
+from movq_cli.run_manifest import RunManifest
+from movq_cli.runs import Run, now
 from movq_cli.training.log import Metrics
 from movq_cli.training.stage import Stage
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from movq_cli import signals
 from movq_cli.console import Console
 from movq_cli.errors import FailureError, InterruptedRunError
 from movq_cli.files import atomic_write
-from movq_cli.runs import Run, RunManifest
+from movq_cli.run_manifest import RunManifest
+from movq_cli.runs import Run
 from movq_cli.training.checkpointer import Checkpointer
 from movq_cli.training.log import Log, Metrics, Speed
 from movq_cli.training.stage import Stage
@@ -64,15 +66,9 @@ def train(
         validator = Validator(stage, run, log, checkpointer, Watch(console, ranks, stops))
         if is_complete or checkpointer.validation_is_missing:
             _finish_step(validator, step, Due.after(stage, step, steps, is_stopping=True), steps)
-        batches, warnings = stage.batches(step), set[str]()
+        batches, is_healthy = stage.batches(step), True
         while step < steps:
-            if event := stage.event(step):
-                console.log(f"step {step}: {event}")
-            # Each step seeds the generator anew, so that a resumed run draws the same random numbers.
-            torch.manual_seed(step_seed(settings.seed, step))
-            with log.waiting():
-                batch = next(batches)
-            log.add(stage.step(batch, step))
+            _step(stage, batches, step, log, console)
             step += 1
             is_stopping = ranks.any(stops())
             due = Due.after(stage, step, steps, is_stopping=is_stopping)
@@ -80,12 +76,23 @@ def train(
                 _check_finite(stage, run, checkpointer)
                 if due.validation or due.checkpoint:
                     checkpointer.require_same_state(step)
-                _warn(stage, step, log.flush(step), warnings, console)
+                is_healthy = _warn(stage, step, log.flush(step), console, was_healthy=is_healthy)
             progress.advance(1, log.shown)
             _finish_step(validator, step, due, steps)
             if is_stopping and step < steps:
                 raise _interrupted(run, step, steps)
     return validator.metrics
+
+
+def _step(stage: Stage, batches: Iterator[Any], step: int, log: Log, console: Console) -> None:
+    """Make the step of this index."""
+    if event := stage.event(step):
+        console.log(f"step {step}: {event}")
+    # Each step seeds the generator anew, so that a resumed run draws the same random numbers.
+    torch.manual_seed(step_seed(stage.settings.seed, step))
+    with log.waiting():
+        batch = next(batches)
+    log.add(stage.step(batch, step))
 
 
 def _finish_step(validator: Validator, step: int, due: Due, steps: int) -> None:
@@ -113,12 +120,14 @@ def _interrupted(run: Run, step: int, steps: int) -> InterruptedRunError:
     return InterruptedRunError(message, "Run the same command again to resume.")
 
 
-def _warn(stage: Stage, step: int, means: Mapping[str, float], before: set[str], console: Console) -> None:
-    """Print the stage's warning about these means, unless the same warning was printed before."""
-    text = stage.warning(step, means) if means else None
-    if text is not None and text not in before:
-        before.add(text)
+def _warn(stage: Stage, step: int, means: Mapping[str, float], console: Console, *, was_healthy: bool) -> bool:
+    """Return whether the stage has no warning about these means; print a warning that it did not have before."""
+    if not means:
+        return was_healthy
+    text = stage.warning(step, means)
+    if text is not None and was_healthy:
         console.warn(f"step {step}: {text}")
+    return text is None
 
 
 def step_seed(seed: int, step: int) -> int:

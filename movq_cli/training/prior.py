@@ -125,7 +125,7 @@ class PriorTraining:
         self.generator.manual_seed(step_seed(self.settings.seed, step))
         own = self.ranks.share(size)
         if classes is not None:
-            classes = classes.masked_fill(self._dropped_classes(size)[own], self.model.unknown)
+            classes = classes.masked_fill(self._dropped_classes(size)[own], self.model.no_class)
         targets = self.model.targets(size, self.generator)
         # With this divisor, the mean over all ranks and parts is the mean over all predicted codes of the batch.
         count = targets.sum() / (self.ranks.world_size * parts)

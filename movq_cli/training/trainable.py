@@ -118,6 +118,7 @@ class Trainable(Generic[ModelT]):
         self.model = model
         self.optimizer = optimizer
         self.settings = settings
+        self.ranks = ranks
         self.learning_rate = learning_rate or settings.learning_rate
         self.steps = steps
         device = next(model.parameters()).device

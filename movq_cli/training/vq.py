@@ -25,6 +25,7 @@ from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.runs import Run
 from movq_cli.settings import Preset, TrainVQSettings
 from movq_cli.training import losses
+from movq_cli.training.adversary import Adversary
 from movq_cli.training.color import ColorError
 from movq_cli.training.log import DeviceMetrics, Metrics
 from movq_cli.training.stage import Criterion
@@ -33,9 +34,6 @@ from movq_cli.training.watch import UNWATCHED, Watch, batch_count
 
 _PICTURES = 8
 """Number of validation images in the pictures of a run."""
-
-_INFORMATIVE = 0.1
-"""Difference of the mean logits of images and of reconstructions below which a discriminator is useless."""
 
 _CRITERIA = {
     "rfid": Criterion("rfid", higher_is_better=False),
@@ -95,9 +93,11 @@ class TokenizerTraining:
         self.tokenizer = self._trainable(Tokenizer(all_settings.vq))
         self.model = self.tokenizer.model
         self.discriminator: Trainable[PatchDiscriminator] | None = None
+        self.adversary: Adversary | None = None
         if settings.adversarial_weight > 0:
             discriminator = PatchDiscriminator(settings.discriminator_channels, settings.discriminator_layers)
             self.discriminator = self._trainable(discriminator, settings.discriminator_learning_rate, average=False)
+            self.adversary = Adversary(self.discriminator, settings, self.discriminator_start, device)
         if settings.activation_checkpointing:
             checkpoint_activations(self.model, (ResidualBlock, AttentionBlock))
         self.uses = CodebookHealth(1, all_settings.vq.codebook_size).to(device)
@@ -144,27 +144,27 @@ class TokenizerTraining:
             step: Index of the step, from 0.
         """
         self.model.train()
-        discriminator = self.discriminator if step >= self._discriminator_first else None
-        trained: list[Trainable[Any]] = [self.tokenizer] if discriminator is None else [self.tokenizer, discriminator]
+        adversary = self.adversary if self.adversary is not None and step >= self.adversary.first_step else None
+        trained: list[Trainable[Any]] = [self.tokenizer]
+        if adversary is not None:
+            trained.append(adversary.discriminator)
         for trainable in trained:
             trainable.clear()
         parts = [
-            self._backward(part, number, step, discriminator)
+            self._backward(part, number, step, adversary)
             for number, part in enumerate(batch.chunk(self.settings.accumulate))
         ]
         metrics = {name: torch.stack([part.metrics[name] for part in parts]).mean() for name in parts[0].metrics}
         metrics["gradient_norm"] = self.tokenizer.clip()
-        if discriminator is not None:
-            metrics["discriminator_gradient_norm"] = discriminator.clip()
+        if adversary is not None:
+            metrics["discriminator_gradient_norm"] = adversary.discriminator.clip()
         is_finite = self.finite_check.update(step, metrics)
         for trainable in trained:
             trainable.update(step, is_finite)
         self._revive(parts, step, is_finite)
         return metrics
 
-    def _backward(
-        self, batch: Tensor, number: int, step: int, discriminator: Trainable[PatchDiscriminator] | None
-    ) -> _Part:
+    def _backward(self, batch: Tensor, number: int, step: int, adversary: Adversary | None) -> _Part:
         """Add the gradients of one of the `accumulate` parts of a batch to those of the models."""
         originals = pixels.to_signed(batch).contiguous(memory_format=self._memory_format)
         share = 1 / self.settings.accumulate
@@ -177,11 +177,11 @@ class TokenizerTraining:
             loss = losses.reconstruction(images, originals, self.settings, self.perceptual)
             (gradient,) = torch.autograd.grad(loss.total, images)
             metrics = {"l1": loss.l1, "l2": loss.l2, "perceptual": loss.perceptual}
-            if discriminator is not None and step >= self.discriminator_start:
-                adversarial_gradient, adversarial_metrics = self._adversarial_gradient(
-                    discriminator.model, images, out.features, gradient
+            if adversary is not None and step >= adversary.start:
+                adversarial_gradient, adversarial_metrics = adversary.gradient(
+                    images, out.features, self.model.decoder.conv_out, gradient
                 )
-                gradient = gradient + self._ramp(step) * adversarial_gradient
+                gradient = gradient + adversary.ramp(step) * adversarial_gradient
                 metrics |= adversarial_metrics
             total = loss.total
             roots, gradients = [out.images], [share * gradient]
@@ -191,40 +191,11 @@ class TokenizerTraining:
                 roots.append(share * quantizer_loss)
                 gradients.append(torch.ones_like(quantizer_loss))
             torch.autograd.backward(roots, gradients)
-        if discriminator is not None:
-            with discriminator.backward_of(number):
-                metrics |= self._discriminator_backward(discriminator, originals, images.detach(), share)
+        if adversary is not None:
+            with adversary.discriminator.backward_of(number):
+                metrics |= adversary.backward(originals, images.detach(), share)
         metrics |= losses.logged(out.losses) | {"loss": total}
         return _Part({name: value.detach() for name, value in metrics.items()}, out.encoded.detach(), out.codes)
-
-    def _adversarial_gradient(
-        self, discriminator: PatchDiscriminator, images: Tensor, features: Tensor, gradient: Tensor
-    ) -> tuple[Tensor, DeviceMetrics]:
-        """Return the weighted gradient of the adversarial loss at the images, and the metrics of that loss."""
-        discriminator.requires_grad_(False)
-        with devices.autocast(self.device, self.settings.precision):
-            logits = discriminator(images)
-        discriminator.requires_grad_(True)
-        generator = losses.generator_hinge(logits.float())
-        (adversarial,) = torch.autograd.grad(generator, images)
-        limit = self.settings.adaptive_weight_limit
-        weight = losses.adaptive_weight(features, self.model.decoder.conv_out, gradient, adversarial, limit, self.ranks)
-        metrics = {"generator": generator, "adaptive_weight": weight}
-        return self.settings.adversarial_weight * weight * adversarial, metrics
-
-    def _ramp(self, step: int) -> float:
-        """Return the factor in (0, 1] on the weight of the adversarial term at a step."""
-        return min(1.0, (step - self.discriminator_start + 1) / max(1, self.settings.discriminator_ramp))
-
-    def _discriminator_backward(
-        self, discriminator: Trainable[PatchDiscriminator], originals: Tensor, images: Tensor, share: float
-    ) -> DeviceMetrics:
-        """Add the discriminator's gradients on the originals and on the reconstructions of this step."""
-        with devices.autocast(self.device, self.settings.precision):
-            real, fake = discriminator.forward(originals), discriminator.forward(images)
-        loss = losses.discriminator_hinge(real.float(), fake.float())
-        (share * loss).backward()
-        return {"discriminator": loss, "logits_real": real.float().mean(), "logits_fake": fake.float().mean()}
 
     def _revive(self, parts: list[_Part], step: int, is_finite: Tensor) -> None:
         """Count the uses of the codes; every `revive_every` steps revive the codebook entries that had none."""
@@ -341,8 +312,8 @@ class TokenizerTraining:
     @property
     def milestones(self) -> frozenset[int]:
         """The number of steps before the discriminator's first step, to which a run can be taken back."""
-        is_within = self.discriminator is not None and 0 < self._discriminator_first < self.steps
-        return frozenset({self._discriminator_first} if is_within else ())
+        first = 0 if self.adversary is None else self.adversary.first_step
+        return frozenset({first} if 0 < first < self.steps else ())
 
     @property
     def optional_parts(self) -> frozenset[str]:
@@ -354,34 +325,13 @@ class TokenizerTraining:
         """Whether the exported weights are a running average."""
         return self.tokenizer.average is not None
 
-    @property
-    def _discriminator_first(self) -> int:
-        """Index of the first step in which the discriminator is trained."""
-        return max(0, self.discriminator_start - self.settings.discriminator_warmup)
-
     def event(self, step: int) -> str | None:
-        """Return that the discriminator's training or the adversarial loss begins at the step of this index."""
-        if self.discriminator is None:
-            return None
-        if step == self.discriminator_start:
-            ramp = self.settings.discriminator_ramp
-            return "the adversarial loss begins" + (f", and has its full weight {ramp} steps later" if ramp else "")
-        if step == self._discriminator_first:
-            return f"the discriminator's training begins, {self.settings.discriminator_warmup} steps before its loss"
-        return None
+        """Return what begins at the step of this index, for the log."""
+        return None if self.adversary is None else self.adversary.event(step)
 
     def warning(self, step: int, means: Mapping[str, float]) -> str | None:
-        """Return a warning if the discriminator no longer distinguishes reconstructions from images."""
-        settled = self.discriminator_start + self.settings.discriminator_ramp + self.settings.log_every
-        real, fake = means.get("logits_real"), means.get("logits_fake")
-        if real is None or fake is None or step < settled or real - fake >= _INFORMATIVE:
-            return None
-        return (
-            f"the discriminator does not distinguish reconstructions from images: its mean logits are {real:.2f} for "
-            f"images and {fake:.2f} for reconstructions. Its loss then only adds noise. Go on from a checkpoint before "
-            "it (--from RUN@STEP) with a longer discriminator_warmup, a higher discriminator_learning_rate, or an "
-            "adaptive_weight_limit of 1 or less."
-        )
+        """Return a warning about the discriminator, if it is of no use."""
+        return None if self.adversary is None else self.adversary.warning(step, means)
 
     def _best_criterion(self) -> Criterion:
         """Return the criterion of the best weights.

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from movq_cli.runs import Run, RunManifest
+from movq_cli.run_manifest import RunManifest
+from movq_cli.runs import Run
 from tests.conftest import Movq
 
 pytestmark = pytest.mark.slow

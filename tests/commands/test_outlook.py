@@ -16,7 +16,8 @@ from movq_cli.console import Console
 from movq_cli.data.shards import PreparedSet
 from movq_cli.errors import BadRequestError
 from movq_cli.ranks import Ranks
-from movq_cli.runs import Run, RunManifest
+from movq_cli.run_manifest import RunManifest
+from movq_cli.runs import Run
 from movq_cli.training import pace
 from tests.conftest import on_ranks
 

@@ -10,7 +10,8 @@ import torch
 from movq_cli import runs
 from movq_cli.console import Console
 from movq_cli.ranks import Ranks
-from movq_cli.runs import Run, RunManifest
+from movq_cli.run_manifest import RunManifest
+from movq_cli.runs import Run
 from movq_cli.settings import Preset
 from movq_cli.training.checkpointer import Checkpointer
 from tests.training.toy import ToyStage

@@ -95,7 +95,8 @@ def test_the_generators_step_leaves_no_gradient_in_the_discriminator(tiny: Prese
     assert stage.discriminator is not None
     recon = torch.zeros(2, 3, 16, 16, requires_grad=True)
     features = torch.randn(2, 32, 16, 16)
-    stage._adversarial_gradient(stage.discriminator.model, recon, features, torch.ones_like(recon))
+    assert stage.adversary is not None
+    stage.adversary.gradient(recon, features, stage.model.decoder.conv_out, torch.ones_like(recon))
     assert all(
         parameter.grad is None and parameter.requires_grad for parameter in stage.discriminator.model.parameters()
     )
@@ -206,10 +207,12 @@ def test_a_start_that_is_none_of_these_is_refused(start: object) -> None:
 def test_the_adversarial_term_rises_along_its_ramp(tiny: Preset, prepared: PreparedSet) -> None:
     settings = tiny.train_vq.model_copy(update={"discriminator_start": "50%", "discriminator_ramp": 4})
     stage = TokenizerTraining(tiny.model_copy(update={"train_vq": settings}), prepared, CPU)
-    assert stage.discriminator_start == 5
-    assert [stage._ramp(step) for step in range(5, 11)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert stage.adversary is not None
+    assert stage.adversary.start == 5
+    assert [stage.adversary.ramp(step) for step in range(4, 11)] == [0, 0.25, 0.5, 0.75, 1, 1, 1]
     stage = TokenizerTraining(tiny, prepared, CPU)
-    assert stage._ramp(stage.discriminator_start) == 1
+    assert stage.adversary is not None
+    assert stage.adversary.ramp(stage.discriminator_start) == 1
 
 
 @pytest.mark.slow
