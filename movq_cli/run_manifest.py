@@ -58,6 +58,8 @@ class RunManifest(Header):
     """Number of steps done."""
     steps: int
     """Number of steps of the complete run."""
+    hours: float | None = None
+    """Hours from which the number of steps was computed (`--hours`); None = it was given."""
     best_step: int | None = None
     """Step of the validation with the highest score, whose weights are saved as the best ones."""
     best_by: str | None = None

@@ -82,7 +82,7 @@ Gpus = Annotated[
 DryRun = Annotated[
     bool,
     typer.Option(
-        "--dry-run", help="Only print the parameters, steps, learning rate and memory of the run; needs no data."
+        "--dry-run", help="Only print the parameters, steps, hours, learning rate and memory of the run; needs no data."
     ),
 ]
 

@@ -38,6 +38,18 @@ Origin = Annotated[
 ]
 
 
+Hours = Annotated[
+    float | None,
+    typer.Option(
+        "--hours",
+        min=0.01,
+        help="Choose the number of steps so that the training takes about this long on this device: a few steps are "
+        "measured first. [default: the preset's steps or epochs]",
+        show_default=False,
+    ),
+]
+
+
 def preset_or_settings(preset_name: str | None, origin: str | None) -> str:
     """Return the preset, or without one the settings of the run to start from.
 
@@ -97,6 +109,7 @@ def train_vq(
             show_default=False,
         ),
     ] = None,
+    hours: Hours = None,
     overrides: Overrides = None,
     weights: WeightsFolder = None,
     device_name: DeviceName = None,
@@ -137,6 +150,7 @@ def train_vq(
         device_name=device_name,
         gpus=gpus,
         weights=weights,
+        hours=hours,
         dry_run=dry_run,
         arguments=sys.argv[1:],
     )
@@ -175,6 +189,7 @@ def train_prior(
         ),
     ] = None,
     origin: Origin = None,
+    hours: Hours = None,
     overrides: Overrides = None,
     weights: WeightsFolder = None,
     device_name: DeviceName = None,
@@ -197,6 +212,7 @@ def train_prior(
         device_name=device_name,
         gpus=gpus,
         weights=weights,
+        hours=hours,
         dry_run=dry_run,
         arguments=sys.argv[1:],
     )

@@ -9,8 +9,9 @@ from pathlib import Path
 import torch
 
 from movq_cli import agreement, checkpoints, runs, signals
-from movq_cli.commands import training
-from movq_cli.commands.training import Plan, SetUp, TrainContext, TrainRequest
+from movq_cli.commands import training, training_plan
+from movq_cli.commands.training import SetUp, TrainContext, TrainRequest
+from movq_cli.commands.training_plan import Plan
 from movq_cli.console import Console
 from movq_cli.data import code_cache, loader
 from movq_cli.data.shards import PreparedSet, SplitName
@@ -72,11 +73,11 @@ def plan(settings: Preset, images: PreparedSet | None, device: torch.device, pro
     with torch.device("meta"):
         model = priors.build(settings.prior, shape)
     return {
-        "parameters": training.parameters(model),
+        "parameters": training_plan.parameters(model),
         "images": count,
         "views": views,
-        **training.length(train, views, processes),
-        **training.costs(cost.of_prior(settings.prior, shape, train, device, processes)),
+        **training_plan.length(train, views, processes),
+        **training_plan.costs(cost.of_prior(settings.prior, shape, train, device, processes)),
     }
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from movq_cli import agreement
-from movq_cli.commands import training
-from movq_cli.commands.training import Plan, TrainContext, TrainRequest
+from movq_cli.commands import training, training_plan
+from movq_cli.commands.training import TrainContext, TrainRequest
+from movq_cli.commands.training_plan import Plan
 from movq_cli.console import Console
 from movq_cli.data.shards import PreparedSet
 from movq_cli.models.discriminator import PatchDiscriminator
@@ -46,18 +47,18 @@ def plan(settings: Preset, images: PreparedSet | None, device: torch.device, pro
         model = Tokenizer(settings.vq)
         discriminator = PatchDiscriminator(train.discriminator_channels, train.discriminator_layers)
     count = None if images is None else images.manifest.counts["train"]
-    length = training.length(train, count, processes)
+    length = training_plan.length(train, count, processes)
     is_known = length["steps"] is not None and length["steps_per_epoch"] is not None
     return {
-        "parameters": training.parameters(model),
-        "discriminator": training.parameters(discriminator)["total"] if train.adversarial_weight > 0 else 0,
+        "parameters": training_plan.parameters(model),
+        "discriminator": training_plan.parameters(discriminator)["total"] if train.adversarial_weight > 0 else 0,
         "lpips": cost.lpips_parameters() if train.perceptual_weight > 0 else 0,
         "images": count,
         **length,
         "discriminator_start": (
             train.discriminator_step(length["steps"], length["steps_per_epoch"]) if is_known else None
         ),
-        **training.costs(cost.of_tokenizer(settings.vq, train, device, processes)),
+        **training_plan.costs(cost.of_tokenizer(settings.vq, train, device, processes)),
     }
 
 
