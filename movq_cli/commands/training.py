@@ -12,7 +12,7 @@ import torch
 
 from movq_cli import agreement, devices, files, presets, runs
 from movq_cli.commands.outlook import Outlook
-from movq_cli.commands.training_plan import Plan, announce, flatten, show_plan
+from movq_cli.commands.training_plan import Plan, announce, flatten, show_plan, warn_of_late_discriminator
 from movq_cli.console import Console
 from movq_cli.data.shards import MANIFEST, PreparedSet, SplitName
 from movq_cli.errors import BadRequestError
@@ -25,6 +25,7 @@ from movq_cli.run_manifest import Kind, RunManifest
 from movq_cli.runs import COMMAND, ROOT, Run
 from movq_cli.settings import Preset, TrainSettings
 from movq_cli.training import checkpointer, loop
+from movq_cli.training.initial_weights import InitialWeights
 from movq_cli.training.log import Metrics
 from movq_cli.training.stage import Stage
 from movq_cli.version import __version__
@@ -48,8 +49,12 @@ class TrainRequest:
     """Run folder; None uses a folder below `runs/` that is named after the preset."""
     origin: str | None = None
     """Run whose state is the start, as RUN or RUN@STEP; None starts with new weights."""
+    initial: InitialWeights | None = None
+    """Weights with which the training of a tokenizer begins; None begins with random ones."""
     tokenizer: Path | None = None
-    """Run folder of the tokenizer, for a prior; None uses the newest finished one with the same settings."""
+    """Run folder or weight file of the tokenizer, for a prior; None uses the newest finished run that fits."""
+    codes: Path | None = None
+    """Folder of the cached codes, for a prior; None uses one beside the tokenizer, or in the new run."""
     device_name: str | None = None
     """Name of the device; None uses CUDA if it is available."""
     gpus: int | None = None
@@ -142,6 +147,7 @@ def run_training(
             outlook.require_memory(settings, planned)
             planned |= outlook.entries(settings, planned, console)
             announce(planned, console)
+            warn_of_late_discriminator(planned, console)
             context = TrainContext(request, settings, images, run, device, ranks, planned, console)
             stage, manifest = set_up(context)
             if manifest.hours != hours:
@@ -167,6 +173,7 @@ def _dry_run(
     planned = plan(settings, images, device, ranks)
     planned |= outlook.entries(settings, planned, console)
     show_plan(planned, console)
+    warn_of_late_discriminator(planned, console)
     try:
         outlook.require_memory(settings, planned)
     except BadRequestError as error:
@@ -268,8 +275,15 @@ def start_run(context: TrainContext, steps: int, tokenizer: str | None = None) -
     """
     run, preset_name, data = context.run, context.request.preset_name, context.images.manifest.hash
     if context.request.origin is None:
+        initial = context.request.initial
         return runs.start_or_resume(
-            run, preset_name=preset_name, settings=context.settings, steps=steps, data=data, tokenizer=tokenizer
+            run,
+            preset_name=preset_name,
+            settings=context.settings,
+            steps=steps,
+            data=data,
+            tokenizer=tokenizer,
+            initial=None if initial is None else (str(initial.path), initial.digests),
         )
     origin, step = origin_of(context.request.origin, run.kind)
     if origin.folder.resolve() == run.folder.resolve():
