@@ -21,11 +21,12 @@ from torch.overrides import TorchFunctionMode
 from movq_cli import digests
 from movq_cli.digests import NO_DIGEST, Header
 from movq_cli.errors import BadRequestError, MovqError
-from movq_cli.files import atomic_file
+from movq_cli.files import atomic_file, sha256
 from movq_cli.models import priors
+from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.priors import CodePrior
 from movq_cli.models.tokenizer import Tokenizer
-from movq_cli.settings import CodeShape, PriorSettings, SampleSettings, TokenizerSettings
+from movq_cli.settings import Channels, CodeShape, Depth, PriorSettings, SampleSettings, TokenizerSettings
 from movq_cli.version import __version__
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
@@ -38,6 +39,19 @@ class TokenizerHeader(Header):
     """The metadata of a tokenizer's weight file."""
 
     vq: TokenizerSettings
+    same_codes: tuple[str, ...] = ()
+    """SHA-256 of other weight files whose tokenizers give the same codes: their decoder alone was trained further."""
+    version: str = __version__
+    """Version of movq that wrote the file."""
+
+
+class DiscriminatorHeader(Header):
+    """The metadata of a discriminator's weight file."""
+
+    channels: Channels
+    """Channels of the first layer."""
+    layers: Depth
+    """Number of strided layers."""
     version: str = __version__
     """Version of movq that wrote the file."""
 
@@ -82,6 +96,16 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return _with_weights(path, lambda: Tokenizer(header.vq), tensors)
 
 
+def same_codes(path: Path) -> tuple[str, ...]:
+    """Return the SHA-256 of the weight files whose codes a tokenizer gives: that of its own file, then those of others.
+
+    Raises:
+        BadRequestError: The file is missing, damaged, or not a tokenizer that movq wrote.
+    """
+    _, text = _read_weights(path)
+    return (sha256(path), *_header(path, text, TokenizerHeader).same_codes)
+
+
 def load_prior(path: Path) -> tuple[CodePrior, PriorHeader]:
     """Load the prior of a weight file, in eval mode on the CPU, and the file's header.
 
@@ -93,6 +117,17 @@ def load_prior(path: Path) -> tuple[CodePrior, PriorHeader]:
     if header.prior.layers > len(tensors):  # without this, building the layers of a damaged file takes half a minute
         raise BadRequestError(f"{path} does not fit its own settings: {header.prior.layers} layers")
     return _with_weights(path, lambda: priors.build(header.prior, header.shape), tensors), header
+
+
+def load_discriminator(path: Path) -> PatchDiscriminator:
+    """Load the discriminator of a weight file on the CPU.
+
+    Raises:
+        BadRequestError: The file is missing, damaged, or not a discriminator that movq wrote.
+    """
+    tensors, text = _read_weights(path)
+    header = _header(path, text, DiscriminatorHeader)
+    return _with_weights(path, lambda: PatchDiscriminator(header.channels, header.layers), tensors)
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -185,8 +220,7 @@ def _with_weights(path: Path, build: Callable[[], ModelT], tensors: dict[str, Te
     compared with the tensors in the file: the settings can be those of a model of any size.
     """
     try:
-        with torch.device("meta"), _WithoutInitialization():
-            expected = {name: tensor.shape for name, tensor in build().state_dict().items()}
+        expected = shapes_of(build)
     except (MovqError, RuntimeError) as error:
         raise BadRequestError(f"the settings in {path} are those of no model: {error}") from None
     problem = _shape_problem(expected, {name: tensor.shape for name, tensor in tensors.items()})
@@ -195,6 +229,12 @@ def _with_weights(path: Path, build: Callable[[], ModelT], tensors: dict[str, Te
     model = build()
     model.load_state_dict(tensors)
     return model.eval()
+
+
+def shapes_of(build: Callable[[], nn.Module]) -> dict[str, torch.Size]:
+    """Return the shapes of a model's tensors by name, without memory for its weights."""
+    with torch.device("meta"), _WithoutInitialization():
+        return {name: tensor.shape for name, tensor in build().state_dict().items()}
 
 
 class _WithoutInitialization(TorchFunctionMode):

@@ -200,6 +200,43 @@ def locked(folder: Path, command: str, *, shared: bool = False) -> Iterator[None
         _close_descriptors(descriptors)
 
 
+@contextmanager
+def new_folder(target: Path, command: str) -> Iterator[Path]:
+    """Yield an empty folder that gets the name `target` when the block ends, and that is removed if the block fails.
+
+    Args:
+        target: Folder to make. It must not exist, or be empty.
+        command: Name of the command that makes it, for the error message of a second process.
+
+    Yields:
+        The folder `<target>.partial`.
+
+    Raises:
+        BadRequestError: Another process is making the folder.
+        FailureError: The folder cannot be made.
+    """
+    partial = target.with_name(f"{target.name}.partial")
+    with locked(partial, command):
+        try:
+            for left in partial.iterdir():  # What a killed process left behind.
+                left.unlink()
+            yield partial
+            with _failures(target):
+                partial.replace(target)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def require_new_folder(target: Path) -> None:
+    """Check that a folder which a command is to make does not exist yet, or is empty.
+
+    Raises:
+        BadRequestError: The path exists, and is not an empty folder.
+    """
+    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
+        raise BadRequestError(f"{target} exists already", "Name another folder, or remove this one.")
+
+
 def _close_descriptors(descriptors: list[int]) -> None:
     while descriptors:
         os.close(descriptors.pop())

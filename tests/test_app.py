@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 FROZEN = Path(__file__).parent / "command_line.txt"
 DOCS = Path(__file__).parents[1] / "docs"
-COMMANDS = ("prepare", "train-vq", "train-prior", "reconstruct", "sample", "evaluate", "check", "weights", "presets")
+COMMANDS = (
+    *("prepare", "train-vq", "train-prior", "reconstruct", "sample", "evaluate", "check", "import", "weights"),
+    "presets",
+)
 
 
 def declared(command: Any, name: str) -> Iterator[str]:

@@ -149,17 +149,20 @@ class UpLevel(Level):
 
 
 class Middle(nn.Module):
-    """Two residual blocks with self-attention between them, at the coarsest resolution."""
+    """Two residual blocks at the coarsest resolution, with self-attention between them if `attention` is true."""
 
-    def __init__(self, channels: int, make_norm: MakeNorm) -> None:
+    def __init__(self, channels: int, make_norm: MakeNorm, *, attention: bool) -> None:
         super().__init__()
         self.block_1 = ResidualBlock(channels, channels, make_norm)
-        self.attn_1 = AttentionBlock(channels, make_norm)
+        self.attn_1 = AttentionBlock(channels, make_norm) if attention else None
         self.block_2 = ResidualBlock(channels, channels, make_norm)
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Map [B, C, h, w] to the same shape."""
-        return self.block_2(self.attn_1(self.block_1(x, condition), condition), condition)
+        h = self.block_1(x, condition)
+        if self.attn_1 is not None:
+            h = self.attn_1(h, condition)
+        return self.block_2(h, condition)
 
 
 class Encoder(nn.Module):
@@ -167,6 +170,7 @@ class Encoder(nn.Module):
 
     def __init__(self, settings: TokenizerSettings) -> None:
         super().__init__()
+        self.is_unit_range = settings.image_range == "0,1"
         self.conv_in = nn.Conv2d(3, settings.channels, 3, padding=1)
         self.down = nn.ModuleList()
         make_norm = partial(Norm, groups=settings.norm_groups)
@@ -178,13 +182,13 @@ class Encoder(nn.Module):
                 DownLevel(before, width, settings.blocks, attention=attention, make_norm=make_norm, last=last)
             )
             before = width
-        self.mid = Middle(before, make_norm)
+        self.mid = Middle(before, make_norm, attention=settings.mid_attention)
         self.norm_out = make_norm(before)
         self.conv_out = nn.Conv2d(before, settings.z_channels, 3, padding=1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map [B, 3, H, W] in [-1, 1] to [B, z_channels, h, w]."""
-        h = self.conv_in(images)
+        h = self.conv_in((images + 1) / 2 if self.is_unit_range else images)
         for level in self.down:
             h = level(h)
         return self.conv_out(F.silu(self.norm_out(self.mid(h))))
@@ -197,13 +201,14 @@ class Decoder(nn.Module):
         super().__init__()
         widths = settings.widths
         before = widths[-1]
+        self.is_unit_range = settings.image_range == "0,1"
         self.initial_feature = _initial_feature(settings)
         self.condition_on_quantized = settings.modulation is not None and settings.modulation.source == "quantized"
         # conv_in does not exist if its output is not used: F0 comes from another source, and the norms are conditioned
         # on the quantized map.
         reads_conv_in = self.initial_feature is None or not self.condition_on_quantized
         self.conv_in = nn.Conv2d(settings.z_channels, before, 3, padding=1) if reads_conv_in else None
-        self.mid = Middle(before, _norm_maker(settings, level=-1))
+        self.mid = Middle(before, _norm_maker(settings, level=-1), attention=settings.mid_attention)
         levels: list[UpLevel] = []
         for depth, width in enumerate(reversed(widths)):  # depth 0 is the coarsest
             index = len(widths) - 1 - depth
@@ -243,9 +248,14 @@ class Decoder(nn.Module):
             h = level(h, condition)
         return F.silu(self.norm_out(h, condition))
 
+    def to_images(self, features: Tensor) -> Tensor:
+        """Map the input of the last convolution, [B, widths[0], H, W], to images [B, 3, H, W], nominally in [-1, 1]."""
+        images = self.conv_out(features)
+        return 2 * images - 1 if self.is_unit_range else images
+
     def forward(self, z: Tensor, quantized: Tensor) -> Tensor:
         """Return the images [B, 3, H, W], nominally in [-1, 1]; see `features` for the arguments."""
-        return self.conv_out(self.features(z, quantized))
+        return self.to_images(self.features(z, quantized))
 
 
 def _initial_feature(settings: TokenizerSettings) -> nn.Module | None:

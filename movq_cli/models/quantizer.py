@@ -75,10 +75,13 @@ class VectorQuantizer(Quantizer):
     Args:
         codebook_size: Number of codebook entries, K.
         code_dim: Width of an entry, d.
+        normalize: Whether chunks and entries are scaled to unit length before they are compared, and the vectors are
+            those of unit length (Yu et al. 2022). The entries are stored as they are trained, of any length.
     """
 
-    def __init__(self, codebook_size: int, code_dim: int) -> None:
+    def __init__(self, codebook_size: int, code_dim: int, *, normalize: bool = False) -> None:
         super().__init__()
+        self.normalize = normalize
         self.embedding = nn.Embedding(codebook_size, code_dim)
         nn.init.uniform_(self.embedding.weight, -1 / codebook_size, 1 / codebook_size)
 
@@ -88,7 +91,7 @@ class VectorQuantizer(Quantizer):
             split = self._split(z.float())
             rows = split.contiguous()  # The layout of the vectors; with another one the losses are slow on the CPU.
             codes = self._nearest(rows)
-            vectors = self.embedding(codes)
+            vectors = F.embedding(codes, self._entries())
             losses = {
                 "codebook": F.mse_loss(vectors, rows.detach()),
                 "commitment": F.mse_loss(rows, vectors.detach()),
@@ -105,7 +108,7 @@ class VectorQuantizer(Quantizer):
         """Return the vectors [B, D, h, w] of codes [B, h, w, c] in [0, K)."""
         # The lookup gives the channels-last layout, in which the CPU's GroupNorm is slower and less exact. On CUDA the
         # layout of the convolutions' weights decides.
-        return self._join(self.embedding(codes)).contiguous()
+        return self._join(F.embedding(codes, self._entries())).contiguous()
 
     @torch.no_grad()
     def revive(
@@ -119,9 +122,15 @@ class VectorQuantizer(Quantizer):
         entries.copy_(torch.where(unused[:, None], replacements, entries))
         return {"embedding.weight": unused}
 
+    def _entries(self) -> Tensor:
+        """Return the codebook [K, d] with which vectors are compared and decoded."""
+        entries = self.embedding.weight
+        return F.normalize(entries, dim=-1) if self.normalize else entries
+
     def _split(self, z: Tensor) -> Tensor:
-        """Reshape [B, D, h, w] to [B, h, w, c, d]."""
-        return z.permute(0, 2, 3, 1).unflatten(-1, (-1, self.embedding.embedding_dim))
+        """Reshape [B, D, h, w] to the chunks [B, h, w, c, d] that are compared with the entries."""
+        split = z.permute(0, 2, 3, 1).unflatten(-1, (-1, self.embedding.embedding_dim))
+        return F.normalize(split, dim=-1) if self.normalize else split
 
     def _join(self, split: Tensor) -> Tensor:
         """Reshape [B, h, w, c, d] to [B, D, h, w]."""
@@ -134,16 +143,63 @@ class VectorQuantizer(Quantizer):
         The term |z|^2 of the distance is left out: it is the same for every entry, and where it is large, rounding
         would hide the differences between the entries.
         """
-        entries = self.embedding.weight
+        entries = self._entries()
         squares = entries.square().sum(1)
         blocks = split.reshape(-1, entries.shape[1]).split(max(1, _MAX_DISTANCES // len(entries)))
         codes = [torch.addmm(squares, block, entries.t(), alpha=-2).argmin(1) for block in blocks]
         return torch.cat(codes).view(split.shape[:-1])
 
 
-QUANTIZERS: dict[str, Callable[[TokenizerSettings], Quantizer]] = {
-    "vq": lambda settings: VectorQuantizer(settings.codebook_size, settings.code_dim),
-}
+class LogitQuantizer(Quantizer):
+    """Choose the entry with the largest logit, as VQGAN's GumbelVQ does after training (Jang et al. 2017).
+
+    The logits are a learned 1x1 convolution of the features. Gradients pass straight through the choice, as if the
+    vector were the mean of all entries with the weights of the softmax; noise and a temperature are not used.
+
+    Args:
+        codebook_size: Number of codebook entries, K.
+        code_dim: Width of an entry and number of channels of the features, D.
+    """
+
+    def __init__(self, codebook_size: int, code_dim: int) -> None:
+        super().__init__()
+        self.proj = nn.Conv2d(code_dim, codebook_size, 1)
+        self.embed = nn.Embedding(codebook_size, code_dim)
+
+    def forward(self, z: Tensor) -> Quantized:
+        """Quantize features [B, D, h, w]; see Quantizer.forward. There are no losses."""
+        with torch.autocast(z.device.type, enabled=False):
+            logits = self.proj(z.float()).permute(0, 2, 3, 1)
+            codes = logits.argmax(-1, keepdim=True)
+            soft = logits.softmax(-1) @ self.embed.weight.detach()
+            vectors = self.embed(codes.squeeze(-1)) + (soft - soft.detach())
+        return Quantized(vectors.permute(0, 3, 1, 2), codes, {})
+
+    def encode(self, z: Tensor) -> Tensor:
+        """Return the codes [B, h, w, 1] of features [B, D, h, w]."""
+        with torch.autocast(z.device.type, enabled=False):
+            return self.proj(z.float()).argmax(1).unsqueeze(-1)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Return the vectors [B, D, h, w] of codes [B, h, w, 1] in [0, K)."""
+        return self.embed(codes.squeeze(-1)).permute(0, 3, 1, 2).contiguous()
+
+
+def _vector_quantizer(settings: TokenizerSettings) -> Quantizer:
+    return VectorQuantizer(settings.codebook_size, settings.code_dim, normalize=settings.normalize_codes)
+
+
+def _logit_quantizer(settings: TokenizerSettings) -> Quantizer:
+    if settings.chunks > 1 or settings.normalize_codes:
+        raise BadRequestError(
+            f"quantizer gumbel takes chunks=1 and normalize_codes=false, not {settings.chunks} and "
+            f"{str(settings.normalize_codes).lower()}",
+            "Set vq.chunks=1 and vq.normalize_codes=false, or vq.quantizer=vq.",
+        )
+    return LogitQuantizer(settings.codebook_size, settings.embed_dim)
+
+
+QUANTIZERS: dict[str, Callable[[TokenizerSettings], Quantizer]] = {"vq": _vector_quantizer, "gumbel": _logit_quantizer}
 """The quantizers by the name that the setting `vq.quantizer` gives them."""
 
 

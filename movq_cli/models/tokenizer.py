@@ -57,7 +57,7 @@ class Tokenizer(nn.Module):
         encoded = self.quant_conv(self.encoder(images))
         vectors, codes, losses = self.quantize(encoded)
         features = self.decoder.features(self.post_quant_conv(vectors), vectors)
-        return Reconstruction(self.decoder.conv_out(features).float(), features, encoded, codes, losses)
+        return Reconstruction(self.decoder.to_images(features).float(), features, encoded, codes, losses)
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:

@@ -1,0 +1,169 @@
+"""`movq export`: write a tokenizer in the format of another project, with its config and a model card."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from movq_cli import checkpoints, files, runs
+from movq_cli.console import Console
+from movq_cli.errors import MovqError
+from movq_cli.files import atomic_write, link_or_copy
+from movq_cli.interop import exporter
+from movq_cli.models.tokenizer import Tokenizer
+from movq_cli.run_manifest import RunManifest
+from movq_cli.runs import Run
+from movq_cli.version import __version__
+
+Format = Literal["compvis", "diffusers", "safetensors"]
+
+_USE: dict[Format, str] = {
+    "compvis": """```python
+import torch, yaml
+from taming.models.vqgan import VQModel  # the class that config.yaml names
+
+model = VQModel(**yaml.safe_load(open("config.yaml"))["model"]["params"], ckpt_path="model.ckpt")
+```""",
+    "diffusers": """```python
+from diffusers import VQModel
+
+model = VQModel.from_pretrained("THIS_FOLDER")
+```""",
+    "safetensors": """```python
+from movq_cli import Tokenizer
+
+tokenizer = Tokenizer.load("THIS_FOLDER")
+```""",
+}
+"""How an exported tokenizer is loaded."""
+
+
+@dataclass(frozen=True)
+class ExportRequest:
+    """The options of `movq export`."""
+
+    run: Path
+    """Run folder or weight file of the tokenizer."""
+    out: Path
+    """Folder to make."""
+    to: Format
+    """Format of the files."""
+
+
+def export(request: ExportRequest, console: Console) -> None:
+    """Write a tokenizer in another format, read it again, and compare both on pictures.
+
+    Args:
+        request: Options of the command.
+        console: Console for the report and the result.
+
+    Raises:
+        BadRequestError: There is no such tokenizer, the format cannot hold it, or the folder exists.
+        FailureError: The files cannot be written, or what is read again computes something else.
+    """
+    files.require_new_folder(request.out)
+    weights = runs.find_weights(request.run, "vq")
+    model = checkpoints.load_tokenizer(weights)
+    with files.new_folder(request.out, "movq export") as folder:
+        notes, difference = _write(model, weights, folder, request.to)
+        card = _model_card(model, weights, request.to, notes)
+        atomic_write(folder / "README.md", card.encode())
+        names = sorted(path.name for path in folder.iterdir())
+    for note in notes:
+        console.log(f"note: {note}")
+    console.log(f"read again and compared: all codes are equal, and pixels in [-1, 1] differ by {difference:.1e}")
+    result = {"path": str(request.out), "files": names, "notes": notes, "difference": difference}
+    console.result(result, str(request.out))
+
+
+def _write(model: Tokenizer, weights: Path, folder: Path, to: Format) -> tuple[list[str], float]:
+    """Write the files, and return what differs from the tokenizer, in words, and the largest difference of a pixel."""
+    if to == "safetensors":
+        link_or_copy(weights, folder / weights.name)
+        again = checkpoints.load_tokenizer(folder / weights.name)
+        pictures = exporter.example_pictures(model.settings)
+        codes = model.encode(pictures)
+        return [], exporter.require_same(codes, again.encode(pictures), model, again.decode, folder)
+    write: Callable[[Tokenizer, Path], list[str]] = {
+        "compvis": exporter.export_compvis,
+        "diffusers": exporter.export_diffusers,
+    }[to]
+    notes = write(model, folder)
+    return notes, exporter.verify(model, folder)
+
+
+def _model_card(model: Tokenizer, weights: Path, to: Format, notes: list[str]) -> str:
+    """Return the model card: what the tokenizer is, how it was trained, its metrics, and the commands to use it."""
+    settings = model.settings
+    manifest = _manifest(weights)
+    lines = [
+        f"# Image tokenizer {weights.parent.name}",
+        "",
+        f"Exported by movq {__version__} (`movq export {weights.parent} OUT --to {to}`).",
+        "",
+        "| property | value |",
+        "| --- | --- |",
+        f"| pixels of a code position | {settings.factor} x {settings.factor} |",
+        f"| codes of a position | {settings.chunks} |",
+        f"| codebook | {settings.codebook_size:,} entries of {settings.code_dim} channels |",
+        f"| image range | [{settings.image_range}] |",
+        f"| training resolution | {settings.resolution} |",
+        f"| parameters | {sum(parameter.numel() for parameter in model.parameters()):,} |",
+        "",
+        *[f"Note: {note}." for note in notes],
+        "",
+        "## Use",
+        "",
+        _USE[to],
+        "",
+    ]
+    if manifest is not None:
+        lines += _origin(manifest, Run(weights.parent, "vq"))
+    lines += ["## Settings", "", "```json", settings.model_dump_json(indent=2), "```", ""]
+    return "\n".join(lines)
+
+
+def _origin(manifest: RunManifest, run: Run) -> list[str]:
+    """Return the section of the model card about the origin of the weights, and that about their metrics."""
+    if manifest.imported is not None:
+        origin = manifest.imported
+        return [
+            "## Origin",
+            "",
+            f"Imported from `{origin.source}` (SHA-256 {origin.sha256}), family {origin.family}.",
+            f"License: {origin.license}.",
+            "",
+        ]
+    lines = [
+        "## Training",
+        "",
+        f"`movq train-vq --preset {manifest.preset}`, {manifest.step:,} steps, movq {manifest.version};",
+        f"data: the prepared set with the hash {manifest.data}.",
+        "",
+    ]
+    metrics = _last_validation(run)
+    if metrics:
+        lines += ["## Metrics of the last validation", "", "| metric | value |", "| --- | --- |"]
+        lines += [f"| {name} | {value:.4f} |" for name, value in metrics.items()] + [""]
+    return lines
+
+
+def _last_validation(run: Run) -> dict[str, float]:
+    """Return the scalar metrics of the last validation in the log of a run; empty if there is none."""
+    try:
+        records = [json.loads(line) for line in run.log.read_text(encoding="utf-8").splitlines()]
+        found = [record["validation"] for record in records if "validation" in record]
+        return {name: value for name, value in found[-1].items() if isinstance(value, float)} if found else {}
+    except (OSError, ValueError, TypeError):
+        return {}  # The log is for people, so that a damaged one costs no more than this table.
+
+
+def _manifest(weights: Path) -> RunManifest | None:
+    """Return the manifest of the run that holds a weight file; None if it is in no run folder."""
+    try:
+        return Run(weights.parent, "vq").read()
+    except MovqError:
+        return None

@@ -1,0 +1,1 @@
+"""One module for each family of public weights; each has a `FAMILY`."""

@@ -1,0 +1,1 @@
+"""Tests of movq_cli/interop."""
