@@ -13,6 +13,7 @@ from movq_cli.console import Console
 from movq_cli.errors import MovqError
 from movq_cli.files import atomic_write, link_or_copy
 from movq_cli.interop import exporter
+from movq_cli.interop.families.compvis import FAMILY as COMPVIS
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.runs import Run, RunManifest
 from movq_cli.version import __version__
@@ -21,23 +22,29 @@ Format = Literal["compvis", "diffusers", "safetensors"]
 
 _USE: dict[Format, str] = {
     "compvis": """```python
-import torch, yaml
-from taming.models.vqgan import VQModel  # the class that config.yaml names
+import yaml
+from {module} import {name}
 
-model = VQModel(**yaml.safe_load(open("config.yaml"))["model"]["params"], ckpt_path="model.ckpt")
-```""",
+model = {name}(**yaml.safe_load(open("config.yaml"))["model"]["params"], ckpt_path="model.ckpt").eval()
+```
+
+`movq import THIS_FOLDER runs/NAME` makes a run folder of it again.""",
     "diffusers": """```python
 from diffusers import VQModel
 
 model = VQModel.from_pretrained("THIS_FOLDER")
-```""",
+```
+
+`movq import THIS_FOLDER runs/NAME` makes a run folder of it again.""",
     "safetensors": """```python
 from movq_cli import Tokenizer
 
 tokenizer = Tokenizer.load("THIS_FOLDER")
-```""",
+```
+
+`movq reconstruct IMAGES OUT --run THIS_FOLDER --metrics` writes reconstructions and measures them.""",
 }
-"""How an exported tokenizer is loaded."""
+"""How an exported tokenizer is loaded; `{module}` and `{name}` stand for the class that its config names."""
 
 
 @dataclass(frozen=True)
@@ -112,17 +119,24 @@ def _model_card(model: Tokenizer, weights: Path, to: Format, notes: list[str]) -
         f"| training resolution | {settings.resolution} |",
         f"| parameters | {sum(parameter.numel() for parameter in model.parameters()):,} |",
         "",
-        *[f"Note: {note}." for note in notes],
-        "",
+        *[f"Note: {note}.\n" for note in notes],
         "## Use",
         "",
-        _USE[to],
+        _use(model, to),
         "",
     ]
     if manifest is not None:
         lines += _origin(manifest, Run(weights.parent, "vq"))
     lines += ["## Settings", "", "```json", settings.model_dump_json(indent=2), "```", ""]
     return "\n".join(lines)
+
+
+def _use(model: Tokenizer, to: Format) -> str:
+    """Return the text of the model card that says how the tokenizer is loaded."""
+    if to != "compvis":
+        return _USE[to]
+    module, _, name = COMPVIS.config(model.settings)["model"]["target"].rpartition(".")
+    return _USE[to].replace("{module}", module).replace("{name}", name)
 
 
 def _origin(manifest: RunManifest, run: Run) -> list[str]:
