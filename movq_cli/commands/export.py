@@ -12,13 +12,13 @@ from movq_cli import checkpoints, files, runs
 from movq_cli.console import Console
 from movq_cli.errors import MovqError
 from movq_cli.files import atomic_write, link_or_copy
-from movq_cli.interop import exporter
+from movq_cli.interop import exporter, onnx_files
 from movq_cli.interop.families.compvis import FAMILY as COMPVIS
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.runs import Run, RunManifest
 from movq_cli.version import __version__
 
-Format = Literal["compvis", "diffusers", "safetensors"]
+Format = Literal["compvis", "diffusers", "safetensors", "onnx"]
 
 _USE: dict[Format, str] = {
     "compvis": """```python
@@ -36,6 +36,13 @@ model = VQModel.from_pretrained("THIS_FOLDER")
 ```
 
 `movq import THIS_FOLDER runs/NAME` makes a run folder of it again.""",
+    "onnx": """```python
+import onnxruntime
+
+encoder, decoder = (onnxruntime.InferenceSession(f"{name}.onnx") for name in ("encoder", "decoder"))
+(codes,) = encoder.run(None, {"images": images})
+(images,) = decoder.run(None, {"codes": codes})
+```""",
     "safetensors": """```python
 from movq_cli import Tokenizer
 
@@ -93,12 +100,13 @@ def _write(model: Tokenizer, weights: Path, folder: Path, to: Format) -> tuple[l
         pictures = exporter.example_pictures(model.settings)
         codes = model.encode(pictures)
         return [], exporter.require_same(codes, again.encode(pictures), model, again.decode, folder)
-    write: Callable[[Tokenizer, Path], list[str]] = {
-        "compvis": exporter.export_compvis,
-        "diffusers": exporter.export_diffusers,
-    }[to]
-    notes = write(model, folder)
-    return notes, exporter.verify(model, folder)
+    steps: dict[str, tuple[Callable[[Tokenizer, Path], list[str]], Callable[[Tokenizer, Path], float]]] = {
+        "compvis": (exporter.export_compvis, exporter.verify),
+        "diffusers": (exporter.export_diffusers, exporter.verify),
+        "onnx": (onnx_files.export_onnx, onnx_files.verify_onnx),
+    }
+    write, verify = steps[to]
+    return write(model, folder), verify(model, folder)
 
 
 def _model_card(model: Tokenizer, weights: Path, to: Format, notes: list[str]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +157,27 @@ def test_a_trained_run_is_exported_with_its_metrics(trained_once: Path, movq: Mo
     assert "exists already" in movq("export", run, "out", "--to", "safetensors", code=2).stderr
     assert "vq.chunks = 4" in movq("export", run, "other", "--to", "diffusers", code=2).stderr
     assert movq("reconstruct", trained_once / "data", "pictures", "--run", "out", "--split", "val").stdout
+
+
+@pytest.mark.slow
+def test_onnx_graphs_compute_the_same_for_any_number_of_images(tmp_path: Path) -> None:
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    out = run_export(peers.UNIT, tmp_path, "onnx")
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "config.json", "decoder.onnx", "encoder.onnx"]
+    assert "opset 18" in (out / "README.md").read_text()
+    model = peers.tokenizer(peers.UNIT)
+    images = torch.rand(5, 3, 16, 16) * 2 - 1
+    (codes,) = onnxruntime.InferenceSession(out / "encoder.onnx").run(None, {"images": images.numpy()})
+    assert torch.equal(torch.from_numpy(codes), model.encode(images))
+    (decoded,) = onnxruntime.InferenceSession(out / "decoder.onnx").run(None, {"codes": codes})
+    torch.testing.assert_close(torch.from_numpy(decoded), model.decode(torch.from_numpy(codes)), atol=1e-4, rtol=0)
+
+
+def test_onnx_without_its_packages_is_one_line_that_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(BadRequestError, match=r"needs the package onnxruntime.*pip install 'movq\[onnx\]'"):
+        run_export(peers.VQGAN, tmp_path, "onnx")
+    assert not (tmp_path / "out-onnx").exists()
