@@ -23,17 +23,15 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.commands import movq, read_log
 from benchmarks.machine import machine
 from movq_cli import devices, presets
 from movq_cli.data.shards import PreparedSet
@@ -138,48 +136,6 @@ def digest(settings: Preset) -> str:
     """Return eight digits that identify the settings: runs with other settings get other folders."""
     text = settings.model_dump_json(include={"vq", "train_vq"})
     return hashlib.sha256(text.encode()).hexdigest()[:8]
-
-
-def read_log(log: Path, batch_size: int) -> tuple[list[Figures], float]:
-    """Return the validations of a run, and the seconds that its steps took.
-
-    A killed run repeats the steps since its last checkpoint: the line that it wrote last counts.
-    """
-    training: dict[int, float] = {}
-    validations: dict[int, Figures] = {}
-    for line in log.read_text().splitlines():
-        record = json.loads(line)
-        if "validation" in record:
-            validations[record["step"]] = {"step": record["step"], **record["validation"]}
-        else:
-            training[record["step"]] = record["images_per_second"]
-    steps = sorted(training)
-    seconds = sum(
-        (step - before) * batch_size / training[step] for before, step in zip([0, *steps], steps, strict=False)
-    )
-    return [validations[step] for step in sorted(validations)], seconds
-
-
-def movq(*arguments: str | Path) -> Any:  # noqa: ANN401 - each command has its own result
-    """Run a command in its own process, and return its result; if it fails, exit with its exit code.
-
-    Ctrl-C and SIGTERM are forwarded once: the command writes a checkpoint and ends.
-    """
-    command = [sys.executable, "-m", "movq_cli", *map(str, arguments), "--json"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)
-
-    def hand_on(number: int, _frame: FrameType | None) -> None:
-        process.send_signal(number)
-
-    before = {number: signal.signal(number, hand_on) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        result, _ = process.communicate()
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-    if process.returncode:
-        sys.exit(process.returncode)
-    return json.loads(result)
 
 
 def report(bench: Bench) -> Figures:

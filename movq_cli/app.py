@@ -22,7 +22,7 @@ from movq_cli.cli.check import check
 from movq_cli.cli.evaluate import evaluate
 from movq_cli.cli.interop import export, import_weights
 from movq_cli.cli.prepare import prepare
-from movq_cli.cli.presets import presets, presets_show
+from movq_cli.cli.presets import presets, presets_new, presets_show
 from movq_cli.cli.reconstruct import reconstruct
 from movq_cli.cli.sample import sample
 from movq_cli.cli.train import train_prior, train_vq
@@ -74,9 +74,10 @@ app.command("check")(check)
 app.command("import")(import_weights)
 app.command("export")(export)
 app.command("weights")(weights)
-presets_app = typer.Typer(help="List the presets, or show one of them.", rich_markup_mode=None)
+presets_app = typer.Typer(help="List the presets, show one of them, or write one.", rich_markup_mode=None)
 presets_app.callback()(presets)
 presets_app.command("show")(presets_show)
+presets_app.command("new")(presets_new)
 app.add_typer(presets_app, name="presets", invoke_without_command=True)
 
 

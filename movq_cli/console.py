@@ -116,7 +116,9 @@ class Console:
         RichConsole().print(table)
 
     @contextmanager
-    def progress(self, total: int, activity: str, unit: str, done: int = 0) -> Iterator[Progress]:
+    def progress(
+        self, total: int, activity: str, unit: str, done: int = 0, *, brief: bool = False
+    ) -> Iterator[Progress]:
         """Show progress with rate and remaining time during the block: with Rich on a terminal, else as plain lines.
 
         Args:
@@ -124,14 +126,16 @@ class Console:
             activity: Name of the work, such as "encoding".
             unit: Plural noun for the items, such as "images".
             done: Number of items already finished, for work that is resumed.
+            brief: Whether the progress disappears at the end, and is no plain line if it takes only seconds. It may
+                then be shown while another progress is.
         """
         if self.quiet:
             yield _NoProgress()
         elif sys.stderr.isatty():
-            with _rich(total, activity, unit, done) as running:
+            with _rich(total, activity, unit, done, brief) as running:
                 yield running
         else:
-            with _plain(total, activity, unit, done) as running:
+            with _plain(total, activity, unit, done, brief) as running:
                 yield running
 
     def _line(self, message: str) -> None:
@@ -149,7 +153,7 @@ class _NoProgress:
 
 
 @contextmanager
-def _rich(total: int, activity: str, unit: str, done: int) -> Iterator[Progress]:
+def _rich(total: int, activity: str, unit: str, done: int, brief: bool) -> Iterator[Progress]:
     from rich.columns import Columns
     from rich.console import Console as RichConsole
     from rich.console import RenderableType
@@ -186,6 +190,7 @@ def _rich(total: int, activity: str, unit: str, done: int) -> Iterator[Progress]
         TextColumn("ETA"),
         TimeRemainingColumn(),
         console=RichConsole(stderr=True),
+        transient=brief,
     )
     task = bar.add_task(printable(activity), total=total, completed=done)
 
@@ -199,7 +204,7 @@ def _rich(total: int, activity: str, unit: str, done: int) -> Iterator[Progress]
 
 
 @contextmanager
-def _plain(total: int, activity: str, unit: str, done: int) -> Iterator[Progress]:
+def _plain(total: int, activity: str, unit: str, done: int, brief: bool) -> Iterator[Progress]:
     from tqdm import tqdm
 
     bar = tqdm(
@@ -212,6 +217,8 @@ def _plain(total: int, activity: str, unit: str, done: int) -> Iterator[Progress
         # tqdm's monitor thread would print additional lines after its default interval.
         maxinterval=SECONDS_BETWEEN_LINES,
         miniters=1,
+        delay=SECONDS_BETWEEN_LINES if brief else 0,
+        position=0,  # Without it, a bar inside another one moves the cursor, which a log file does not have.
         bar_format="{desc}: {n_fmt}/{total_fmt}{unit} [{elapsed}, ETA {remaining}, {rate_fmt}]{postfix}",
         leave=True,
     )

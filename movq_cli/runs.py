@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 
 from movq_cli import digests
-from movq_cli.digests import Header
 from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_write
-from movq_cli.settings import Preset, Settings, TokenizerSettings
-from movq_cli.version import __version__
-
-Kind = Literal["vq", "prior"]
-"""Kind of a run: that of a tokenizer (stage 1) or of a prior (stage 2)."""
+from movq_cli.run_manifest import Change, ImportRecord, Kind, RunManifest
+from movq_cli.settings import Preset, TokenizerSettings
 
 ROOT = Path("runs")
 """Folder, relative to the current one, below which run folders are created and searched for."""
@@ -32,64 +29,21 @@ _FREE_TO_CHANGE = frozenset(
     f"{section}.{name}"
     for section in ("train_vq", "train_prior")
     for name in (
-        *("steps", "epochs", "log_every", "validate_every", "evaluate_every", "evaluate_images"),
-        *("checkpoint_every", "tensorboard"),
+        *("steps", "epochs", "log_every", "validate_every", "validate_images", "evaluate_every", "evaluate_images"),
+        *("checkpoint_every", "keep_checkpoints", "best_by", "tensorboard"),
         *("accumulate", "compile", "activation_checkpointing", "channels_last"),
         *("precision", "base_learning_rate", "warmup_steps", "decay", "clip_norm"),
         *("l1_weight", "l2_weight", "perceptual_weight", "codebook_weight", "commitment_weight", "adversarial_weight"),
         *("discriminator_start", "discriminator_ramp", "discriminator_warmup", "discriminator_learning_rate"),
         *("adaptive_weight_limit", "revive_every", "weight_decay", "label_dropout", "label_smoothing"),
     )
-) | {"data.workers", "data.path", "description"}
+)
 """Settings that may differ when a run is resumed: its length, how it is computed and monitored, and what a user changes
 after training has become unstable or to go on in another way: rates, and weights of losses."""
 
 
-class ImportRecord(Settings):
-    """The origin of imported weights."""
-
-    source: str
-    """Path of the file or folder, as the user gave it."""
-    sha256: str
-    """SHA-256 of the file; of several files, that of the lines `NAME SHA-256`."""
-    family: str
-    """Name of the family of public weights."""
-    used: str
-    """What was used of the file, in words."""
-    assumed: tuple[str, ...]
-    """What neither the tensors nor a config say, in words."""
-    license: str
-    """What is known about the license of the weights."""
-
-
-class RunManifest(Header):
-    """The content of `run.json`: what a run trains, and how far it is."""
-
-    kind: Kind
-    preset: str
-    """Name of the preset, or path of the preset file."""
-    status: Literal["running", "finished"] = "running"
-    step: int = 0
-    """Number of steps done."""
-    steps: int
-    """Number of steps of the complete run."""
-    best_step: int | None = None
-    """Step of the validation with the highest score, whose weights are saved as the best ones."""
-    best_score: float | None = None
-    """The highest score of a validation."""
-    started: str
-    """Time of the start in UTC, in ISO 8601."""
-    finished: str | None = None
-    """Time of the end in UTC; None while the run is in progress."""
-    version: str = __version__
-    """Version of movq that started the run."""
-    data: str | None
-    """Hash of the prepared set; None for imported weights."""
-    tokenizer: str | None = None
-    """SHA-256 of the weight file of the tokenizer whose codes a prior models."""
-    imported: ImportRecord | None = None
-    """Origin of the weights, if they were imported and not trained here."""
-    settings: Preset
+_OF_THIS_MACHINE = frozenset({"data.path", "data.workers", "description"})
+"""Settings that do not change what is trained; a run's history does not record them."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +62,15 @@ class Run:
     def checkpoint(self) -> Path:
         """The training state from which the run is resumed."""
         return self.folder / "checkpoint.pt"
+
+    def kept_checkpoint(self, step: int) -> Path:
+        """Return the path of the earlier training state of a step, if it is stored."""
+        return self.folder / "checkpoints" / f"{step:08d}.pt"
+
+    def kept_steps(self) -> list[int]:
+        """Return the steps whose earlier training states are stored, in increasing order."""
+        files = (self.folder / "checkpoints").glob("*.pt")
+        return sorted(int(path.stem) for path in files if path.stem.isdigit())
 
     @property
     def weights(self) -> Path:
@@ -169,7 +132,14 @@ class Run:
 
 
 def start_or_resume(
-    run: Run, *, preset_name: str, settings: Preset, steps: int, data: str, tokenizer: str | None = None
+    run: Run,
+    *,
+    preset_name: str,
+    settings: Preset,
+    steps: int,
+    data: str,
+    tokenizer: str | None = None,
+    initial: tuple[str, tuple[str, ...]] | None = None,
 ) -> RunManifest:
     """Start a run, or resume the run that is in the folder.
 
@@ -180,12 +150,15 @@ def start_or_resume(
         steps: Number of steps of the complete run.
         data: Hash of the prepared set.
         tokenizer: SHA-256 of the tokenizer's weight file, for a prior.
+        initial: Path of the weight file with which the run begins, and its `Change.weights`; None begins with random
+            weights, or resumes a run whatever it began with.
 
     Returns:
         The manifest as it now is on disk.
 
     Raises:
-        BadRequestError: The folder contains a run of another kind, or with other settings, data or tokenizer.
+        BadRequestError: The folder contains a run of another kind, or with other settings, data, tokenizer or initial
+            weights.
     """
     manifest = RunManifest(
         kind=run.kind,
@@ -198,21 +171,37 @@ def start_or_resume(
     )
     if run.manifest_file.exists():
         before = run.read()
-        _require_same_run(run, before, manifest)
+        changes = changed_settings(before.settings, settings, run.kind)
+        different = {name: values for name, values in changes.items() if name not in _FREE_TO_CHANGE}
+        _require_same_run(run, before, manifest, different, "Name another folder with --run, or remove this one.")
+        if initial is not None and initial[1] not in {change.weights for change in before.history}:
+            raise BadRequestError(
+                f"{run.folder} did not begin with the weights in {initial[0]}",
+                "Name another folder with --run, or omit --init.",
+            )
         is_finished = before.status == "finished" and before.step >= steps
+        entry = Change(step=before.step, time=now(), settings=changes)
         manifest = before.model_copy(
-            update={"steps": steps, "settings": settings, "status": "finished" if is_finished else "running"}
+            update={
+                "steps": steps,
+                "settings": settings,
+                "status": "finished" if is_finished else "running",
+                "history": (*before.history, entry) if changes else before.history,
+            }
         )
-    run.write(manifest)
-    _write_settings(run, settings)
+    elif initial is not None:
+        path, digests_of_weights = initial
+        entry = Change(step=0, time=now(), branched_from=path, weights=digests_of_weights, settings={})
+        manifest = manifest.model_copy(update={"history": (entry,)})
+    write(run, manifest)
     return manifest
 
 
 def write_imported(run: Run, settings: Preset, record: ImportRecord) -> None:
     """Write the manifest and the settings of a run whose weights were imported; it is finished."""
     time = now()
-    _write_settings(run, settings)
-    run.write(
+    write(
+        run,
         RunManifest(
             kind=run.kind,
             preset="settings.yaml",
@@ -223,13 +212,58 @@ def write_imported(run: Run, settings: Preset, record: ImportRecord) -> None:
             data=None,
             imported=record,
             settings=settings,
-        )
+        ),
     )
 
 
-def _write_settings(run: Run, settings: Preset) -> None:
-    text = yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False)
+def write(run: Run, manifest: RunManifest) -> None:
+    """Write the settings of a run as a preset, and then its manifest, without which the folder is no run."""
+    text = yaml.safe_dump(manifest.settings.model_dump(mode="json"), sort_keys=False)
     atomic_write(run.folder / "settings.yaml", text.encode())
+    run.write(manifest)
+
+
+def branch(
+    origin: Run,
+    step: int,
+    *,
+    preset_name: str,
+    settings: Preset,
+    steps: int,
+    data: str,
+    tokenizer: str | None = None,
+) -> RunManifest:
+    """Return the manifest of a run that goes on from a state of another run; nothing is written.
+
+    Args:
+        origin: Run whose state is the start.
+        step: Number of steps that this state has done.
+        preset_name: Name of the preset, or path of the preset file, for the manifest.
+        settings: Settings of the new run.
+        steps: Number of steps of the complete run, with those of the origin.
+        data: Hash of the prepared set.
+        tokenizer: SHA-256 of the tokenizer's weight file, for a prior.
+
+    Raises:
+        BadRequestError: The models have another architecture, or the data or the tokenizer differ.
+    """
+    before = origin.read()
+    manifest = RunManifest(
+        kind=origin.kind,
+        preset=preset_name,
+        steps=steps,
+        started=now(),
+        data=data,
+        tokenizer=tokenizer,
+        settings=settings,
+    )
+    fixed = {"vq": ("vq.",), "prior": ("vq.", "prior.")}[origin.kind]
+    changes = changed_settings(before.settings, settings, origin.kind)
+    different = {name: values for name, values in changes.items() if name.startswith(fixed)}
+    _require_same_run(origin, before, manifest, different, "Go on with these settings, or train from the start.")
+    entry = Change(step=step, time=now(), branched_from=str(origin.folder), settings=changes)
+    earlier = tuple(change for change in before.history if change.step <= step)
+    return manifest.model_copy(update={"history": (*earlier, entry)})
 
 
 def find_run(path: Path | None, kind: Kind, *, fits: TokenizerSettings | None = None, root: Path = ROOT) -> Run:
@@ -268,9 +302,29 @@ def find_run(path: Path | None, kind: Kind, *, fits: TokenizerSettings | None = 
     return run
 
 
-def find_weights(path: Path | None, kind: Kind) -> Path:
+def find_weights(path: Path | None, kind: Kind, *, fits: TokenizerSettings | None = None) -> Path:
     """Return the weight file that a command uses: `path` itself if it is a file, else that of the run at `path`."""
-    return path if path is not None and path.is_file() else find_run(path, kind).weights
+    return path if path is not None and path.is_file() else find_run(path, kind, fits=fits).weights
+
+
+def find_best(path: Path | None, kind: Kind) -> Path:
+    """Return the weights of a run's best validation.
+
+    Args:
+        path: Run folder; None finds the newest finished run.
+        kind: Kind of the run.
+
+    Raises:
+        BadRequestError: There is no such run, or it has no such weights.
+    """
+    if path is not None and path.is_file():
+        raise BadRequestError(f"{path} is a weight file already", "Omit --weights-of, or name the run folder.")
+    run = find_run(path, kind)
+    if not run.best.is_file():
+        raise BadRequestError(
+            f"{run.folder} has no {run.best.name}", "Use the weights of its last step: omit --weights-of."
+        )
+    return run.best
 
 
 def now() -> str:
@@ -298,9 +352,10 @@ def _train_first(kind: Kind) -> str:
     return f"Train one (movq {COMMAND[kind]} --preset NAME), or name the run folder of one."
 
 
-def _require_same_run(run: Run, before: RunManifest, after: RunManifest) -> None:
-    """Refuse to resume a run with anything that would make it another run."""
-    remedy = "Name another folder with --run, or remove this one."
+def _require_same_run(
+    run: Run, before: RunManifest, after: RunManifest, different: Mapping[str, tuple[Any, Any]], remedy: str
+) -> None:
+    """Refuse to go on from a run with anything that would make it another run, such as these different settings."""
     if before.kind != after.kind:
         raise BadRequestError(f"{run.folder} is a run of `movq {COMMAND[before.kind]}`", remedy)
     if before.imported is not None:
@@ -313,24 +368,24 @@ def _require_same_run(run: Run, before: RunManifest, after: RunManifest) -> None
         )
     if before.data != after.data:
         raise BadRequestError(f"{run.folder} was trained on another prepared set", remedy)
-    changed = [
-        f"{name}: {old} before, {new} now"
-        for name, old, new in _differences(before.settings.model_dump(), after.settings.model_dump(), before.kind)
-    ]
-    if changed:
-        more = f" and {len(changed) - 1} more" if len(changed) > 1 else ""
-        raise BadRequestError(f"{run.folder} was trained with other settings ({changed[0]}{more})", remedy)
+    if different:
+        name, (old, new) = next(iter(different.items()))
+        more = f" and {len(different) - 1} more" if len(different) > 1 else ""
+        raise BadRequestError(
+            f"{run.folder} was trained with other settings ({name}: {old} before, {new} now{more})", remedy
+        )
 
 
-def _differences(before: dict[str, Any], after: dict[str, Any], kind: Kind) -> list[tuple[str, Any, Any]]:
-    """Return the settings that differ, with both values, of those on which training of this kind depends."""
+def changed_settings(before: Preset, after: Preset, kind: Kind) -> dict[str, tuple[Any, Any]]:
+    """Return the settings that differ, with both values as in JSON, of those on which training of this kind depends."""
     sections = {"vq": ("data", "vq", "train_vq"), "prior": ("data", "vq", "views", "prior", "train_prior")}[kind]
-    return [
-        (f"{section}.{name}", before[section].get(name), value)
+    old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
+    return {
+        f"{section}.{name}": (old[section].get(name), value)
         for section in sections
-        for name, value in after[section].items()
-        if before[section].get(name) != value and f"{section}.{name}" not in _FREE_TO_CHANGE
-    ]
+        for name, value in new[section].items()
+        if old[section].get(name) != value and f"{section}.{name}" not in _OF_THIS_MACHINE
+    }
 
 
 def _short(digest: str | None) -> str:

@@ -92,7 +92,7 @@ class TokenizerSettings(Settings):
     normalize_codes: bool = Field(False, description="compare and decode vectors of unit length, as LlamaGen does")
     image_range: Literal["-1,1", "0,1"] = Field("-1,1", description="range of the networks' own pixel values")
     norm_groups: Parts = Field(
-        32, description="groups of each GroupNorm; 32 as in VQGAN, fewer if the widths are small (8 channels a group)"
+        32, description="groups of each GroupNorm, 32 in VQGAN; a group of one channel would lose the channel's mean"
     )
     initial_feature: Literal["quantized", "sinusoid", "constant", "fourier", "projected"] = Field(
         "fourier", description="first activation of the decoder, F0 in equation 4; quantized = as in VQGAN"
@@ -230,15 +230,27 @@ class TrainSettings(Settings):
     seed: int = Field(0, ge=0, lt=2**31, description="seed of initialisation, data order and random numbers")
     log_every: Positive = Field(50, description="steps between log lines")
     validate_every: Positive = Field(1000, description="steps between validations")
-    evaluate_every: int = Field(0, ge=0, description="steps between FIDs, which need Inception's weights; 0 = never")
+    validate_images: Positive | None = Field(
+        None, description="number of validation images, evenly spaced in the split; null = all"
+    )
+    evaluate_every: Annotated[int, Field(ge=0)] | None = Field(
+        0,
+        description="steps between FIDs, which need Inception's weights; 0 = never; "
+        "null = at each validation if there are the weights",
+    )
     evaluate_images: int = Field(10_000, ge=2, description="number of reconstructions or samples for such an FID")
     checkpoint_every: Positive = Field(1000, description="steps between checkpoints from which a run can be resumed")
+    keep_checkpoints: int = Field(
+        0, ge=0, description="number of earlier checkpoints that stay beside the last one, for `--from RUN@STEP`"
+    )
     tensorboard: bool | None = Field(None, description="write TensorBoard events; null = if it is installed")
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
         if (self.epochs is None) == (self.steps is None):
             raise ValueError("give exactly one of epochs and steps (set the other to null)")
+        if self.evaluate_every == 0 and getattr(self, "best_by", None) in {"rfid", "fid"}:
+            raise ValueError("best_by is an FID, which is never computed: set evaluate_every")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} does not divide into {self.accumulate} parts (accumulate)")
         return self
@@ -247,6 +259,16 @@ class TrainSettings(Settings):
     def learning_rate(self) -> float:
         """Learning rate of the optimizer: the base learning rate times the global batch size, which is VQGAN's rule."""
         return self.base_learning_rate * self.batch_size
+
+    def evaluation_interval(self, *, has_weights: bool) -> int:
+        """Return the number of steps between FIDs, 0 for none.
+
+        Args:
+            has_weights: Whether Inception's weights are available.
+        """
+        if self.evaluate_every is None:
+            return self.validate_every if has_weights else 0
+        return self.evaluate_every
 
     def total_steps(self, images: int) -> int:
         """Return the number of optimizer steps of the complete run.
@@ -275,6 +297,9 @@ class TrainVQSettings(TrainSettings):
     commitment_weight: Weight = Field(
         1.0, description="weight of the commitment loss; 0.25 with codebook_weight=1 is equation 3 as written"
     )
+    freeze: tuple[Literal["encoder", "codebook", "decoder"], ...] = Field(
+        (), description="parts that are not trained; with the encoder and the codebook, all codes stay the same"
+    )
     revive_every: int = Field(
         0, ge=0, description="steps between replacements of unused codebook entries by encoder outputs; 0 = never"
     )
@@ -295,8 +320,17 @@ class TrainVQSettings(TrainSettings):
     adaptive_weight_limit: float = Field(
         1e4, gt=0, description="upper limit of the adaptive weight of the adversarial loss; VQGAN's code has 10,000"
     )
+    best_by: Literal["rfid", "lpips", "psnr"] | None = Field(
+        None, description="metric of the best weights; null = rfid if it is computed, else lpips, else psnr"
+    )
     discriminator_channels: Channels = Field(64, description="channels of the discriminator's first layer (PatchGAN)")
     discriminator_layers: Depth = Field(3, description="number of strided layers of the discriminator")
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> Self:
+        if {"encoder", "codebook", "decoder"} <= set(self.freeze):
+            raise ValueError("freeze names all parts: leave one of encoder, codebook and decoder to train")
+        return self
 
     def discriminator_step(self, steps: int, steps_per_epoch: int) -> int:
         """Return the index of the first step with the adversarial loss.
@@ -324,6 +358,9 @@ class TrainPriorSettings(TrainSettings):
     weight_decay: Weight = Field(0.01, description="weight decay of AdamW, applied to weight matrices only")
     label_smoothing: Share | None = Field(
         None, description="share of the target spread evenly over all codes; null = 0.1 with mode=mask, else 0"
+    )
+    best_by: Literal["fid", "loss"] | None = Field(
+        None, description="metric of the best weights; null = fid if it is computed, else loss"
     )
     label_dropout: Share = Field(0.1, description="share of images trained without their class, for guidance")
 
@@ -389,9 +426,4 @@ class Preset(Settings):
     def _fits_together(self) -> Self:
         if self.prior.width % self.vq.chunks:
             raise ValueError(f"prior.width {self.prior.width} does not divide into {self.vq.chunks} code embeddings")
-        if self.prior.classes > self.vq.codebook_size:
-            raise ValueError(
-                f"prior.classes is {self.prior.classes}, but class ids share the code table's "
-                f"{self.vq.codebook_size} rows"
-            )
         return self

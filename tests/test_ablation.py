@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from benchmarks import ablation
+from benchmarks.commands import read_log
 from movq_cli import presets
 from movq_cli.settings import Preset
 
@@ -75,6 +76,6 @@ def test_what_a_killed_run_logged_twice_counts_once(tmp_path: Path) -> None:
         + line(25, images_per_second=10.0)
         + line(25, validation={"psnr": 3.0})
     )
-    curve, seconds = ablation.read_log(log, batch_size=8)
+    curve, seconds = read_log(log, batch_size=8)
     assert curve == [{"step": 20, "psnr": 2.0}, {"step": 25, "psnr": 3.0}]
     assert seconds == 10 * 8 / 4 + 10 * 8 / 8 + 5 * 8 / 10

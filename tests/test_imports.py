@@ -23,7 +23,7 @@ LAYERS = [
     {"sources"},
     {"data"},
     {"agreement", "launcher", "ranks"},
-    {"interop", "presets", "checkpoints", "devices", "runs"},
+    {"interop", "presets", "checkpoints", "devices", "runs", "run_manifest"},
     {"models"},
     {"digests"},
     {"console", "files", "signals", "streams"},

@@ -8,7 +8,8 @@ import pytest
 
 from movq_cli import runs
 from movq_cli.errors import BadRequestError
-from movq_cli.runs import Kind, Run, RunManifest
+from movq_cli.run_manifest import Kind, RunManifest
+from movq_cli.runs import Run
 from movq_cli.settings import Preset
 
 

@@ -18,6 +18,7 @@ from movq_cli.errors import BadRequestError
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
+    from movq_cli.run_manifest import Kind
     from movq_cli.settings import Settings
 
 Command = Callable[..., None]
@@ -31,12 +32,14 @@ def complete_preset_name(incomplete: str) -> list[str]:
 
 
 PresetName = Annotated[
-    str,
+    str | None,
     typer.Option(
         "--preset",
         "-p",
-        help="Name of a preset, or path of a .yaml file. `movq presets` lists the names.",
+        help="Name of a preset, or path of a .yaml file; `movq presets` lists the names. [default: with --from, the "
+        "settings of that run]",
         autocompletion=complete_preset_name,
+        show_default=False,
     ),
 ]
 
@@ -79,7 +82,7 @@ Gpus = Annotated[
 DryRun = Annotated[
     bool,
     typer.Option(
-        "--dry-run", help="Only print the parameters, steps, learning rate and memory of the run; needs no data."
+        "--dry-run", help="Only print the parameters, steps, hours, learning rate and memory of the run; needs no data."
     ),
 ]
 
@@ -92,6 +95,11 @@ TokenizerRun = Annotated[
         help="Run folder of the tokenizer, or its .safetensors file. [default: the newest finished run]",
         show_default=False,
     ),
+]
+
+WeightsOf = Annotated[
+    Literal["last", "best"],
+    typer.Option("--weights-of", help="Weights of a run folder: those of its last step, or of its best validation."),
 ]
 
 WeightsFolder = Annotated[
@@ -113,6 +121,15 @@ def with_data_path(overrides: Sequence[str] | None, data: Path | None) -> list[s
 
     # JSON is YAML too, and it quotes whatever characters a path contains.
     return [*(overrides or ()), *([] if data is None else [f"data.path={json.dumps(str(data))}"])]
+
+
+def chosen_weights(run: Path | None, weights_of: str, kind: Kind) -> Path | None:
+    """Return the run folder or weight file that a command gets, by the options for the run and for --weights-of."""
+    if weights_of == "last":
+        return run
+    from movq_cli.runs import find_best
+
+    return find_best(run, kind)
 
 
 def split_name(name: str | None) -> Any:  # noqa: ANN401 - a literal of the data layer, which is imported late

@@ -14,7 +14,8 @@ from movq_cli.data import code_cache, sample_files, shards
 from movq_cli.data.shards import DatasetManifest
 from movq_cli.errors import BadRequestError, FailureError, MovqError
 from movq_cli.evaluation import feature_cache
-from movq_cli.runs import COMMAND, Run, RunManifest
+from movq_cli.run_manifest import RunManifest
+from movq_cli.runs import COMMAND, Run
 
 Check = tuple[int, Callable[[], list[str]]]
 """A number of files, and the function that checks them; it returns or raises their errors."""
@@ -84,7 +85,8 @@ def _checks_of_run(folder: Path) -> Iterator[Check]:
     """Yield the checks of a run's manifest, checkpoint and weights."""
     run = Run(folder, "vq")
     yield 1, partial(_check_run_manifest, run)
-    for path in sorted(path for path in folder.iterdir() if path.suffix in {".pt", ".safetensors"}):
+    kept = (run.kept_checkpoint(step) for step in run.kept_steps())
+    for path in sorted([*(path for path in folder.iterdir() if path.suffix in {".pt", ".safetensors"}), *kept]):
         yield 1, partial(_check_digest, path, f"Remove it, and run the command that trained {folder} again.")
     if not any(path.suffix == ".safetensors" for path in folder.iterdir()):
         yield 0, lambda: [f"{folder} has no weights. Run the command that trained it again."]

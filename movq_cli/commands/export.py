@@ -15,7 +15,8 @@ from movq_cli.files import atomic_write, link_or_copy
 from movq_cli.interop import exporter, onnx_files
 from movq_cli.interop.families.compvis import FAMILY as COMPVIS
 from movq_cli.models.tokenizer import Tokenizer
-from movq_cli.runs import Run, RunManifest
+from movq_cli.run_manifest import RunManifest
+from movq_cli.runs import Run
 from movq_cli.version import __version__
 
 Format = Literal["compvis", "diffusers", "safetensors", "onnx"]

@@ -143,7 +143,7 @@ def _fill_codes(
     codes = tokenizer.encode(pixels.to_signed(original[None].to(device)))
     known = codes.masked_fill(hidden.to(device), prior.unknown).repeat(len(seeds), 1, 1, 1)
     # The class is unknown: the visible codes alone say what the image shows.
-    classes = torch.full((len(seeds),), prior.unknown, device=device) if model.classes else None
+    classes = torch.full((len(seeds),), prior.no_class, device=device) if model.classes else None
     with devices.autocast(device, "auto"):
         filled = prior.decode(seeds, classes, settings, known)
     return pixels.to_bytes(tokenizer.decode(filled)).cpu()

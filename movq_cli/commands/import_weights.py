@@ -11,7 +11,8 @@ from movq_cli.console import Console
 from movq_cli.interop.importer import Imported, ImportOptions, import_tokenizer
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.tokenizer import Tokenizer
-from movq_cli.runs import ImportRecord, Run
+from movq_cli.run_manifest import ImportRecord
+from movq_cli.runs import Run
 from movq_cli.settings import Preset, TrainVQSettings
 
 

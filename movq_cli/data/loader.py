@@ -146,6 +146,7 @@ def training_batches(
 
 def validation_batches(
     split: Split,
+    indices: Sequence[int],
     data: DataSettings,
     *,
     side: int,
@@ -153,10 +154,11 @@ def validation_batches(
     device: torch.device,
     ranks: Ranks = SINGLE_PROCESS,
 ) -> Iterator[Tensor]:
-    """Yield the centre crops of a rank's share of a split once, in order.
+    """Yield the centre crops of a rank's share of images once, in order.
 
     Args:
         split: The split.
+        indices: Images of the split.
         data: Settings of the workers.
         side: Side of the crops, pixels.
         batch_size: Number of images in a batch.
@@ -166,7 +168,7 @@ def validation_batches(
     Yields:
         [B, 3, side, side] uint8 on the device.
     """
-    keys = [(0, index) for index in range(len(split))[ranks.share(len(split))]]
+    keys = [(0, index) for index in indices[ranks.share(len(indices))]]
     batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
     return _batches(_center_crops(split, side).batch, batches, worker_count(data.workers, device, ranks), device)
 

@@ -187,6 +187,26 @@ def load_lpips(trunk: Trunk, folder: Path | None = None, device: torch.device | 
     return LPIPS(network).to(device)
 
 
+def untrained_lpips(trunk: Trunk, device: torch.device | str = "cpu") -> LPIPS:
+    """Return LPIPS with random weights, which costs as much as the real one, to measure the time of training.
+
+    Args:
+        trunk: Name of the trunk, as for `load_lpips`.
+        device: Device that runs the network.
+    """
+    with _quiet(), torch.device("meta"):
+        import lpips
+
+        network = lpips.LPIPS(net=trunk, pretrained=False, pnet_rand=True, verbose=False)
+    network.to_empty(device=device)
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.ndim == 4 and len(tensor) > 1:  # a convolution of the trunk
+            nn.init.kaiming_normal_(tensor.data)
+        else:
+            nn.init.ones_(tensor.data)
+    return LPIPS(network)
+
+
 @contextmanager
 def exact_float32() -> Iterator[None]:
     """Compute without gradients and without TF32, which would change the fourth digit of the metrics."""

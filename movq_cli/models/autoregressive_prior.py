@@ -97,7 +97,7 @@ class CausalPrior(CodePrior):
         if known is not None:
             decoding.sequence[:, self.shape.chunks :] = known.flatten(1)
         decoding.position.zero_()
-        guided = draws.guided_classes(classes, self.unknown, settings)
+        guided = draws.guided_classes(classes, self.no_class, settings)
         if guided is not None:
             x = self.class_tokens(guided) + self.position[:, -1:]
             caches = decoding.caches[: len(self._body)]

@@ -52,7 +52,7 @@ class CodePrior(CodeTransformer):
 
         Args:
             codes: Codes, [B, h, w, c] int64 in [0, K]; K is an unknown code.
-            classes: Class ids, [B] int64 in [0, classes), or K for none; None for an unconditional prior.
+            classes: Class ids, [B] int64 in [0, classes), or `no_class`; None for an unconditional prior.
 
         Returns:
             [B, h, w, c, K] in the precision of autocast.
@@ -78,7 +78,7 @@ class CodePrior(CodeTransformer):
 
         Args:
             seeds: Seeds of the B images, each in [0, 2^32). An image depends on its own seed and class alone.
-            classes: Class ids, [B] int64 in [0, classes), or K for none; None for an unconditional prior.
+            classes: Class ids, [B] int64 in [0, classes), or `no_class`; None for an unconditional prior.
             settings: Settings of the sampler.
             known: Codes that are given, [B, h, w, c] int64 in [0, K], where K is a code to be drawn. None draws all.
 

@@ -102,11 +102,11 @@ def guided_rows(images: int, classes: Tensor | None, settings: SampleSettings) -
     return 2 * images if classes is not None and settings.guidance > 0 else images
 
 
-def guided_classes(classes: Tensor | None, unknown: int, settings: SampleSettings) -> Tensor | None:
-    """Return the class ids of the model's batch: the images' own, [B], then with guidance K for none, [B]."""
+def guided_classes(classes: Tensor | None, no_class: int, settings: SampleSettings) -> Tensor | None:
+    """Return the class ids of the model's batch: the images' own, [B], then with guidance no class, [B]."""
     if classes is None or settings.guidance == 0:
         return classes
-    return torch.cat([classes, torch.full_like(classes, unknown)])
+    return torch.cat([classes, torch.full_like(classes, no_class)])
 
 
 def repeat_guided(x: Tensor, rows: int) -> Tensor:

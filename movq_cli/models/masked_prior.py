@@ -132,7 +132,7 @@ class MaskedPrior(CodePrior):
 
     def _guided_logits(self, codes: Tensor, classes: Tensor | None, settings: SampleSettings, step: int) -> Tensor:
         rows = draws.guided_rows(len(codes), classes, settings)
-        logits = self(draws.repeat_guided(codes, rows), draws.guided_classes(classes, self.unknown, settings))
+        logits = self(draws.repeat_guided(codes, rows), draws.guided_classes(classes, self.no_class, settings))
         return draws.guide(logits, len(codes), settings.guidance_at(step, settings.steps))
 
     def _first_logits(self, images: int, classes: Tensor | None, settings: SampleSettings) -> Tensor:

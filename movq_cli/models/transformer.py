@@ -74,7 +74,8 @@ class CodeTransformer(nn.Module):
 
     One table of (K + 1) x (W / c) embeds the codes of all chunks; its last row is the unknown code. The c embeddings of
     a position are concatenated to its token, as the tokenizer's chunks are concatenated to its channels. A class is one
-    more token: its id is looked up in the same table, once for each chunk.
+    more token: its id is looked up in the same table, once for each chunk. If there are more classes than codes, the
+    classes from K on have rows of their own, after the row of the unknown code.
 
     Args:
         settings: Number of layers, heads and classes, and the widths.
@@ -86,7 +87,8 @@ class CodeTransformer(nn.Module):
         self.settings = settings
         self.shape = shape
         tokens = shape.positions + (1 if settings.classes else 0)
-        self.table = nn.Embedding(shape.codebook_size + 1, settings.width // shape.chunks)
+        rows = max(shape.codebook_size, settings.classes) + 1
+        self.table = nn.Embedding(rows, settings.width // shape.chunks)
         self.position = nn.Parameter(torch.zeros(1, tokens, settings.width))
         self.blocks = nn.ModuleList(Block(settings) for _ in range(settings.layers))
         self.norm = nn.LayerNorm(settings.width)
@@ -96,8 +98,13 @@ class CodeTransformer(nn.Module):
 
     @property
     def unknown(self) -> int:
-        """The id of an unknown code or class, K."""
+        """The id of an unknown code, K."""
         return self.shape.codebook_size
+
+    @property
+    def no_class(self) -> int:
+        """The class id of an image without a class: K, or the number of classes if it is larger."""
+        return max(self.shape.codebook_size, self.settings.classes)
 
     @property
     def length(self) -> int:
@@ -119,7 +126,10 @@ class CodeTransformer(nn.Module):
         return self.table(codes).flatten(-2)
 
     def class_tokens(self, classes: Tensor) -> Tensor:
-        """Return tokens [B, 1, W] of class ids, [B] int64 in [0, classes), or K for none."""
+        """Return tokens [B, 1, W] of class ids, [B] int64 in [0, classes), or `no_class`."""
+        if self.no_class > self.unknown:  # Row K is that of no class, and the classes from K on follow it.
+            beyond = torch.where(classes == self.no_class, self.unknown, classes + 1)
+            classes = torch.where(classes < self.unknown, classes, beyond)
         return self.tokens(classes[:, None, None].expand(-1, 1, self.shape.chunks))
 
     def logits(self, x: Tensor) -> Tensor:

@@ -1,15 +1,20 @@
-"""The files that a training run saves: its last checkpoint, the exported weights, and those of its best validation."""
+"""The files that a training run saves: its checkpoints, the exported weights, and those of its best validation."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from movq_cli import agreement, checkpoints
+from movq_cli import agreement, checkpoints, runs
 from movq_cli.console import Console
 from movq_cli.errors import BadRequestError
-from movq_cli.runs import Run, RunManifest, now
+from movq_cli.files import link_or_copy
+from movq_cli.run_manifest import RunManifest
+from movq_cli.runs import Run, now
+from movq_cli.training.log import Metrics
 from movq_cli.training.stage import Stage
 
 
@@ -28,6 +33,8 @@ class Checkpointer:
         self.stage = stage
         self.run = run
         self.manifest = manifest
+        self.validation_is_missing = False
+        """Whether the validation after the step of the loaded checkpoint was stopped."""
 
     def resume(self, console: Console) -> int:
         """Load the last checkpoint if there is one, and return the number of steps already done.
@@ -58,9 +65,12 @@ class Checkpointer:
             if state["run"] != self.manifest.started:
                 raise ValueError("it belongs to another run")
             for name, part in self.stage.parts().items():
-                part.load_state_dict(state["stage"][name])
+                # A part that the run did not have before, such as a discriminator, starts now.
+                if name in state["stage"] or name not in self.stage.optional_parts:
+                    part.load_state_dict(state["stage"][name])
             step, best = int(state["step"]), state["best"]
-            update = {"best_step": best["step"], "best_score": best["score"]}
+            update = {"best_step": best["step"], "best_by": best.get("by"), "best_score": best["score"]}
+            self.validation_is_missing = bool(state.get("validation_is_missing"))
         except (KeyError, TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             message = f"{self.run.checkpoint} is not a checkpoint of this run ({reason})"
@@ -70,9 +80,14 @@ class Checkpointer:
 
     def _state(self, step: int) -> dict[str, Any]:
         """Return the content of a checkpoint."""
-        state = {name: part.state_dict() for name, part in self.stage.parts().items()}
-        best = {"step": self.manifest.best_step, "score": self.manifest.best_score}
-        return {"run": self.manifest.started, "step": step, "stage": state, "best": best}
+        manifest = self.manifest
+        return {
+            "run": manifest.started,
+            "step": step,
+            "stage": {name: part.state_dict() for name, part in self.stage.parts().items()},
+            "best": {"step": manifest.best_step, "by": manifest.best_by, "score": manifest.best_score},
+            "validation_is_missing": self.validation_is_missing,
+        }
 
     @property
     def _remedy(self) -> str:
@@ -92,20 +107,37 @@ class Checkpointer:
             "it. If it happens again, check the memory and the GPUs of these machines.",
         )
 
-    def save_best(self, step: int, score: float) -> None:
-        """Write the best weights if no earlier validation had this score or a higher one."""
-        if self.manifest.best_score is not None and score <= self.manifest.best_score:
+    def save_best(self, step: int, metrics: Metrics) -> None:
+        """Write the best weights if these metrics have the stage's criterion, and no earlier value was as good."""
+        criterion, before = self.stage.criterion, self.manifest
+        value = metrics.get(criterion.metric)
+        if not isinstance(value, float) or not math.isfinite(value):
             return
-        self.manifest = self.manifest.model_copy(update={"best_step": step, "best_score": score})
+        has_best = before.best_by == criterion.metric and before.best_score is not None
+        if has_best and not criterion.is_better(value, before.best_score or 0.0):
+            return
+        update = {"best_step": step, "best_by": criterion.metric, "best_score": value}
+        self.manifest = before.model_copy(update=update)
         if self.stage.ranks.is_first:
             self.stage.export(self.run.best)
 
     def save(self, step: int) -> None:
-        """Write the checkpoint, then the weights and the manifest."""
+        """Write the checkpoint, then the weights and the manifest; remove what exceeds the earlier checkpoints."""
         if not self.stage.ranks.is_first:
             return
         checkpoints.save_state(self.run.checkpoint, self._state(step))
+        self._keep(step)
         self.publish(step)
+
+    def _keep(self, step: int) -> None:
+        """Give the checkpoint a second name by its step if it is to stay, and remove the oldest of those that stay."""
+        limit, milestones = self.stage.settings.keep_checkpoints, self.stage.milestones
+        if limit or step in milestones:
+            link_or_copy(self.run.checkpoint, self.run.kept_checkpoint(step))
+        others = [kept for kept in self.run.kept_steps() if kept not in milestones]
+        names = limit + 1 if limit else 0  # The last checkpoint has such a name too.
+        for kept in others[: max(0, len(others) - names)]:
+            self.run.kept_checkpoint(kept).unlink(missing_ok=True)
 
     def save_if_finite(self, step: int) -> bool:
         """Save unless a weight, an optimizer state or an average is not finite; return whether it was saved."""
@@ -120,7 +152,54 @@ class Checkpointer:
         if not self.stage.ranks.is_first:
             return
         self.stage.export(self.run.weights)
-        is_finished = step >= self.manifest.steps
+        is_finished = step >= self.manifest.steps and not self.validation_is_missing
         status = "finished" if is_finished else "running"
         update = {"step": step, "status": status, "finished": now() if is_finished else None}
         self.run.write(self.manifest.model_copy(update=update))
+
+
+def branch(origin: Run, step: int | None, manifest: Callable[[int], RunManifest], run: Run) -> RunManifest:
+    """Start a run from a training state of another run.
+
+    Args:
+        origin: The other run.
+        step: Number of steps that the state has done; None takes the last checkpoint.
+        manifest: Function that returns the manifest of the new run for this number of steps.
+        run: The new run, whose checkpoint and manifest are written.
+
+    Returns:
+        The manifest as it now is on disk.
+
+    Raises:
+        BadRequestError: The origin has no such checkpoint, or no run can go on from it.
+    """
+    before = origin.read()
+    stored = {kept: origin.kept_checkpoint(kept) for kept in origin.kept_steps()}
+    if origin.checkpoint.is_file():
+        stored[before.step] = origin.checkpoint
+    chosen = before.step if step is None else step
+    if chosen not in stored:
+        known = ", ".join(map(str, sorted(stored)))
+        remedy = f"It has those of the steps {known}." if known else "Resume it, and it writes one."
+        raise BadRequestError(f"{origin.folder} has no checkpoint of step {chosen}", remedy)
+    after = manifest(chosen).model_copy(update={"step": chosen})
+    if after.steps <= chosen:
+        raise BadRequestError(
+            f"the run would end at step {after.steps}, but the state in {origin.folder} has done {chosen} steps",
+            "Give it more steps: -o train_vq.steps or -o train_prior.steps counts those of the origin too.",
+        )
+    remedy = "Name another step of it (RUN@STEP)."
+    state = checkpoints.load_state(stored[chosen], torch.device("cpu"), remedy)
+    if state.get("run") != before.started or state.get("step") != chosen:
+        raise BadRequestError(f"{stored[chosen]} is not the checkpoint of step {chosen} of this run", remedy)
+    state["run"] = after.started
+    state["best"] = {"step": None, "by": None, "score": None}
+    if any(name in after.history[-1].settings for name in _DISCRIMINATOR):
+        state["stage"].pop("discriminator", None)  # It starts anew.
+    checkpoints.save_state(run.checkpoint, state)
+    runs.write(run, after)
+    return after
+
+
+_DISCRIMINATOR = {"train_vq.discriminator_channels", "train_vq.discriminator_layers"}
+"""Settings that decide the shapes of the discriminator's weights."""

@@ -106,10 +106,14 @@ class Log:
             self._counts[name] += 1
         self._steps += 1
 
-    def flush(self, step: int) -> None:
-        """Write the line for the steps since the last line, if there are any; the host waits for the device."""
+    def flush(self, step: int) -> dict[str, float]:
+        """Write the line for the steps since the last line, if there are any; the host waits for the device.
+
+        Returns:
+            The means of the metrics over these steps; empty without a step.
+        """
         if not self._steps:
-            return
+            return {}
         sums = self.ranks.mean(torch.stack(list(self._sums.values()))).tolist()
         means = {name: value / self._counts[name] for name, value in zip(self._sums, sums, strict=True)}
         seconds = time.perf_counter() - self._since
@@ -129,17 +133,27 @@ class Log:
             self._report_throughput(step, rate, speed.get("peak_memory_gib"))
         self._sums, self._counts, self._steps = {}, Counter(), 0
         self.restart_clock()
+        return means
 
-    def validation(self, step: int, metrics: Metrics) -> None:
-        """Write the metrics of a validation to the log, and the scalar ones to the console."""
-        scalars = {
-            name if index is None else f"{name}/{index}": value
-            for name, values in metrics.items()
-            for index, value in (enumerate(values) if isinstance(values, list) else [(None, values)])
-        }
-        self._write(step, {"validation": metrics}, {f"validation/{name}": value for name, value in scalars.items()})
+    def validation(self, step: int, metrics: Metrics, raw: Metrics | None = None) -> None:
+        """Write the metrics of a validation to the log, and the scalar ones to the console.
+
+        Args:
+            step: Number of steps done.
+            metrics: Metrics of the exported weights.
+            raw: Metrics of the weights of the last step, if they were validated too.
+        """
+        record: dict[str, Any] = {"validation": metrics}
+        scalars = {f"validation/{name}": value for name, value in _scalars(metrics)}
+        if raw is not None:
+            record |= {"validation_of_raw_weights": raw}
+            scalars |= {f"validation_of_raw_weights/{name}": value for name, value in _scalars(raw)}
+        self._write(step, record, scalars)
         text = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items() if isinstance(value, float))
         self.console.log(f"step {step}: {text}")
+        if raw is not None:
+            text = ", ".join(f"{name} {value:.4g}" for name, value in raw.items() if isinstance(value, float))
+            self.console.log(f"step {step}, weights without average: {text}")
 
     def _report_throughput(self, step: int, rate: float, memory: float | None) -> None:
         remaining = timedelta(seconds=round((self.steps - step) * self.settings.batch_size / rate))
@@ -155,6 +169,15 @@ class Log:
         if self._events is not None:
             for name, value in scalars.items():
                 self._events.add_scalar(name, value, step)
+
+
+def _scalars(metrics: Metrics) -> Iterator[tuple[str, float]]:
+    """Yield the name and the value of each scalar; the elements of a list are numbered."""
+    for name, values in metrics.items():
+        if isinstance(values, list):
+            yield from ((f"{name}/{index}", value) for index, value in enumerate(values))
+        else:
+            yield name, values
 
 
 def wants_tensorboard(setting: bool | None) -> bool:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import math
 import threading
-from typing import NamedTuple, Self
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,11 +15,13 @@ from movq_cli import signals
 from movq_cli.console import Console
 from movq_cli.errors import FailureError, InterruptedRunError
 from movq_cli.files import atomic_write
-from movq_cli.runs import Run, RunManifest
-from movq_cli.settings import TrainSettings
+from movq_cli.run_manifest import RunManifest
+from movq_cli.runs import Run
 from movq_cli.training.checkpointer import Checkpointer
 from movq_cli.training.log import Log, Metrics, Speed
 from movq_cli.training.stage import Stage
+from movq_cli.training.validator import Due, Validator
+from movq_cli.training.watch import StoppedValidationError, Watch
 
 
 def train(
@@ -35,7 +38,7 @@ def train(
             the rate of the device's matrix products; None omits this comparison.
 
     Returns:
-        The metrics of the last validation; empty if no step was left to do.
+        The metrics of the last validation and evaluation.
 
     Raises:
         InterruptedRunError: The process received SIGINT, SIGTERM or SIGHUP; it wrote a checkpoint first.
@@ -45,42 +48,89 @@ def train(
     settings, steps, ranks = stage.settings, manifest.steps, stage.ranks
     checkpointer = Checkpointer(stage, run, manifest)
     step = checkpointer.resume(console)
-    if step == steps:  # The run was killed between its last checkpoint and its end.
-        metrics = {**stage.validate(), **(stage.evaluate() if settings.evaluate_every else {})}
-        checkpointer.publish(step)
-        return metrics
-    speed = None if tflop_per_step is None else Speed.measured(tflop_per_step, stage.device, settings.precision)
-    stop, batches = threading.Event(), stage.batches(step)
-    metrics = {}
+    stop = threading.Event()
+    is_complete = step >= steps  # The run was killed between its last checkpoint and its end.
+    speed = None
+    if tflop_per_step is not None and not is_complete:
+        speed = Speed.measured(tflop_per_step, stage.device, settings.precision)
+    console.log(f"loss = {stage.loss_formula}")
     with (
         Log(run, console, settings, ranks, steps, speed) as log,
         signals.on_stop_signal(stop.set, launched=ranks.world_size > 1),
-        console.progress(steps, "training", "steps", done=step) as progress,
+        console.progress(steps, "training", "steps", done=min(step, steps)) as progress,
     ):
+
+        def stops() -> bool:
+            return stop.is_set() or ranks.is_orphaned
+
+        validator = Validator(stage, run, log, checkpointer, Watch(console, ranks, stops))
+        if is_complete or checkpointer.validation_is_missing:
+            _finish_step(validator, step, Due.after(stage, step, steps, is_stopping=True), steps)
+        elif step == 0 and stage.validates_first:
+            evaluation = stage.evaluation_interval > 0
+            _finish_step(validator, step, Due(True, evaluation, checkpoint=False, log_line=False), steps)
+        batches, is_healthy = stage.batches(step), True
         while step < steps:
-            # Each step seeds the generator anew, so that a resumed run draws the same random numbers.
-            torch.manual_seed(step_seed(settings.seed, step))
-            with log.waiting():
-                batch = next(batches)
-            log.add(stage.step(batch, step))
+            _step(stage, batches, step, log, console)
             step += 1
-            is_stopping = ranks.any(stop.is_set() or ranks.is_orphaned)
-            due = _Due.after(step, steps, settings, is_stopping=is_stopping)
+            is_stopping = ranks.any(stops())
+            due = Due.after(stage, step, steps, is_stopping=is_stopping)
             if any(due):
                 _check_finite(stage, run, checkpointer)
                 if due.validation or due.checkpoint:
                     checkpointer.require_same_state(step)
-                log.flush(step)
+                is_healthy = _warn(stage, step, log.flush(step), console, was_healthy=is_healthy)
             progress.advance(1, log.shown)
-            metrics = _measure(stage, run, step, due, log, checkpointer, metrics)
-            if due.checkpoint:
-                checkpointer.save(step)
-            if due.validation or due.evaluation or due.checkpoint:
-                log.restart_clock()
+            _finish_step(validator, step, due, steps)
             if is_stopping and step < steps:
-                message = f"stopped at step {step} of {steps}; a checkpoint is in {run.folder}"
-                raise InterruptedRunError(message, "Run the same command again to resume.")
-    return metrics
+                raise _interrupted(run, step, steps)
+    return validator.metrics
+
+
+def _step(stage: Stage, batches: Iterator[Any], step: int, log: Log, console: Console) -> None:
+    """Make the step of this index."""
+    if event := stage.event(step):
+        console.log(f"step {step}: {event}")
+    # Each step seeds the generator anew, so that a resumed run draws the same random numbers.
+    torch.manual_seed(step_seed(stage.settings.seed, step))
+    with log.waiting():
+        batch = next(batches)
+    log.add(stage.step(batch, step))
+
+
+def _finish_step(validator: Validator, step: int, due: Due, steps: int) -> None:
+    """Validate, evaluate and save what is due after a step.
+
+    Raises:
+        InterruptedRunError: The validation was stopped; the checkpoint says that it is missing.
+    """
+    checkpointer = validator.checkpointer
+    try:
+        validator.validate(step, due)
+    except StoppedValidationError:
+        checkpointer.validation_is_missing = True
+        checkpointer.save(step)
+        raise _interrupted(validator.run, step, steps) from None
+    checkpointer.validation_is_missing = False
+    if due.checkpoint:
+        checkpointer.save(step)
+    if due.validation or due.evaluation or due.checkpoint:
+        validator.log.restart_clock()
+
+
+def _interrupted(run: Run, step: int, steps: int) -> InterruptedRunError:
+    message = f"stopped at step {step} of {steps}; a checkpoint is in {run.folder}"
+    return InterruptedRunError(message, "Run the same command again to resume.")
+
+
+def _warn(stage: Stage, step: int, means: Mapping[str, float], console: Console, *, was_healthy: bool) -> bool:
+    """Return whether the stage has no warning about these means; print a warning that it did not have before."""
+    if not means:
+        return was_healthy
+    text = stage.warning(step, means)
+    if text is not None and was_healthy:
+        console.warn(f"step {step}: {text}")
+    return text is None
 
 
 def step_seed(seed: int, step: int) -> int:
@@ -89,43 +139,6 @@ def step_seed(seed: int, step: int) -> int:
     Seed and step are hashed together, because torch's CPU generator uses only 32 bits of its seed.
     """
     return int(np.random.SeedSequence((seed, step)).generate_state(1)[0])
-
-
-class _Due(NamedTuple):
-    """The tasks that are due after a step."""
-
-    validation: bool
-    evaluation: bool
-    checkpoint: bool
-    log_line: bool
-
-    @classmethod
-    def after(cls, step: int, steps: int, settings: TrainSettings, *, is_stopping: bool) -> Self:
-        """Return the tasks after `step` of `steps` steps; a validation and a checkpoint end the run."""
-        is_last = step == steps
-        return cls(
-            validation=is_last or step % settings.validate_every == 0,
-            evaluation=settings.evaluate_every > 0 and (is_last or step % settings.evaluate_every == 0),
-            checkpoint=is_last or step % settings.checkpoint_every == 0 or is_stopping,
-            log_line=step % settings.log_every == 0,
-        )
-
-
-def _measure(
-    stage: Stage, run: Run, step: int, due: _Due, log: Log, checkpointer: Checkpointer, metrics: Metrics
-) -> Metrics:
-    """Validate and evaluate if they are due, and return the newest metrics."""
-    if due.validation:
-        metrics = stage.validate()
-        log.validation(step, metrics)
-        checkpointer.save_best(step, stage.score(metrics))
-        if stage.ranks.is_first:
-            stage.draw(run, step)
-    if due.evaluation:
-        distances = stage.evaluate()
-        log.validation(step, distances)
-        metrics = {**metrics, **distances}
-    return metrics
 
 
 def _check_finite(stage: Stage, run: Run, checkpointer: Checkpointer) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ from movq_cli.runs import Run
 from movq_cli.settings import Preset, TrainPriorSettings
 from movq_cli.training.log import DeviceMetrics, Metrics
 from movq_cli.training.loop import step_seed
+from movq_cli.training.stage import Criterion
 from movq_cli.training.trainable import FiniteCheck, Stateful, Trainable, check_shares, checkpoint_activations
+from movq_cli.training.watch import UNWATCHED, Watch, batch_count
 
 _PICTURES = 16
 """Number of samples in the pictures of a run."""
@@ -123,7 +125,7 @@ class PriorTraining:
         self.generator.manual_seed(step_seed(self.settings.seed, step))
         own = self.ranks.share(size)
         if classes is not None:
-            classes = classes.masked_fill(self._dropped_classes(size)[own], self.model.unknown)
+            classes = classes.masked_fill(self._dropped_classes(size)[own], self.model.no_class)
         targets = self.model.targets(size, self.generator)
         # With this divisor, the mean over all ranks and parts is the mean over all predicted codes of the batch.
         count = targets.sum() / (self.ranks.world_size * parts)
@@ -160,19 +162,27 @@ class PriorTraining:
         return codes, torch.from_numpy(cache.labels[indices]).to(self.device, non_blocking=True)
 
     @torch.inference_mode()
-    def validate(self) -> Metrics:
+    def validate(self, watch: Watch = UNWATCHED, *, averaged: bool = True) -> Metrics:
         """Return the cross-entropy on the validation split in nats a predicted code, and the codes' unigram entropy.
 
         The loss has no label smoothing. It is given over all codes and for each channel; the prior's mode adds metrics
         of its own. The targets are the same at every validation. A loss near the unigram entropy means that the prior
-        has not learned how codes depend on each other.
+        has not learned how codes depend on each other. The images are the complete validation split, or
+        `validate_images` of it.
+
+        Args:
+            watch: Watch that ends the validation if the training is to stop.
+            averaged: Whether the exported weights are validated; otherwise those of the last step.
         """
         self.generator.manual_seed(self.settings.seed)
-        model, shape = self.prior.exported, self.model.shape
+        model, shape = self.prior.in_eval_mode(averaged=averaged), self.model.shape
         # The sum of nats and the number of predicted codes, by interval of the predicted share and by channel.
         totals = torch.zeros(2, _SHARE_BINS, shape.chunks, dtype=torch.float64, device=self.device)
-        for start in range(0, len(self.validation), self.settings.batch_size):
-            indices = np.arange(start, min(start + self.settings.batch_size, len(self.validation)))
+        limit, size = self.settings.validate_images or len(self.validation), self.settings.batch_size
+        chosen = np.array(pixels.evenly_spaced(len(self.validation), limit))
+        starts = range(0, len(chosen), size)
+        for start in watch.batches(starts, len(starts), "validating"):
+            indices = chosen[start : start + size]
             own = self.ranks.share(len(indices))
             targets = self.model.targets(len(indices), self.generator)[own]
             if not len(targets):  # The last batch may have fewer images than there are ranks.
@@ -186,27 +196,80 @@ class PriorTraining:
         loss = _ratio(self.ranks.sum(totals).sum((1, 2)))
         metrics: Metrics = {"loss": loss, "loss_of_channels": [_ratio(channel) for channel in totals.sum(1).T]}
         metrics |= self.model.validation_metrics(loss, [_ratio(interval) for interval in totals.sum(2).T])
-        return metrics | {"unigram_entropy": self._unigram_entropy()}
+        return metrics | self._unigram_entropies()
 
     @torch.inference_mode()
-    def evaluate(self) -> Metrics:
+    def evaluate(self, watch: Watch = UNWATCHED) -> Metrics:
         """Return the FID of `evaluate_images` samples, with the same seeds each time and the classes in turn."""
         assert self.fid_evaluator is not None
         seeds = range(self.settings.evaluate_images)[self.ranks.share(self.settings.evaluate_images)]
         size = self.settings.batch_size // self.ranks.world_size
         batches = (seeds[start : start + size] for start in range(0, len(seeds), size))
-        return {"fid": self.fid_evaluator.fid(map(self._samples, batches))}
+        count = batch_count(self.settings.evaluate_images, size, self.ranks)
+        watched = watch.batches(batches, count, "sampling for FID")
+        return {"fid": self.fid_evaluator.fid(map(self._samples, watched))}
 
-    def score(self, metrics: Metrics) -> float:
-        """Return the score of a validation, higher is better: minus the loss."""
-        loss = metrics["loss"]
-        assert not isinstance(loss, list)
-        return -loss
+    @property
+    def loss_formula(self) -> str:
+        """The cross-entropy, with the label smoothing that its logged value includes."""
+        smoothing = f", with label smoothing {self.label_smoothing:g}" if self.label_smoothing else ""
+        return f"cross-entropy in nats per predicted code{smoothing}"
 
-    def _unigram_entropy(self) -> float:
-        counts = np.bincount(np.asarray(self.validation.codes).ravel())
-        share = counts[counts > 0] / counts.sum()
-        return float(-(share * np.log(share)).sum())
+    @property
+    def evaluation_interval(self) -> int:
+        """Number of steps between evaluations; 0 if there are none."""
+        return self.settings.evaluation_interval(has_weights=self.fid_evaluator is not None)
+
+    @property
+    def criterion(self) -> Criterion:
+        """The metric that decides which weights are saved as the best ones."""
+        best_by = self.settings.best_by or ("fid" if self.evaluation_interval else "loss")
+        return Criterion(best_by, higher_is_better=False)
+
+    @property
+    def validation_criterion(self) -> Criterion:
+        """The metric of every validation by which weights are compared."""
+        return Criterion("loss", higher_is_better=False)
+
+    @property
+    def milestones(self) -> frozenset[int]:
+        """No steps: every checkpoint of a prior is like any other."""
+        return frozenset()
+
+    @property
+    def optional_parts(self) -> frozenset[str]:
+        """No parts: there is the prior alone."""
+        return frozenset()
+
+    @property
+    def validates_first(self) -> bool:
+        """Never: a prior starts from random weights."""
+        return False
+
+    @property
+    def has_average(self) -> bool:
+        """Whether the exported weights are a running average."""
+        return self.prior.average is not None
+
+    def event(self, step: int) -> str | None:
+        """Return None: nothing begins during the training of a prior."""
+
+    def warning(self, step: int, means: Mapping[str, float]) -> str | None:
+        """Return None: there is no warning about a step of a prior."""
+
+    def _unigram_entropies(self) -> Metrics:
+        """Return the entropies of the validation codes' frequencies: their mean over the chunks, of each, and pooled.
+
+        A prior knows the chunk of a code, so that the mean over the chunks is the loss of a prior that knows nothing
+        else. The entropy over all chunks together is larger if the chunks use different entries.
+        """
+        codes = np.asarray(self.validation.codes)
+        of_chunks = [_entropy(codes[..., chunk]) for chunk in range(codes.shape[-1])]
+        return {
+            "unigram_entropy": float(np.mean(of_chunks)),
+            "unigram_entropy_of_chunks": of_chunks,
+            "unigram_entropy_pooled": _entropy(codes),
+        }
 
     @torch.inference_mode()
     def draw(self, run: Run, step: int) -> None:
@@ -238,6 +301,13 @@ class PriorTraining:
             tokenizer=self.tokenizer_hash,
         )
         checkpoints.save_weights(path, self.prior.exported, header)
+
+
+def _entropy(codes: np.ndarray) -> float:
+    """Return the entropy of the frequencies of codes, in nats."""
+    counts = np.bincount(codes.ravel())
+    share = counts[counts > 0] / counts.sum()
+    return float(-(share * np.log(share)).sum())
 
 
 def _ratio(pair: Tensor) -> float:

@@ -118,6 +118,7 @@ class Trainable(Generic[ModelT]):
         self.model = model
         self.optimizer = optimizer
         self.settings = settings
+        self.ranks = ranks
         self.learning_rate = learning_rate or settings.learning_rate
         self.steps = steps
         device = next(model.parameters()).device
@@ -128,6 +129,12 @@ class Trainable(Generic[ModelT]):
             model.compile()
         self.forward = ranks.wrap(model)
         """The function that a training step calls: the model, whose gradients become means over the ranks."""
+
+    def set_weights(self, model: ModelT) -> None:
+        """Replace the weights, and their running average, by those of a model of the same architecture."""
+        self.model.load_state_dict(model.state_dict())
+        if self.average is not None:
+            self.average.module.load_state_dict(model.state_dict())
 
     def clear(self) -> None:
         """Delete the gradients of the previous step."""
@@ -174,8 +181,14 @@ class Trainable(Generic[ModelT]):
         """
         # The number of updates is a tensor on the CPU.
         share = (1 - average_decay(self.settings, int(average.n_averaged))) * is_finite
-        averages: list[Tensor] = list(average.module.parameters())
-        weights: list[Tensor] = list(self.model.parameters())
+        # A frozen weight is equal to its average, which rounding would change.
+        pairs = [
+            (own, weight)
+            for own, weight in zip(average.module.parameters(), self.model.parameters(), strict=True)
+            if weight.requires_grad
+        ]
+        averages: list[Tensor] = [own for own, _ in pairs]
+        weights: list[Tensor] = [weight for _, weight in pairs]
         torch._foreach_mul_(averages, 1 - share)
         torch._foreach_add_(averages, list(torch._foreach_mul(weights, share)))
         average.n_averaged += 1
@@ -203,7 +216,11 @@ class Trainable(Generic[ModelT]):
     @property
     def exported(self) -> ModelT:
         """The model to validate and to export, in eval mode: the running average, or without one the model itself."""
-        if self.average is None:
+        return self.in_eval_mode(averaged=True)
+
+    def in_eval_mode(self, *, averaged: bool) -> ModelT:
+        """Return the running average if there is one and it is asked for, else the model itself."""
+        if self.average is None or not averaged:
             return self.model.eval()
         assert isinstance(self.average.module, type(self.model))
         return self.average.module.eval()
@@ -213,13 +230,26 @@ class Trainable(Generic[ModelT]):
         return {name: part.state_dict() for name, part in self._parts().items()}
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
-        """Restore the state that `state_dict` returned."""
+        """Restore the state that `state_dict` returned; an average that it does not have starts from the weights.
+
+        The options of the optimizer, such as the weight decay, stay those of the settings.
+        """
+        options = [_without_parameters(group) for group in self.optimizer.param_groups]
         for name, part in self._parts().items():
-            part.load_state_dict(state_dict[name])
+            if name in state_dict or part is not self.average:
+                part.load_state_dict(state_dict[name])
+        for group, own in zip(self.optimizer.param_groups, options, strict=True):
+            group.update(own)
+        if self.average is not None and "average" not in state_dict:
+            self.average.module.load_state_dict(self.model.state_dict())
 
     def _parts(self) -> dict[str, Stateful]:
         parts: dict[str, Stateful] = {"model": self.model, "optimizer": self.optimizer}
         return parts if self.average is None else {**parts, "average": self.average}
+
+
+def _without_parameters(group: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in group.items() if name != "params"}
 
 
 class FiniteCheck:

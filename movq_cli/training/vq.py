@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from movq_cli import checkpoints, devices
 from movq_cli.data import loader, pixels
 from movq_cli.data.sampler import EpochOrder
 from movq_cli.data.shards import PreparedSet
+from movq_cli.errors import BadRequestError
 from movq_cli.evaluation import extractors, paired
 from movq_cli.evaluation.fid_evaluator import FIDEvaluator
 from movq_cli.evaluation.metrics import load_scorers
@@ -25,11 +25,23 @@ from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.runs import Run
 from movq_cli.settings import Preset, TrainVQSettings
 from movq_cli.training import losses
+from movq_cli.training.adversary import Adversary
+from movq_cli.training.color import ColorError
+from movq_cli.training.initial_weights import InitialWeights
 from movq_cli.training.log import DeviceMetrics, Metrics
+from movq_cli.training.stage import Criterion
 from movq_cli.training.trainable import FiniteCheck, ModelT, Stateful, Trainable, check_shares, checkpoint_activations
+from movq_cli.training.watch import UNWATCHED, Watch, batch_count
 
 _PICTURES = 8
 """Number of validation images in the pictures of a run."""
+
+_CRITERIA = {
+    "rfid": Criterion("rfid", higher_is_better=False),
+    "lpips": Criterion("lpips", higher_is_better=False),
+    "psnr": Criterion("psnr", higher_is_better=True),
+}
+"""The criteria of the best weights, the best criterion first."""
 
 
 class TokenizerTraining:
@@ -74,18 +86,33 @@ class TokenizerTraining:
         self.discriminator_start = settings.discriminator_step(self.steps, self.order.steps_per_epoch)
         self.perceptual = extractors.load_lpips("vgg", weights, device) if settings.perceptual_weight > 0 else None
         self.metrics = _validation_metrics(self.side, weights, device)
+        self.validation_criterion = _criterion({metric.key for metric in self.metrics})
+        self.criterion = self._best_criterion()
         check_shares(settings, ranks)
         self.finite_check = FiniteCheck(device, ranks)
         torch.manual_seed(settings.seed)
-        self.tokenizer = self._trainable(Tokenizer(all_settings.vq))
+        self.tokenizer = self._trainable(_frozen(Tokenizer(all_settings.vq), settings.freeze))
         self.model = self.tokenizer.model
         self.discriminator: Trainable[PatchDiscriminator] | None = None
+        self.adversary: Adversary | None = None
         if settings.adversarial_weight > 0:
             discriminator = PatchDiscriminator(settings.discriminator_channels, settings.discriminator_layers)
             self.discriminator = self._trainable(discriminator, settings.discriminator_learning_rate, average=False)
+            self.adversary = Adversary(self.discriminator, settings, self.discriminator_start, device)
         if settings.activation_checkpointing:
             checkpoint_activations(self.model, (ResidualBlock, AttentionBlock))
         self.uses = CodebookHealth(1, all_settings.vq.codebook_size).to(device)
+        self.same_codes: tuple[str, ...] = ()
+        """SHA-256 of the weight files whose codes the exported weights give, beside their own."""
+        self.validates_first = False
+        """Whether the initial weights are validated before the first step."""
+
+    def start_from(self, initial: InitialWeights) -> None:
+        """Replace the initial random weights by trained ones; a checkpoint of the run replaces them again."""
+        self.tokenizer.set_weights(initial.tokenizer)
+        if self.discriminator is not None and initial.discriminator is not None:
+            self.discriminator.set_weights(initial.discriminator)
+        self.validates_first = True
 
     def _trainable(
         self, model: ModelT, learning_rate: float | None = None, *, average: bool = True
@@ -129,28 +156,27 @@ class TokenizerTraining:
             step: Index of the step, from 0.
         """
         self.model.train()
-        is_trained = step >= self.discriminator_start - self.settings.discriminator_warmup
-        discriminator = self.discriminator if is_trained else None
-        trained: list[Trainable[Any]] = [self.tokenizer] if discriminator is None else [self.tokenizer, discriminator]
+        adversary = self.adversary if self.adversary is not None and step >= self.adversary.first_step else None
+        trained: list[Trainable[Any]] = [self.tokenizer]
+        if adversary is not None:
+            trained.append(adversary.discriminator)
         for trainable in trained:
             trainable.clear()
         parts = [
-            self._backward(part, number, step, discriminator)
+            self._backward(part, number, step, adversary)
             for number, part in enumerate(batch.chunk(self.settings.accumulate))
         ]
         metrics = {name: torch.stack([part.metrics[name] for part in parts]).mean() for name in parts[0].metrics}
         metrics["gradient_norm"] = self.tokenizer.clip()
-        if discriminator is not None:
-            metrics["discriminator_gradient_norm"] = discriminator.clip()
+        if adversary is not None:
+            metrics["discriminator_gradient_norm"] = adversary.discriminator.clip()
         is_finite = self.finite_check.update(step, metrics)
         for trainable in trained:
             trainable.update(step, is_finite)
         self._revive(parts, step, is_finite)
         return metrics
 
-    def _backward(
-        self, batch: Tensor, number: int, step: int, discriminator: Trainable[PatchDiscriminator] | None
-    ) -> _Part:
+    def _backward(self, batch: Tensor, number: int, step: int, adversary: Adversary | None) -> _Part:
         """Add the gradients of one of the `accumulate` parts of a batch to those of the models."""
         originals = pixels.to_signed(batch).contiguous(memory_format=self._memory_format)
         share = 1 / self.settings.accumulate
@@ -163,59 +189,31 @@ class TokenizerTraining:
             loss = losses.reconstruction(images, originals, self.settings, self.perceptual)
             (gradient,) = torch.autograd.grad(loss.total, images)
             metrics = {"l1": loss.l1, "l2": loss.l2, "perceptual": loss.perceptual}
-            if discriminator is not None and step >= self.discriminator_start:
-                adversarial_gradient, adversarial_metrics = self._adversarial_gradient(
-                    discriminator.model, images, out.features, gradient
+            if adversary is not None and step >= adversary.start:
+                adversarial_gradient, adversarial_metrics = adversary.gradient(
+                    images, out.features, self.model.decoder.conv_out, gradient
                 )
-                gradient = gradient + self._ramp(step) * adversarial_gradient
+                gradient = gradient + adversary.ramp(step) * adversarial_gradient
                 metrics |= adversarial_metrics
             total = loss.total
-            roots, gradients = [out.images], [share * gradient]
+            roots = [(out.images, share * gradient)]
             if out.losses:
                 quantizer_loss = losses.quantizer(out.losses, self.settings)
                 total = total + quantizer_loss
-                roots.append(share * quantizer_loss)
-                gradients.append(torch.ones_like(quantizer_loss))
-            torch.autograd.backward(roots, gradients)
-        if discriminator is not None:
-            with discriminator.backward_of(number):
-                metrics |= self._discriminator_backward(discriminator, originals, images.detach(), share)
+                roots.append((share * quantizer_loss, torch.ones_like(quantizer_loss)))
+            # What depends on frozen parts alone has no gradient.
+            tensors, gradients = zip(*(root for root in roots if root[0].requires_grad), strict=True)
+            torch.autograd.backward(tensors, gradients)
+        if adversary is not None:
+            with adversary.discriminator.backward_of(number):
+                metrics |= adversary.backward(originals, images.detach(), share)
         metrics |= losses.logged(out.losses) | {"loss": total}
         return _Part({name: value.detach() for name, value in metrics.items()}, out.encoded.detach(), out.codes)
-
-    def _adversarial_gradient(
-        self, discriminator: PatchDiscriminator, images: Tensor, features: Tensor, gradient: Tensor
-    ) -> tuple[Tensor, DeviceMetrics]:
-        """Return the weighted gradient of the adversarial loss at the images, and the metrics of that loss."""
-        discriminator.requires_grad_(False)
-        with devices.autocast(self.device, self.settings.precision):
-            logits = discriminator(images)
-        discriminator.requires_grad_(True)
-        generator = losses.generator_hinge(logits.float())
-        (adversarial,) = torch.autograd.grad(generator, images)
-        limit = self.settings.adaptive_weight_limit
-        weight = losses.adaptive_weight(features, self.model.decoder.conv_out, gradient, adversarial, limit, self.ranks)
-        metrics = {"generator": generator, "adaptive_weight": weight}
-        return self.settings.adversarial_weight * weight * adversarial, metrics
-
-    def _ramp(self, step: int) -> float:
-        """Return the factor in (0, 1] on the weight of the adversarial term at a step."""
-        return min(1.0, (step - self.discriminator_start + 1) / max(1, self.settings.discriminator_ramp))
-
-    def _discriminator_backward(
-        self, discriminator: Trainable[PatchDiscriminator], originals: Tensor, images: Tensor, share: float
-    ) -> DeviceMetrics:
-        """Add the discriminator's gradients on the originals and on the reconstructions of this step."""
-        with devices.autocast(self.device, self.settings.precision):
-            real, fake = discriminator.forward(originals), discriminator.forward(images)
-        loss = losses.discriminator_hinge(real.float(), fake.float())
-        (share * loss).backward()
-        return {"discriminator": loss, "logits_real": real.float().mean(), "logits_fake": fake.float().mean()}
 
     def _revive(self, parts: list[_Part], step: int, is_finite: Tensor) -> None:
         """Count the uses of the codes; every `revive_every` steps revive the codebook entries that had none."""
         interval = self.settings.revive_every
-        if interval == 0:
+        if interval == 0 or "codebook" in self.settings.freeze:
             return
         codes = torch.cat([part.codes for part in parts])
         is_updated = is_finite.bool()
@@ -234,54 +232,71 @@ class TokenizerTraining:
         return self.ranks.gather_rows(rows, indices)
 
     @torch.inference_mode()
-    def validate(self) -> Metrics:
-        """Return PSNR (dB), SSIM, LPIPS if its weights are available, codebook usage (share of entries) and perplexity.
+    def validate(self, watch: Watch = UNWATCHED, *, averaged: bool = True) -> Metrics:
+        """Return PSNR (dB), SSIM, LPIPS if its weights are available, and how colours and the codebook are used.
 
-        The metrics are those of the complete validation split, of which each rank evaluates a share. Usage and
-        perplexity are also given for each chunk.
+        `color_error` is the mean absolute error of an image's mean colour, in 0..255. `saturation` is that of the
+        reconstructions over that of the originals. `usage` is a share of the entries; usage and perplexity are also
+        given for each chunk. The images are the complete validation split, or `validate_images` of it, of which each
+        rank evaluates a share.
+
+        Args:
+            watch: Watch that ends the validation if the training is to stop.
+            averaged: Whether the exported weights are validated; otherwise those of the last step.
         """
+        model = self.tokenizer.in_eval_mode(averaged=averaged)
+        limit = self.settings.validate_images or len(self.validation_split)
+        chosen = pixels.evenly_spaced(len(self.validation_split), limit)
         health = CodebookHealth(self.all_settings.vq.chunks, self.all_settings.vq.codebook_size).to(self.device)
         # For each metric, the sum of its finite scores and their number.
         totals = torch.zeros(len(self.metrics), 2, dtype=torch.float64, device=self.device)
-        for batch in loader.validation_batches(
+        colors = ColorError(self.device)
+        batches = loader.validation_batches(
             self.validation_split,
+            chosen,
             self.all_settings.data,
             side=self.side,
             batch_size=self._images_at_once,
             device=self.device,
             ranks=self.ranks,
-        ):
-            codes, reconstructed = self._reconstruct(batch)
+        )
+        for batch in watch.batches(batches, batch_count(len(chosen), self._images_at_once, self.ranks), "validating"):
+            codes, reconstructed = self._reconstruct(batch, model)
             health.update(codes)
+            colors.update(reconstructed, batch)
             for row, metric in enumerate(self.metrics):
                 scores = metric.score(reconstructed, batch).double()
                 finite = scores.isfinite()
                 totals[row] += torch.stack([torch.where(finite, scores, 0).sum(), finite.sum()])
         self.ranks.sum(totals)
         self.ranks.sum(health.counts)
+        self.ranks.sum(colors.totals)
         metrics: Metrics = {
             metric.key: total / count
             for metric, (total, count) in zip(self.metrics, totals.tolist(), strict=True)
             if count
         }
+        metrics |= colors.metrics()
         for name, (overall, of_chunks) in (("usage", health.usage()), ("perplexity", health.perplexity())):
             metrics |= {name: overall, f"{name}_of_chunks": of_chunks}
         return metrics
 
     @torch.inference_mode()
-    def evaluate(self) -> Metrics:
+    def evaluate(self, watch: Watch = UNWATCHED) -> Metrics:
         """Return the rFID of `evaluate_images` validation images, evenly spaced in the split."""
         assert self.fid_evaluator is not None
         chosen = pixels.evenly_spaced(len(self.validation_split), self.settings.evaluate_images)
         indices = chosen[self.ranks.share(len(chosen))]
         size = self._images_at_once
         batches = (indices[start : start + size] for start in range(0, len(indices), size))
+        watched = watch.batches(batches, batch_count(len(chosen), size, self.ranks), "computing rFID")
+        model = self.tokenizer.exported
         return {
             "rfid": self.fid_evaluator.fid(
                 self._reconstruct(
-                    loader.center_crops(self.validation_split, batch, side=self.side, device=self.device)
+                    loader.center_crops(self.validation_split, batch, side=self.side, device=self.device), model
                 )[1]
-                for batch in batches
+                for batch in watched
             )
         }
 
@@ -290,27 +305,75 @@ class TokenizerTraining:
         """Number of images in one forward pass of a rank."""
         return self.settings.batch_size // self.ranks.world_size // self.settings.accumulate
 
-    def score(self, metrics: Metrics) -> float:
-        """Return the score of a validation, higher is better: minus LPIPS, or PSNR without LPIPS.
+    @property
+    def loss_formula(self) -> str:
+        """The weighted terms of the logged loss; the adversarial term is not one of them."""
+        settings = self.settings
+        terms = {"l1": settings.l1_weight, "l2": settings.l2_weight, "perceptual": settings.perceptual_weight}
+        terms |= {"codebook": settings.codebook_weight, "commitment": settings.commitment_weight}
+        formula = " + ".join(f"{weight:g} {name}" for name, weight in terms.items() if weight)
+        if self.discriminator is None:
+            return formula
+        adversarial = f"{settings.adversarial_weight:g} adaptive_weight generator"
+        return f"{formula}; the decoder also minimizes {adversarial} from step {self.discriminator_start} on"
 
-        Adversarial training lowers PSNR although images look better, and does not do so to LPIPS.
+    @property
+    def evaluation_interval(self) -> int:
+        """Number of steps between evaluations; 0 if there are none."""
+        return self.settings.evaluation_interval(has_weights=self.fid_evaluator is not None)
+
+    @property
+    def milestones(self) -> frozenset[int]:
+        """The number of steps before the discriminator's first step, to which a run can be taken back."""
+        first = 0 if self.adversary is None else self.adversary.first_step
+        return frozenset({first} if 0 < first < self.steps else ())
+
+    @property
+    def optional_parts(self) -> frozenset[str]:
+        """The discriminator, which a run may get later."""
+        return frozenset({"discriminator"})
+
+    @property
+    def has_average(self) -> bool:
+        """Whether the exported weights are a running average."""
+        return self.tokenizer.average is not None
+
+    def event(self, step: int) -> str | None:
+        """Return what begins at the step of this index, for the log."""
+        return None if self.adversary is None else self.adversary.event(step)
+
+    def warning(self, step: int, means: Mapping[str, float]) -> str | None:
+        """Return a warning about the discriminator, if it is of no use."""
+        return None if self.adversary is None else self.adversary.warning(step, means)
+
+    def _best_criterion(self) -> Criterion:
+        """Return the criterion of the best weights.
+
+        Raises:
+            BadRequestError: The settings name a metric that is not computed.
         """
-        if "lpips" in metrics:
-            return -_scalar(metrics["lpips"])
-        return _scalar(metrics.get("psnr", -math.inf))
+        computed = {metric.key for metric in self.metrics} | ({"rfid"} if self.evaluation_interval else set())
+        chosen = self.settings.best_by
+        if chosen is None:
+            return _criterion(computed)
+        if chosen not in computed:
+            raise BadRequestError(
+                f"train_vq.best_by is {chosen}, which is not computed here",
+                "Fetch the weights (movq weights --fetch), or choose another metric: null takes the best there is.",
+            )
+        return _CRITERIA[chosen]
 
     @torch.inference_mode()
     def draw(self, run: Run, step: int) -> None:
         """Write the run's picture of a step: a row of originals above a row of their reconstructions."""
         chosen = pixels.evenly_spaced(len(self.validation_split), _PICTURES)
         originals = loader.center_crops(self.validation_split, chosen, side=self.side, device=self.device)
-        _, reconstructed = self._reconstruct(originals)
+        _, reconstructed = self._reconstruct(originals, self.tokenizer.exported)
         both = torch.cat([originals, reconstructed])
         pixels.save_grid(run.picture(step), both, len(originals), pixels.grid_scale(self.side))
 
-    def _reconstruct(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the codes and the reconstructions (uint8) of images, uint8 [B, 3, H, W]."""
-        model = self.tokenizer.exported
+    def _reconstruct(self, batch: Tensor, model: Tokenizer) -> tuple[Tensor, Tensor]:
+        """Return the codes and the reconstructions (uint8) of images, uint8 [B, 3, H, W], by a model in eval mode."""
         with devices.autocast(self.device, self.settings.precision):
             codes = model.encode(pixels.to_signed(batch))
             return codes, pixels.to_bytes(model.decode(codes))
@@ -322,7 +385,8 @@ class TokenizerTraining:
 
     def export(self, path: Path) -> None:
         """Write the weights of the tokenizer with its settings."""
-        checkpoints.save_weights(path, self.tokenizer.exported, checkpoints.TokenizerHeader(vq=self.all_settings.vq))
+        header = checkpoints.TokenizerHeader(vq=self.all_settings.vq, same_codes=self.same_codes)
+        checkpoints.save_weights(path, self.tokenizer.exported, header)
 
 
 class _Part(NamedTuple):
@@ -333,12 +397,34 @@ class _Part(NamedTuple):
     codes: Tensor  # [B, h, w, c]
 
 
+def _frozen(model: Tokenizer, parts: Collection[str]) -> Tokenizer:
+    """Exclude parts of a tokenizer from the training, and return it."""
+    modules = {
+        "encoder": (model.encoder, model.quant_conv),
+        "codebook": (model.quantize,),
+        "decoder": (model.post_quant_conv, model.decoder),
+    }
+    for part in parts:
+        for module in modules[part]:
+            module.requires_grad_(False)
+    return model
+
+
 def _validation_metrics(side: int, weights: Path | None, device: torch.device) -> list[paired.PairScorer]:
-    """Return PSNR, SSIM and, if its weights are available, LPIPS; a metric that needs larger images is left out."""
+    """Return PSNR, SSIM and, if its weights are available, LPIPS; a metric that needs larger images is left out.
+
+    LPIPS has a single trunk here, AlexNet's if possible: with VGG's too, a validation would take several times as long.
+    """
     keys = {"psnr", "ssim"} | ({"lpips"} if extractors.available_trunks(weights) else set())
-    return [metric for metric in load_scorers(keys, weights, device) if side >= metric.smallest_side]
+    fitting = {scorer.key: scorer for scorer in load_scorers(keys, weights, device) if side >= scorer.smallest_side}
+    if "lpips" in fitting:
+        fitting.pop("lpips_vgg", None)
+    return list(fitting.values())
 
 
-def _scalar(metric: float | list[float]) -> float:
-    assert not isinstance(metric, list)
-    return metric
+def _criterion(metrics: Collection[str]) -> Criterion:
+    """Return the best criterion among these metrics.
+
+    Adversarial training lowers PSNR although images look better; it lowers FID, which compares distributions.
+    """
+    return next((criterion for name, criterion in _CRITERIA.items() if name in metrics), _CRITERIA["psnr"])

@@ -275,8 +275,10 @@ class Counting(Console):
     count = 0
 
     @contextmanager
-    def progress(self, total: int, what: str, unit: str, done: int = 0) -> Iterator[Counting]:
-        assert (total, what, unit) == (960, "encoding val", "image views")
+    def progress(
+        self, total: int, activity: str, unit: str, done: int = 0, *, brief: bool = False
+    ) -> Iterator[Counting]:
+        assert (total, activity, unit) == (960, "encoding val", "image views")
         self.count = done
         yield self
 

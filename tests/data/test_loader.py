@@ -114,7 +114,7 @@ def test_threads_and_a_later_start_give_the_same_batches(split: Split) -> None:
 
 
 def test_validation_sees_every_image_once_in_order(split: Split) -> None:
-    whole = loader.validation_batches(split, DataSettings(), side=16, batch_size=7, device=CPU)
+    whole = loader.validation_batches(split, range(len(split)), DataSettings(), side=16, batch_size=7, device=CPU)
     images = torch.cat(list(whole))
     assert len(images) == len(split)
     assert np.array_equal(images[10].permute(1, 2, 0), split.pixels(10)[:, 2:18])

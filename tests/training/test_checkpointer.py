@@ -10,7 +10,8 @@ import torch
 from movq_cli import runs
 from movq_cli.console import Console
 from movq_cli.ranks import Ranks
-from movq_cli.runs import Run, RunManifest
+from movq_cli.run_manifest import RunManifest
+from movq_cli.runs import Run
 from movq_cli.settings import Preset
 from movq_cli.training.checkpointer import Checkpointer
 from tests.training.toy import ToyStage
@@ -32,7 +33,7 @@ def test_a_resumed_run_has_the_weights_the_step_and_the_best_score(run: Run, tin
     checkpointer = Checkpointer(stage, run, start(run, tiny))
     assert checkpointer.resume(QUIET) == 0
     stage.model.weight.data.fill_(3)
-    checkpointer.save_best(2, score=5.0)
+    checkpointer.save_best(2, {"psnr": 5.0})
     checkpointer.save(4)
 
     resumed = ToyStage(tiny.train_vq)
@@ -48,7 +49,7 @@ def test_only_a_higher_score_replaces_the_best_weights(run: Run, tiny: Preset) -
     best = []
     for step, score in enumerate([1.0, 0.5, 1.0, 2.0, -3.0]):
         stage.model.weight.data.fill_(step)
-        checkpointer.save_best(step, score)
+        checkpointer.save_best(step, {"psnr": score})
         best.append(float(run.best.read_text()))
     assert best == [0, 0, 0, 3, 3]
     assert checkpointer.manifest.best_step == 3
@@ -84,7 +85,7 @@ def test_ranks_other_than_the_first_write_no_file(run: Run, tiny: Preset) -> Non
     before = sorted(path.name for path in run.folder.iterdir())
     checkpointer = Checkpointer(ToyStage(tiny.train_vq, Ranks(1, 2)), run, manifest)
     checkpointer.save(3)
-    checkpointer.save_best(3, 1.0)
+    checkpointer.save_best(3, {"psnr": 1.0})
     assert checkpointer.save_if_finite(4)
     checkpointer.publish(10)
     assert sorted(path.name for path in run.folder.iterdir()) == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -102,10 +103,15 @@ def test_a_stopped_run_writes_a_checkpoint_and_ends_as_if_it_had_not_been_stoppe
     assert run.read().status == "finished"
 
 
-def test_a_run_that_is_stopped_in_its_last_step_is_finished(tmp_path: Path, tiny: Preset) -> None:
+def test_a_run_that_is_stopped_in_its_last_step_lacks_only_its_validation(tmp_path: Path, tiny: Preset) -> None:
     run = Run(tmp_path, "vq")
-    train(StoppedStage(settings(tiny)), run, tiny, 5)
-    assert run.read().status == "finished"
+    with pytest.raises(InterruptedRunError, match="step 5 of 5"):
+        train(StoppedStage(settings(tiny)), run, tiny, 5)
+    assert (run.read().status, run.read().step) == ("running", 5)
+    stage = ToyStage(settings(tiny))
+    metrics = train(stage, run, tiny, 5)
+    assert (stage.done, run.read().status) == (0, "finished")
+    assert metrics == {"psnr": stage.model.weight.item()}
 
 
 def test_a_run_killed_after_its_last_checkpoint_is_finished_without_a_step(tmp_path: Path, tiny: Preset) -> None:
@@ -118,6 +124,14 @@ def test_a_run_killed_after_its_last_checkpoint_is_finished_without_a_step(tmp_p
     assert metrics == {"psnr": stage.model.weight.item(), "rfid": 1.0}
 
 
+def test_a_run_that_is_resumed_with_fewer_steps_than_it_has_done_is_finished(tmp_path: Path, tiny: Preset) -> None:
+    run = Run(tmp_path, "vq")
+    train(ToyStage(settings(tiny)), run, tiny, 5)
+    stage = ToyStage(settings(tiny))
+    assert train(stage, run, tiny, 3) == {"psnr": stage.model.weight.item()}
+    assert (stage.done, run.read().status, run.read().step) == (0, "finished", 5)
+
+
 @pytest.mark.parametrize("log_every", [1, 4])
 def test_a_step_that_is_not_finite_ends_the_run_at_the_next_line(tmp_path: Path, tiny: Preset, log_every: int) -> None:
     run = Run(tmp_path / "run", "vq")
@@ -128,3 +142,17 @@ def test_a_step_that_is_not_finite_ends_the_run_at_the_next_line(tmp_path: Path,
     train(ToyStage(settings(tiny)), reference, tiny, 5)
     assert run.weights.read_text() == reference.weights.read_text()
     assert run.read().step == 5
+
+
+class Ill(ToyStage):
+    """Has a warning from step 3 to step 5, and from step 7 on, each time with another number."""
+
+    def warning(self, step: int, means: Mapping[str, float]) -> str | None:
+        return f"something is wrong ({means['loss']})" if step in {3, 4, 5} or step >= 7 else None
+
+
+def test_a_warning_is_printed_when_it_begins(tmp_path: Path, tiny: Preset, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = runs.start_or_resume(Run(tmp_path, "vq"), preset_name="tiny", settings=tiny, steps=9, data="d")
+    loop.train(Ill(settings(tiny)), Run(tmp_path, "vq"), manifest, Console(quiet=True))
+    lines = [line for line in capsys.readouterr().err.splitlines() if "something is wrong" in line]
+    assert [line.split(":")[1].strip() for line in lines] == ["step 3", "step 7"]

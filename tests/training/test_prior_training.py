@@ -108,12 +108,30 @@ def test_validation_is_the_same_each_time_and_draws_nothing_from_training(tiny: 
     assert first == second
 
 
-def test_the_unigram_entropy_is_that_of_the_validation_codes(tiny: Preset, tmp_path: Path) -> None:
-    stage = stage_of(tiny, tmp_path)
-    codes, counts = np.unique(np.asarray(stage.validation.codes), return_counts=True)
+def entropy(codes: np.ndarray) -> float:
+    _, counts = np.unique(codes, return_counts=True)
     share = counts / counts.sum()
-    assert stage.validate()["unigram_entropy"] == pytest.approx(-(share * np.log(share)).sum())
-    assert len(codes) <= tiny.vq.codebook_size
+    return float(-(share * np.log(share)).sum())
+
+
+def test_the_unigram_entropies_are_those_of_the_validation_codes(tiny: Preset, tmp_path: Path) -> None:
+    stage = stage_of(tiny, tmp_path)
+    codes = np.asarray(stage.validation.codes)
+    of_chunks = [entropy(codes[..., chunk]) for chunk in range(tiny.vq.chunks)]
+    metrics = stage.validate()
+    assert metrics["unigram_entropy_of_chunks"] == pytest.approx(of_chunks)
+    assert metrics["unigram_entropy"] == pytest.approx(np.mean(of_chunks))
+    assert metrics["unigram_entropy_pooled"] == pytest.approx(entropy(codes))
+
+
+def test_chunks_that_use_different_entries_have_a_larger_pooled_entropy(tiny: Preset, tmp_path: Path) -> None:
+    stage = stage_of(tiny, tmp_path)
+    chunks = tiny.vq.chunks
+    stage.validation.codes = np.zeros_like(stage.validation.codes)
+    stage.validation.codes += np.arange(chunks, dtype=np.uint16)
+    metrics = stage.validate()
+    assert metrics["unigram_entropy"] == 0
+    assert metrics["unigram_entropy_pooled"] == pytest.approx(np.log(chunks))
 
 
 def test_only_matrices_decay(tiny: Preset, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from movq_cli.settings import Preset, TrainVQSettings
 from movq_cli.training import loop, losses
 from movq_cli.training.log import DeviceMetrics, Metrics
 from movq_cli.training.vq import TokenizerTraining
+from movq_cli.training.watch import UNWATCHED, Watch
 
 GOLDEN = Path(__file__).parent / "golden.json"
 CPU = torch.device("cpu")
@@ -94,7 +95,8 @@ def test_the_generators_step_leaves_no_gradient_in_the_discriminator(tiny: Prese
     assert stage.discriminator is not None
     recon = torch.zeros(2, 3, 16, 16, requires_grad=True)
     features = torch.randn(2, 32, 16, 16)
-    stage._adversarial_gradient(stage.discriminator.model, recon, features, torch.ones_like(recon))
+    assert stage.adversary is not None
+    stage.adversary.gradient(recon, features, stage.model.decoder.conv_out, torch.ones_like(recon))
     assert all(
         parameter.grad is None and parameter.requires_grad for parameter in stage.discriminator.model.parameters()
     )
@@ -205,10 +207,12 @@ def test_a_start_that_is_none_of_these_is_refused(start: object) -> None:
 def test_the_adversarial_term_rises_along_its_ramp(tiny: Preset, prepared: PreparedSet) -> None:
     settings = tiny.train_vq.model_copy(update={"discriminator_start": "50%", "discriminator_ramp": 4})
     stage = TokenizerTraining(tiny.model_copy(update={"train_vq": settings}), prepared, CPU)
-    assert stage.discriminator_start == 5
-    assert [stage._ramp(step) for step in range(5, 11)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert stage.adversary is not None
+    assert stage.adversary.start == 5
+    assert [stage.adversary.ramp(step) for step in range(4, 11)] == [0, 0.25, 0.5, 0.75, 1, 1, 1]
     stage = TokenizerTraining(tiny, prepared, CPU)
-    assert stage._ramp(stage.discriminator_start) == 1
+    assert stage.adversary is not None
+    assert stage.adversary.ramp(stage.discriminator_start) == 1
 
 
 @pytest.mark.slow
@@ -386,19 +390,19 @@ def test_the_weights_of_the_best_validation_are_saved_beside_the_last(
     class BestAtFour(TokenizerTraining):
         done = 0
 
-        def score(self, figures: Metrics) -> float:
-            return -abs(self.done - 4)
+        def validate(self, watch: Watch = UNWATCHED, *, averaged: bool = True) -> Metrics:
+            return super().validate(watch, averaged=averaged) | {"psnr": -abs(float(self.done) - 4)}
 
         def step(self, batch: Tensor, step: int) -> DeviceMetrics:
             self.done = step + 1
             return super().step(batch, step)
 
-    preset = rare(tiny, validate_every=2)
+    preset = rare(tiny, validate_every=2, best_by="psnr")
     train(preset, prepared, tmp_path / "whole", 8, BestAtFour)
     train(preset, prepared, tmp_path / "four", 4, BestAtFour)
     whole, four = Run(tmp_path / "whole", "vq"), Run(tmp_path / "four", "vq")
     assert whole.best.read_bytes() == four.weights.read_bytes() != whole.weights.read_bytes()
-    assert (whole.read().best_step, whole.read().best_score) == (4, 0)
+    assert (whole.read().best_step, whole.read().best_by, whole.read().best_score) == (4, "psnr", 0)
     # A resumed run knows what was best before.
     train(preset, prepared, tmp_path / "four", 8, BestAtFour)
     assert four.best.read_bytes() == whole.best.read_bytes()

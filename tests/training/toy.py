@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -13,7 +13,9 @@ from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.runs import Run
 from movq_cli.settings import TrainSettings
 from movq_cli.training.log import DeviceMetrics, Metrics
+from movq_cli.training.stage import Criterion
 from movq_cli.training.trainable import FiniteCheck, Stateful
+from movq_cli.training.watch import UNWATCHED, Watch
 
 
 class ToyStage:
@@ -54,18 +56,56 @@ class ToyStage:
         self.done = step + 1
         return metrics
 
-    def validate(self) -> Metrics:
+    def validate(self, watch: Watch = UNWATCHED, *, averaged: bool = True) -> Metrics:
         self.calls.append(("validate", self.done))
+        for _ in watch.batches(range(3), 3, "validating"):
+            self.during_validation()
         return {"psnr": self.model.weight.item()}
 
-    def evaluate(self) -> Metrics:
+    def during_validation(self) -> None:
+        """Nothing; a test replaces it."""
+
+    def evaluate(self, watch: Watch = UNWATCHED) -> Metrics:
         self.calls.append(("evaluate", self.done))
         return {"rfid": 1.0}
 
-    def score(self, metrics: Metrics) -> float:
-        psnr = metrics["psnr"]
-        assert isinstance(psnr, float)
-        return psnr
+    @property
+    def loss_formula(self) -> str:
+        return "a random number"
+
+    @property
+    def criterion(self) -> Criterion:
+        return Criterion("psnr", higher_is_better=True)
+
+    @property
+    def validation_criterion(self) -> Criterion:
+        return self.criterion
+
+    @property
+    def evaluation_interval(self) -> int:
+        return self.settings.evaluation_interval(has_weights=False)
+
+    @property
+    def milestones(self) -> frozenset[int]:
+        return frozenset()
+
+    @property
+    def optional_parts(self) -> frozenset[str]:
+        return frozenset()
+
+    @property
+    def validates_first(self) -> bool:
+        return False
+
+    @property
+    def has_average(self) -> bool:
+        return False
+
+    def event(self, step: int) -> str | None:
+        return None
+
+    def warning(self, step: int, means: Mapping[str, float]) -> str | None:
+        return None
 
     def parts(self) -> dict[str, Stateful]:
         return {"model": self.model}

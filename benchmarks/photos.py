@@ -1,0 +1,214 @@
+"""Train the presets photos-* on images: what the discriminator adds, MoVQ against VQGAN, and samples by class.
+
+    python -m benchmarks.photos photos/                      all rows, to benchmarks/results/photos.json
+    python -m benchmarks.photos cifar10.zip -o train_vq.steps=2400     shorter
+    python -m benchmarks.photos photos/ --rows photos no-discriminator
+
+The rows of stage 1 share images, steps, seed and losses:
+
+- photos: the preset as it is.
+- no-discriminator: from the checkpoint of `photos` before its discriminator, without one.
+- vqgan-discriminator: from the same checkpoint, with the settings of VQGAN's discriminator: weight 0.8, no warm-up, the
+  tokenizer's learning rate, no limit of the adaptive weight.
+- vqgan: VQGAN's architecture (one chunk, no modulation) with the discriminator of `photos`.
+
+The row `prior` trains a prior on the codes of `photos`, conditioned on the classes if there are any, and compares as
+many samples as there are held-out images with these, without and with guidance.
+
+PSNR, SSIM, LPIPS and FID need the weights that `movq weights --fetch` downloads. Each row is made by the commands of
+movq: an interrupted benchmark resumes when it is started again. Rows that are left out keep their last results.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.commands import movq, read_log
+from benchmarks.machine import machine
+from movq_cli import presets
+from movq_cli.data.shards import PreparedSet
+from movq_cli.files import atomic_write
+from movq_cli.runs import Run
+from movq_cli.settings import Preset
+
+RESULTS = Path(__file__).with_name("results")
+ROWS = ("photos", "no-discriminator", "vqgan-discriminator", "vqgan", "prior")
+GUIDANCE = (0.0, 1.0)
+
+_VQGAN = ("vq.chunks=1", "vq.modulation=null", "vq.initial_feature=quantized")
+_VQGAN_DISCRIMINATOR = (
+    "train_vq.adversarial_weight=0.8",
+    "train_vq.discriminator_warmup=0",
+    "train_vq.discriminator_learning_rate=null",
+    "train_vq.adaptive_weight_limit=10000",
+)
+
+
+class Bench(NamedTuple):
+    """The settings that all rows share."""
+
+    source: str
+    preset: str
+    overrides: tuple[str, ...]
+    held_out: int
+    work: Path
+    options: tuple[str, ...]  # of every training command: weights and device
+
+    @property
+    def data(self) -> Path:
+        """Folder of the prepared set."""
+        return self.work / "images"
+
+    @property
+    def settings(self) -> Preset:
+        """Settings of the row `photos`."""
+        return presets.load(self.preset, self.overrides)
+
+    def run(self, row: str) -> Run:
+        """Return the run of a row of stage 1."""
+        return Run(self.work / row, "vq")
+
+
+def train(bench: Bench, row: str, changes: tuple[str, ...] = (), origin: str | None = None) -> dict[str, Any]:
+    """Train a row of stage 1 or resume it, and return its results."""
+    settings = [word for change in (*bench.overrides, *changes) for word in ("-o", change)]
+    start = [] if origin is None else ["--from", origin]
+    run = bench.run(row)
+    movq(
+        "train-vq",
+        "--preset",
+        bench.preset,
+        *settings,
+        *start,
+        *bench.options,
+        "--data",
+        bench.data,
+        "--run",
+        run.folder,
+    )
+    validations, seconds = read_log(run.log, bench.settings.train_vq.batch_size)
+    last = [json.loads(line) for line in run.log.read_text().splitlines()]
+    trained = [record["training"] for record in last if "training" in record][-1]
+    manifest = run.read()
+    return {
+        "row": row,
+        "started_from": origin,
+        "settings": list(changes),
+        **validations[-1],
+        "best": {"step": manifest.best_step, manifest.best_by: manifest.best_score},
+        **{name: trained[name] for name in ("logits_real", "logits_fake", "adaptive_weight") if name in trained},
+        "seconds": round(seconds),
+        "validations": validations,
+    }
+
+
+def stage_1(bench: Bench, row: str) -> dict[str, Any]:
+    """Return the results of a row of stage 1."""
+    if row == "photos":
+        return train(bench, row)
+    if row == "vqgan":
+        return train(bench, row, _VQGAN)
+    changes = _VQGAN_DISCRIMINATOR if row == "vqgan-discriminator" else ("train_vq.adversarial_weight=0",)
+    photos = bench.run("photos")
+    milestones = photos.kept_steps()  # There is none if the discriminator is trained from the first step on.
+    return train(bench, row, changes, f"{photos.folder}@{milestones[0]}" if milestones else None)
+
+
+def stage_2(bench: Bench) -> dict[str, Any]:
+    """Train the prior or resume it, and return its results with the FID of its samples."""
+    manifest = PreparedSet.open(bench.data).manifest
+    changes = (*bench.overrides, f"prior.classes={len(manifest.classes)}")
+    settings = [word for change in changes for word in ("-o", change)]
+    folder, count = bench.work / "prior", manifest.counts["val"]
+    tokenizer = ("--tokenizer", bench.run("photos").folder, "--run", folder)
+    movq("train-prior", "--preset", bench.preset, *settings, *bench.options, "--data", bench.data, *tokenizer)
+    validations, seconds = read_log(Run(folder, "prior").log, bench.settings.train_prior.batch_size)
+    results = {"row": "prior", **validations[-1], "seconds": round(seconds), "samples": []}
+    for guidance in GUIDANCE if manifest.classes else GUIDANCE[:1]:
+        samples = bench.work / f"samples-{guidance:g}"
+        movq("sample", samples, "--run", folder, "--n", str(count), "--guidance", str(guidance))
+        metrics = ("--fid", "--copies", str(bench.work / f"copies-{guidance:g}.png"))
+        measured = movq("evaluate", bench.data, samples, *metrics, "--split", "val", *bench.options)
+        results["samples"].append({"guidance": guidance, "images": count, "fid": measured["fid"]})
+    return results
+
+
+def show(results: dict[str, Any]) -> None:
+    """Print the rows as a table."""
+    table = Table("row", "rFID", "LPIPS", "PSNR", "SSIM", "colour error", "real - fake", "weight")
+    for name in ROWS[:-1]:
+        row = results["rows"].get(name)
+        if row is None:
+            table.add_row(name, *["not measured"] * 7)
+            continue
+        margin = f"{row['logits_real'] - row['logits_fake']:.2f}" if "logits_real" in row else ""
+        weight = f"{row['adaptive_weight']:.2f}" if "adaptive_weight" in row else ""
+        values = (f"{row.get(key, float('nan')):.{digits}f}" for key, digits in _COLUMNS.items())
+        table.add_row(name, *values, margin, weight)
+    Console().print(table)
+    for sampled in results["rows"].get("prior", {}).get("samples", ()):
+        print(f"prior, guidance {sampled['guidance']:g}: FID {sampled['fid']:.1f} of {sampled['images']} samples")
+
+
+_COLUMNS = {"rfid": 1, "lpips": 4, "psnr": 2, "ssim": 4, "color_error": 2}
+"""Columns of the table, and their decimals."""
+
+
+def main() -> None:
+    """Train the unfinished rows, then write and print the results."""
+    parser = argparse.ArgumentParser(description="Train the presets photos-* and compare their discriminators.")
+    parser.add_argument("source", help="source of images for `movq prepare`: a folder, an archive, or a public set")
+    parser.add_argument("--preset", default="photos-32", help="preset of the rows [default: photos-32]")
+    parser.add_argument("--rows", nargs="*", choices=ROWS, default=ROWS, help="rows to train [default: all]")
+    parser.add_argument(
+        "-o",
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="another value for a setting of every row, e.g. train_vq.steps=2400; repeatable",
+    )
+    parser.add_argument("--held-out", type=int, default=1000, help="number of held-out images [default: 1000]")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results [default: benchmarks/results]")
+    parser.add_argument("--work", type=Path, default=Path("runs/photos"), help="folder of the runs")
+    parser.add_argument("--weights", help="folder with the pretrained weights [default: torch hub's]")
+    parser.add_argument("--device", help="cpu, cuda, cuda:1 ... [default: cuda where there is one]")
+    given = parser.parse_args()
+    named = {"--weights": given.weights, "--device": given.device}
+    options = tuple(word for name, value in named.items() if value for word in (name, value))
+    bench = Bench(given.source, given.preset, tuple(given.overrides), given.held_out, given.work, options)
+    size = str(bench.settings.vq.resolution)
+    movq("prepare", bench.source, bench.data, "--size", size, "--square", "--val", str(bench.held_out))
+    path = given.out / f"{bench.preset}.json"
+    for row in given.rows:
+        measured = stage_2(bench) if row == "prior" else stage_1(bench, row)
+        # Another process may have written other rows in the meantime.
+        before = json.loads(path.read_text())["rows"] if path.is_file() else {}
+        counts = PreparedSet.open(bench.data).manifest.counts
+        results = {
+            "protocol": {
+                "source": Path(bench.source).name,
+                "preset": bench.preset,
+                "overrides": list(bench.overrides),
+                "images": counts,
+            },
+            "rows": {**before, row: measured},
+            "machine": machine(torch.device(given.device or "cpu")),
+        }
+        atomic_write(path, (json.dumps(results, indent=2) + "\n").encode())
+    if not path.is_file():
+        sys.exit("nothing measured: name a row with --rows")
+    show(json.loads(path.read_text()))
+
+
+if __name__ == "__main__":
+    main()

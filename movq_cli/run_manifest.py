@@ -1,0 +1,83 @@
+"""The content of `run.json`: what a run trains, how far it is, and how it came about. This module needs no torch."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from movq_cli.digests import Header
+from movq_cli.settings import Preset, Settings
+from movq_cli.version import __version__
+
+Kind = Literal["vq", "prior"]
+"""Kind of a run: that of a tokenizer (stage 1) or of a prior (stage 2)."""
+
+
+class Change(Settings):
+    """An entry of a run's history: a branch from another run, or a resumption with other settings."""
+
+    step: int
+    """Number of steps done before the change."""
+    time: str
+    """Time of the change in UTC, in ISO 8601."""
+    branched_from: str | None = None
+    """Folder of the run from whose state this run went on, or the weight file with which it began; None for a
+    resumption."""
+    weights: tuple[str, ...] = ()
+    """SHA-256 of that weight file, and of those whose tokenizers give the same codes; empty if there is none."""
+    settings: dict[str, tuple[Any, Any]]
+    """Changed settings: dotted name to the values before and after."""
+    version: str = __version__
+    """Version of movq that made the change."""
+
+
+class ImportRecord(Settings):
+    """The origin of imported weights."""
+
+    source: str
+    """Path of the file or folder, as the user gave it."""
+    sha256: str
+    """SHA-256 of the file; of several files, that of the lines `NAME SHA-256`."""
+    family: str
+    """Name of the family of public weights."""
+    used: str
+    """What was used of the file, in words."""
+    assumed: tuple[str, ...]
+    """What neither the tensors nor a config say, in words."""
+    license: str
+    """What is known about the license of the weights."""
+
+
+class RunManifest(Header):
+    """The content of `run.json`: what a run trains, and how far it is."""
+
+    kind: Kind
+    preset: str
+    """Name of the preset, or path of the preset file."""
+    status: Literal["running", "finished"] = "running"
+    step: int = 0
+    """Number of steps done."""
+    steps: int
+    """Number of steps of the complete run."""
+    hours: float | None = None
+    """Hours from which the number of steps was computed (`--hours`); None = it was given."""
+    best_step: int | None = None
+    """Step of the validation with the highest score, whose weights are saved as the best ones."""
+    best_by: str | None = None
+    """Name of the metric by which that validation was the best one."""
+    best_score: float | None = None
+    """The best value of that metric."""
+    started: str
+    """Time of the start in UTC, in ISO 8601."""
+    finished: str | None = None
+    """Time of the end in UTC; None while the run is in progress."""
+    version: str = __version__
+    """Version of movq that started the run."""
+    data: str | None
+    """Hash of the prepared set; None for imported weights."""
+    tokenizer: str | None = None
+    """SHA-256 of the weight file of the tokenizer whose codes a prior models."""
+    imported: ImportRecord | None = None
+    """Origin of the weights, if they were imported and not trained here."""
+    settings: Preset
+    history: tuple[Change, ...] = ()
+    """Changes of the settings since the start, oldest first; a branch has those of the run that it went on from."""

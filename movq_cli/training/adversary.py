@@ -1,0 +1,114 @@
+"""The discriminator in training: when it is trained, when its loss reaches the decoder, and whether it is of use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from movq_cli import devices
+from movq_cli.models.discriminator import PatchDiscriminator
+from movq_cli.settings import TrainVQSettings
+from movq_cli.training import losses
+from movq_cli.training.log import DeviceMetrics
+from movq_cli.training.trainable import Trainable
+
+_INFORMATIVE = 0.1
+"""Difference of the mean logits of images and of reconstructions below which a discriminator is useless."""
+
+
+class Adversary:
+    """The discriminator and the adversarial loss of a tokenizer's training.
+
+    Args:
+        discriminator: Discriminator with its optimizer.
+        settings: Settings of the training.
+        start: Index of the first step with the adversarial loss.
+        device: Device of the models.
+    """
+
+    def __init__(
+        self,
+        discriminator: Trainable[PatchDiscriminator],
+        settings: TrainVQSettings,
+        start: int,
+        device: torch.device,
+    ) -> None:
+        self.discriminator = discriminator
+        self.settings = settings
+        self.start = start
+        self.device = device
+
+    @property
+    def first_step(self) -> int:
+        """Index of the first step in which the discriminator is trained."""
+        return max(0, self.start - self.settings.discriminator_warmup)
+
+    def ramp(self, step: int) -> float:
+        """Return the factor on the weight of the adversarial term at a step, in [0, 1]; 0 before its start."""
+        return min(1.0, max(0, step - self.start + 1) / max(1, self.settings.discriminator_ramp))
+
+    def gradient(
+        self, images: Tensor, features: Tensor, last: nn.Conv2d, image_gradient: Tensor
+    ) -> tuple[Tensor, DeviceMetrics]:
+        """Return the weighted gradient of the adversarial loss at the images, and the metrics of that loss.
+
+        Args:
+            images: Reconstructions [B, 3, H, W], which require a gradient.
+            features: Input of the decoder's last layer, [B, C, H, W].
+            last: The decoder's last layer.
+            image_gradient: Gradient of the reconstruction loss at the images, [B, 3, H, W].
+        """
+        model = self.discriminator.model
+        model.requires_grad_(False)
+        with devices.autocast(self.device, self.settings.precision):
+            logits = model(images)
+        model.requires_grad_(True)
+        generator = losses.generator_hinge(logits.float())
+        (adversarial,) = torch.autograd.grad(generator, images)
+        limit, ranks = self.settings.adaptive_weight_limit, self.discriminator.ranks
+        weight = losses.adaptive_weight(features, last, image_gradient, adversarial, limit, ranks)
+        metrics = {"generator": generator, "adaptive_weight": weight}
+        return self.settings.adversarial_weight * weight * adversarial, metrics
+
+    def backward(self, originals: Tensor, images: Tensor, share: float) -> DeviceMetrics:
+        """Add the discriminator's gradients on the originals and on the reconstructions of a step.
+
+        Args:
+            originals: Original images [B, 3, H, W] in [-1, 1].
+            images: Their reconstructions, detached.
+            share: Factor on the loss: the share of these images in the batch.
+        """
+        with devices.autocast(self.device, self.settings.precision):
+            real, fake = self.discriminator.forward(originals), self.discriminator.forward(images)
+        loss = losses.discriminator_hinge(real.float(), fake.float())
+        (share * loss).backward()
+        return {"discriminator": loss, "logits_real": real.float().mean(), "logits_fake": fake.float().mean()}
+
+    def event(self, step: int) -> str | None:
+        """Return that the discriminator's training or the adversarial loss begins at the step of this index."""
+        if step == self.start:
+            ramp = self.settings.discriminator_ramp
+            return "the adversarial loss begins" + (f", and has its full weight {ramp} steps later" if ramp else "")
+        if step == self.first_step:
+            return f"the discriminator's training begins, {self.start - step} steps before its loss"
+        return None
+
+    def warning(self, step: int, means: Mapping[str, float]) -> str | None:
+        """Return a warning if the discriminator no longer distinguishes reconstructions from images.
+
+        Args:
+            step: Number of steps done.
+            means: Means of the metrics since the last log line.
+        """
+        settled = self.start + self.settings.discriminator_ramp + self.settings.log_every
+        real, fake = means.get("logits_real"), means.get("logits_fake")
+        if real is None or fake is None or step < settled or real - fake >= _INFORMATIVE:
+            return None
+        return (
+            f"the discriminator does not distinguish reconstructions from images: its mean logits are {real:.2f} for "
+            f"images and {fake:.2f} for reconstructions. Its loss then only adds noise. Go on from a checkpoint before "
+            "it (--from RUN@STEP) with a longer discriminator_warmup, a higher discriminator_learning_rate, or a lower "
+            "adversarial_weight and an adaptive_weight_limit of 1."
+        )
