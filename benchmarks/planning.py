@@ -33,18 +33,18 @@ from movq_cli.run_manifest import Kind
 from movq_cli.training import fit
 
 ROWS: dict[str, tuple[str, str, tuple[str, ...], int]] = {
-    "digits, stage 1": ("train-vq", "digits", (), 16),
-    "digits, stage 1, batch 256": ("train-vq", "digits", ("train_vq.batch_size=256",), 9),
-    "photos-32, stage 1, before the discriminator": ("train-vq", "photos-32", ("train_vq.adversarial_weight=0",), 12),
-    "photos-32, stage 1, with the discriminator": ("train-vq", "photos-32", ("train_vq.discriminator_start=0",), 12),
+    "digits, stage 1": ("train-vq", "digits", (), 60),
+    "digits, stage 1, batch 256": ("train-vq", "digits", ("train_vq.batch_size=256",), 20),
+    "photos-32, stage 1, before the discriminator": ("train-vq", "photos-32", ("train_vq.adversarial_weight=0",), 60),
+    "photos-32, stage 1, with the discriminator": ("train-vq", "photos-32", ("train_vq.discriminator_start=0",), 60),
     "photos-32, stage 1, batch 64 in float32": (
         "train-vq",
         "photos-32",
         ("train_vq.batch_size=64", "train_vq.precision=float32", "train_vq.discriminator_start=0"),
-        9,
+        20,
     ),
-    "photos-32, stage 2": ("train-prior", "photos-32", (), 12),
-    "photos-32, stage 2, batch 512": ("train-prior", "photos-32", ("train_prior.batch_size=512",), 9),
+    "photos-32, stage 2": ("train-prior", "photos-32", (), 60),
+    "photos-32, stage 2, batch 512": ("train-prior", "photos-32", ("train_prior.batch_size=512",), 20),
 }
 """Command, preset, changed settings and number of real steps of each row, by its name."""
 

@@ -48,16 +48,16 @@ def plan(settings: Preset, images: PreparedSet | None, device: torch.device, pro
         discriminator = PatchDiscriminator(train.discriminator_channels, train.discriminator_layers)
     count = None if images is None else images.manifest.counts["train"]
     length = training_plan.length(train, count, processes)
-    is_known = length["steps"] is not None and length["steps_per_epoch"] is not None
+    steps, steps_per_epoch = length["steps"], length["steps_per_epoch"]
+    is_in_epochs = str(train.discriminator_start).endswith(("epoch", "epochs"))
+    is_known = steps is not None and (steps_per_epoch is not None or not is_in_epochs)
     return {
         "parameters": training_plan.parameters(model),
         "discriminator": training_plan.parameters(discriminator)["total"] if train.adversarial_weight > 0 else 0,
         "lpips": cost.lpips_parameters() if train.perceptual_weight > 0 else 0,
         "images": count,
         **length,
-        "discriminator_start": (
-            train.discriminator_step(length["steps"], length["steps_per_epoch"]) if is_known else None
-        ),
+        "discriminator_start": (train.discriminator_step(steps, steps_per_epoch or 0) if is_known else None),
         **training_plan.costs(cost.of_tokenizer(settings.vq, train, device, processes)),
     }
 
@@ -79,7 +79,6 @@ def _set_up(context: TrainContext) -> tuple[TokenizerTraining, RunManifest]:
     console.log(f"train-vq {request.preset_name} on {context.device}, to {context.run.folder}")
     if request.initial is not None:
         console.log(f"initial weights: {request.initial.path}, {_describe_discriminator(stage, request.initial)}")
-    _warn_of_late_discriminator(stage, console)
     return stage, manifest
 
 
@@ -114,11 +113,3 @@ def _require_same_metrics(stage: TokenizerTraining) -> None:
         },
         "Give every machine the same pretrained weights (movq weights --fetch), and name their folder with --weights.",
     )
-
-
-def _warn_of_late_discriminator(stage: TokenizerTraining, console: Console) -> None:
-    if stage.discriminator is not None and stage.discriminator_start >= stage.steps:
-        console.warn(
-            f"the discriminator starts at step {stage.discriminator_start:,}, but the run ends at {stage.steps:,}: "
-            "it will never train. Set train_vq.discriminator_start, to 50% for example."
-        )

@@ -12,7 +12,7 @@ import torch
 
 from movq_cli import agreement, devices, files, presets, runs
 from movq_cli.commands.outlook import Outlook
-from movq_cli.commands.training_plan import Plan, announce, flatten, show_plan
+from movq_cli.commands.training_plan import Plan, announce, flatten, show_plan, warn_of_late_discriminator
 from movq_cli.console import Console
 from movq_cli.data.shards import MANIFEST, PreparedSet, SplitName
 from movq_cli.errors import BadRequestError
@@ -147,6 +147,7 @@ def run_training(
             outlook.require_memory(settings, planned)
             planned |= outlook.entries(settings, planned, console)
             announce(planned, console)
+            warn_of_late_discriminator(planned, console)
             context = TrainContext(request, settings, images, run, device, ranks, planned, console)
             stage, manifest = set_up(context)
             if manifest.hours != hours:
@@ -172,6 +173,7 @@ def _dry_run(
     planned = plan(settings, images, device, ranks)
     planned |= outlook.entries(settings, planned, console)
     show_plan(planned, console)
+    warn_of_late_discriminator(planned, console)
     try:
         outlook.require_memory(settings, planned)
     except BadRequestError as error:

@@ -33,6 +33,16 @@ def show_plan(plan: Plan, console: Console) -> None:
     console.table(plan, ["setting", "value"], rows)
 
 
+def warn_of_late_discriminator(plan: Plan, console: Console) -> None:
+    """Warn if the plan has a discriminator whose loss would begin after the end of the run."""
+    start, steps = plan.get("discriminator_start"), plan["steps"]
+    if plan.get("discriminator") and start is not None and steps is not None and start >= steps:
+        console.warn(
+            f"the adversarial loss begins at step {start:,}, but the run ends at {steps:,}: the discriminator has no "
+            "effect. Set train_vq.discriminator_start, to 50% for example."
+        )
+
+
 def announce(plan: Plan, console: Console) -> None:
     """Log a plan, with one line for each of its entries."""
     for name, value in plan.items():

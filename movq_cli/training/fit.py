@@ -22,8 +22,8 @@ _TRANSIENT = 0.3
 """Memory beside the tensors that a step saves, over that of its activations: gradients of activations in the backward
 pass, and the work space of convolutions. The largest ratio that was measured on the CPU is 0.3."""
 
-_LIBRARIES = 0.25
-"""Memory in GiB of LPIPS's weights, and of what libraries allocate in their first step."""
+_LIBRARIES = 0.75
+"""Memory in GiB of libraries, of the networks of LPIPS and of metrics, of validations and of writing a checkpoint."""
 
 CostOf = Callable[[TrainSettings], Cost]
 """Returns the cost of a step with changed training settings."""

@@ -28,7 +28,7 @@ def changed(train: TrainSettings, remedy: str) -> TrainSettings:
     return TrainVQSettings.model_validate(train.model_dump() | values)
 
 
-@pytest.mark.parametrize("limit", [2.0, 3.0, 4.5, 7.7, 12.0, 30.0])
+@pytest.mark.parametrize("limit", [2.5, 3.5, 5.0, 8.2, 12.5, 30.5])
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_every_remedy_fits_and_a_smaller_change_does_not(limit: float, accumulate: int) -> None:
     train = TrainVQSettings(batch_size=96, accumulate=accumulate)
@@ -49,15 +49,15 @@ def test_every_remedy_fits_and_a_smaller_change_does_not(limit: float, accumulat
 
 def test_where_the_weights_alone_are_too_large_there_is_no_remedy() -> None:
     train = TrainVQSettings(batch_size=96)
-    assert fit.remedies("train_vq", train, cost_of, 1.2, RANKS) == []
+    assert fit.remedies("train_vq", train, cost_of, 1.7, RANKS) == []
     assert "--device" in fit.advice([])
 
 
 def test_checkpointing_and_parts_are_combined_if_neither_suffices() -> None:
     train = TrainVQSettings(batch_size=96)
-    (remedy,) = fit.remedies("train_vq", train, cost_of, 1.6, RANKS)
+    (remedy,) = fit.remedies("train_vq", train, cost_of, 2.1, RANKS)
     assert remedy == "-o train_vq.activation_checkpointing=true -o train_vq.accumulate=24"
-    assert fit.needed_memory(cost_of(changed(train, remedy))) <= 1.6
+    assert fit.needed_memory(cost_of(changed(train, remedy))) <= 2.1
 
 
 def test_a_training_is_tight_or_impossible_by_the_memory_that_there_is() -> None:
