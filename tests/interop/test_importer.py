@@ -112,7 +112,7 @@ def test_a_tokenizer_inside_another_model_is_found_and_the_rest_is_named(tmp_pat
     first = load(path)
     assert_same(first, image)
     assert {"transformer.* (2 tensors)", "epoch", "optimizer_states"} <= set(first.ignored)
-    assert "--part cond_stage" in " ".join(first.alternatives)
+    assert "--part cond_stage" in " ".join(first.notes)
     assert_same(load(path, part="cond_stage"), condition)
 
 
@@ -140,7 +140,7 @@ def test_averaged_weights_are_imported_when_they_are_named_and_only_then(tmp_pat
         twins["ema_encoder.decay" if kind == "movqgan" else "model_ema.decay"] = torch.tensor(0.999)
         lightning(path, {**raw.state_dict(), **twins})
     assert_same(load(path, resolution=16), raw)
-    assert "--weights ema" in " ".join(load(path).alternatives)
+    assert "--weights ema" in " ".join(load(path).notes)
     assert_same(load(path, resolution=16, weights="ema"), averaged)
 
 
