@@ -168,6 +168,9 @@ def _failures(path: Path) -> Iterator[None]:
 def locked(folder: Path, command: str, *, shared: bool = False) -> Iterator[None]:
     """Lock a folder for this process during the block; the folder is created if it does not exist.
 
+    If the folder and its parents were created here and are still empty at the end, as after a refused request, they are
+    removed.
+
     Args:
         folder: Folder to lock.
         command: Name of the command that locks it, for the error message of a second process.
@@ -179,6 +182,7 @@ def locked(folder: Path, command: str, *, shared: bool = False) -> Iterator[None
     """
     if folder.exists() and not folder.is_dir():
         raise BadRequestError(f"{folder} is a file", "Name a folder.")
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
@@ -197,6 +201,9 @@ def locked(folder: Path, command: str, *, shared: bool = False) -> Iterator[None
     try:
         yield
     finally:
+        with suppress(OSError):  # They are not empty.
+            for path in created:
+                path.rmdir()
         _close_descriptors(descriptors)
 
 

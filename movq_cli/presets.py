@@ -15,6 +15,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from movq_cli.errors import BadRequestError, did_you_mean
+from movq_cli.setting_names import suggest
 from movq_cli.settings import Preset
 
 _PACKAGE = Path(__file__).resolve().parent
@@ -100,7 +101,7 @@ def explain(error: ValidationError, owner: str) -> str:
     dotted = ".".join(path)
     if violation["type"] == "extra_forbidden":
         siblings = [name for name, _ in settings_fields()]
-        return f"{owner}: unknown setting {dotted!r}. {did_you_mean(dotted, siblings)}"
+        return f"{owner}: unknown setting {dotted!r}. {suggest(dotted, siblings)}"
     message = violation["msg"].removeprefix("Value error, ")
     given = "" if isinstance(violation["input"], dict | BaseModel) else f", not {_shortened(violation['input'])}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
@@ -218,7 +219,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         )
     known = [setting for setting, _ in settings_fields()]
     if name not in known:
-        raise BadRequestError(f"unknown setting {name!r}", did_you_mean(name, known))
+        raise BadRequestError(f"unknown setting {name!r}", suggest(name, known))
     try:
         value = _parse(text)
     except (yaml.YAMLError, ValueError):
