@@ -28,7 +28,7 @@ from movq_cli.cli.sample import sample
 from movq_cli.cli.train import train_prior, train_vq
 from movq_cli.cli.weights import weights
 from movq_cli.console import write_line
-from movq_cli.errors import FailureError, MovqError
+from movq_cli.errors import FailureError, MovqError, is_out_of_memory
 from movq_cli.version import __version__
 
 
@@ -161,7 +161,7 @@ def _report_unexpected(error: BaseException) -> int:
         with suppress(OSError):
             traceback.print_exception(error)
     text = " ".join(str(error).split())[:300]
-    if "out of memory" in text.lower() or isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return _report(f"out of memory. Try a smaller batch size. ({text})", FailureError.exit_code)
     return _report(
         f"unexpected {type(error).__name__}: {text}. Set MOVQ_TRACEBACK=1 to see the traceback.",

@@ -18,7 +18,7 @@ from torch.backends import cudnn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from movq_cli.evaluation.pretrained import Network, find_weights, is_available, read_tensors, unusable
-from movq_cli.files import sha256
+from movq_cli.files import sha256_once
 
 Trunk = Literal["vgg", "alex"]
 
@@ -74,7 +74,7 @@ class FeatureExtractor(Frozen):
         self.name = name
         self.width = width
         self.weights = weights
-        self.digest = sha256(weights)
+        self.digest = sha256_once(weights)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the features [N, D] of uint8 images [N, 3, H, W]; the network resizes the images itself."""
