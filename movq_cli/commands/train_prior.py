@@ -102,7 +102,7 @@ def _stage(context: TrainContext, tokenizer_run: Run, digest: str, evaluator: FI
     settings, images, device = context.settings, context.images, context.device
     model = checkpoints.load_tokenizer(tokenizer_run.weights).to(device)
     _check_tokenizer(settings, model, tokenizer_run)
-    loader.check_side(images.manifest.min_side, settings.vq.resolution, settings.data.path)
+    loader.check_size(images, settings.vq)
 
     def codes(split: SplitName) -> code_cache.CodeCache:
         return code_cache.load_or_encode(

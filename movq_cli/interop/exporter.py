@@ -86,9 +86,9 @@ def verify(model: Tokenizer, folder: Path) -> float:
 
 def example_pictures(settings: TokenizerSettings) -> Tensor:
     """Return smooth random pictures [2, 3, H, W] in [-1, 1], always the same, of at most 16 x 16 code positions."""
-    side = min(settings.resolution, _POSITIONS * settings.factor)
+    height, width = (min(side, _POSITIONS * settings.factor) for side in settings.image_size)
     noise = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    return F.interpolate(noise, size=(side, side), mode="bicubic", align_corners=False).clamp(-1, 1)
+    return F.interpolate(noise, size=(height, width), mode="bicubic", align_corners=False).clamp(-1, 1)
 
 
 def require_same(codes: Tensor, again: Tensor, model: Tokenizer, decode: Any, folder: Path) -> float:  # noqa: ANN401
@@ -126,6 +126,9 @@ def _converted(model: Tokenizer, family: Family) -> tuple[dict[str, Tensor], dic
         tensors["quantize.embedding.weight"] = F.normalize(tensors["quantize.embedding.weight"], dim=-1)
         settings = settings.model_copy(update={"normalize_codes": False})
         notes.append("the codebook entries have unit length, which gives the same codes (normalize_codes)")
+    if not settings.image_size.is_square:
+        side = min(settings.image_size)
+        notes.append(f"the training images had {settings.image_size.in_words}; the config has the shorter side, {side}")
     wrong = family.lacks(settings)
     if wrong:
         raise BadRequestError(
