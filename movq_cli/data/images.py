@@ -143,7 +143,9 @@ def resize_to_cover(image: Image.Image, resolution: Resolution, *, upscale: bool
     """
     size = ImageSize.of(resolution)
     if not upscale and not size.fits_into(ImageSize(image.height, image.width)):
-        limit = f"short side below {size}" if size.is_square else f"below {size.in_words}"
+        limit = f"short side below {size}"
+        if not size.is_square:
+            limit = f"height below {size.height} or width below {size.width}"
         raise BadImageError(f"too small: {image.width} x {image.height} pixels, {limit}")
     height, width = covering_size(ImageSize(image.height, image.width), size)
     if (width, height) == image.size:
