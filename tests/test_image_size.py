@@ -30,6 +30,7 @@ from movq_cli.settings import Preset, TokenizerSettings, ViewSettings
 from tests.conftest import TINY, Movq
 
 SIDES = st.integers(1, 64)
+TINY_VQ = Preset.model_validate(TINY).vq.model_dump()
 
 
 @given(SIDES, SIDES)
@@ -51,7 +52,7 @@ def test_a_resolution_survives_json_and_yaml_and_a_square_is_one_number(height: 
 @given(SIDES, SIDES, st.integers(1, 6))
 @settings(deadline=None)
 def test_a_side_that_is_not_a_multiple_of_the_factor_is_refused(height: int, width: int, levels: int) -> None:
-    values = {"multipliers": (1,) * levels, "initial_feature": "quantized", "attention_resolutions": ()}
+    values: dict[str, Any] = {"multipliers": (1,) * levels, "initial_feature": "quantized", "attention_resolutions": ()}
     values |= {"resolution": (height, width), "modulation": None}
     factor = 2 ** (levels - 1)
     if height % factor or width % factor:
@@ -70,7 +71,7 @@ def test_what_is_no_size_is_refused_in_one_line_that_shows_both_forms(value: str
 
 
 def tokenizer(**changes: Any) -> TokenizerSettings:
-    return TokenizerSettings.model_validate({**TINY["vq"], **changes})
+    return TokenizerSettings.model_validate({**TINY_VQ, **changes})
 
 
 def test_the_shorter_side_decides_where_attention_is() -> None:
@@ -197,7 +198,7 @@ def test_training_on_small_crops_of_a_set_of_rectangles_is_warned_of(
 ) -> None:
     prepared(pictures, tmp_path / "data", Preprocessing(size=(24, 32), upscale=True))
     for resolution, is_warned in (((16, 32), False), ((16, 24), True), ((24, 32), False)):
-        values = {**TINY, "vq": {**TINY["vq"], "resolution": resolution, "attention_resolutions": []}}
+        values = {**TINY, "vq": {**TINY_VQ, "resolution": resolution, "attention_resolutions": []}}
         open_images(Preset.model_validate({**values, "data": {"path": str(tmp_path / "data")}}), "tiny", Console())
         shown = " ".join(capsys.readouterr().err.split())
         assert ("prepare them with --size 16x24" in shown) == is_warned

@@ -12,6 +12,7 @@ from PIL import Image
 from movq_cli import api, checkpoints
 from movq_cli.data.shards import PreparedSet
 from movq_cli.runs import Run
+from movq_cli.settings import Preset
 from tests.conftest import TINY, draw_shapes, run_movq
 
 SHORT = ["steps=2", "validate_every=2", "checkpoint_every=2"]
@@ -19,7 +20,11 @@ SHORT = ["steps=2", "validate_every=2", "checkpoint_every=2"]
 
 def write_preset(folder: Path, resolution: object, data: str = "data") -> Path:
     path = folder / "wide.yaml"
-    vq = {**TINY["vq"], "resolution": resolution, "initial_feature": "constant"}
+    vq = {
+        **Preset.model_validate(TINY).vq.model_dump(mode="json"),
+        "resolution": resolution,
+        "initial_feature": "constant",
+    }
     views = {"mirror": True, "scales": [1.25]}
     path.write_text(json.dumps({**TINY, "vq": vq, "views": views, "data": {"path": data, "crop": "random"}}))
     return path
@@ -52,7 +57,7 @@ def test_the_set_and_the_weight_files_have_height_and_width(wide: Path) -> None:
     run_movq(wide, "prepare", "--check", "data", "--workers", "1")
     tokenizer = checkpoints.load_tokenizer(Run(wide / "runs" / "wide-vq", "vq").weights)
     assert tokenizer.settings.resolution == (16, 32)
-    assert tokenizer.decoder.initial_feature.constant.shape[-2:] == (8, 16)
+    assert tokenizer.state_dict()["decoder.initial_feature.constant"].shape[-2:] == (8, 16)
     prior = api.Prior.load(wide / "runs" / "wide-prior")
     assert prior.transformer.shape.size == (8, 16, 4)
     assert prior.sample(2, steps=2).shape == (2, 3, 16, 32)
