@@ -268,8 +268,8 @@ def _at_their_size(smallest: ImageSize, settings: TokenizerSettings) -> str:
         TokenizerSettings.model_validate({**settings.model_dump(), "resolution": largest.resolution})
     except ValidationError:
         return ""
-    value = f"{largest}" if largest.is_square else f"[{largest.height},{largest.width}]"
-    return f", or train at their size with -o vq.resolution={value}"
+    setting = f"vq.resolution={largest}" if largest.is_square else f"'vq.resolution=[{largest.height},{largest.width}]'"
+    return f", or train at their size with -o {setting}"
 
 
 def _steps(order: EpochOrder, start: int, ranks: Ranks) -> Iterator[list[CropKey]]:
