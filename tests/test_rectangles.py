@@ -94,7 +94,7 @@ def test_a_set_of_other_shapes_is_refused_with_both_sizes_and_both_remedies_work
     error = run_movq(tmp_path, "train-vq", "-p", preset, code=2).stderr.splitlines()[-1]
     assert "has images that are only 16 pixels high or 20 pixels wide" in error
     assert "smaller than the preset's 16x32 pixels (height x width). Prepare it with --size 16x32" in error
-    assert error.endswith("or train at their size with -o vq.resolution=[16,20].")
+    assert error.endswith("or train at their size with -o 'vq.resolution=[16,20]'.")
     short = [f"-otrain_vq.{setting}" for setting in SHORT]
     run_movq(tmp_path, "train-vq", "-p", preset, "-o", "vq.resolution=[16,20]", *short)
     run_movq(tmp_path, "train-vq", "-p", preset, "--data", wide / "data", "--run", "again", *short)
