@@ -163,7 +163,7 @@ def protocol(bench: Bench) -> Figures:
         "source": Path(bench.source).name,
         "images": {"train": counts["train"], "held_out": counts["val"]},
         "side": bench.side,
-        "codes": {"grid": settings.vq.grid, "codebook_size": settings.vq.codebook_size},
+        "codes": {"grid": settings.vq.code_shape.height, "codebook_size": settings.vq.codebook_size},
         "steps": train.total_steps(counts["train"]),
         "batch_size": train.batch_size,
         "seed": train.seed,

@@ -42,6 +42,7 @@ from movq_cli.commands.prepare_plan import Preprocessing
 from movq_cli.data import loader, png
 from movq_cli.data.sampler import EpochOrder
 from movq_cli.data.shards import PreparedSet, Split
+from movq_cli.image_size import ImageSize, Resolution
 from movq_cli.settings import DataSettings
 from movq_cli.training.vq import TokenizerTraining
 
@@ -136,9 +137,10 @@ def draw(seed: int) -> NDArray[np.uint8]:
     return np.clip(coarse + texture, 0, 255).astype(np.uint8)
 
 
-def prepared(pictures: str, out: Path, side: int, compression: png.Compression) -> PreparedSet:
-    """Prepare the central squares of images as a set."""
-    preprocessing = Preprocessing(size=side, square=True, upscale=True, compression=compression)
+def prepared(pictures: str, out: Path, resolution: Resolution, compression: png.Compression) -> PreparedSet:
+    """Prepare the central squares or rectangles of images as a set."""
+    is_square = ImageSize.of(resolution).is_square
+    preprocessing = Preprocessing(size=resolution, square=is_square, upscale=True, compression=compression)
     request = PrepareRequest(pictures, out, preprocessing, val="1", keep_labels=False)
     prepare(request, console.Console(quiet=True, mute=True))
     return PreparedSet.open(out)
@@ -165,7 +167,7 @@ def ours(split: Split, batch_size: int, workers: int) -> Iterator[Tensor]:
     """Return the stream of batches that `movq train-vq` reads."""
     order = EpochOrder(len(split), batch_size, seed=0)
     data = DataSettings(crop="random", workers=workers)
-    return loader.training_batches(split, order, data, side=SIDE, seed=0, start=0, device=CPU)
+    return loader.training_batches(split, order, data, resolution=SIDE, seed=0, start=0, device=CPU)
 
 
 def its_loader(folder: Path, batch_size: int, workers: int) -> DataLoader[Any]:

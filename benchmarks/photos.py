@@ -186,8 +186,8 @@ def main() -> None:
     named = {"--weights": given.weights, "--device": given.device}
     options = tuple(word for name, value in named.items() if value for word in (name, value))
     bench = Bench(given.source, given.preset, tuple(given.overrides), given.held_out, given.work, options)
-    size = str(bench.settings.vq.resolution)
-    movq("prepare", bench.source, bench.data, "--size", size, "--square", "--val", str(bench.held_out))
+    size = "{}x{}".format(*bench.settings.vq.image_size)
+    movq("prepare", bench.source, bench.data, "--size", size, "--val", str(bench.held_out))
     path = given.out / f"{Path(bench.preset).stem}.json"
     for row in given.rows:
         measured = stage_2(bench) if row == "prior" else stage_1(bench, row)

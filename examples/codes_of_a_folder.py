@@ -21,9 +21,9 @@ from movq_cli import Tokenizer
 BATCH = 16
 
 
-def load(path: Path, side: int) -> torch.Tensor:
-    """Return the central square of an image, as the tokenizer expects it: float [3, side, side] in [-1, 1]."""
-    image = ImageOps.fit(Image.open(path).convert("RGB"), (side, side), Image.Resampling.LANCZOS)
+def load(path: Path, height: int, width: int) -> torch.Tensor:
+    """Return the central part of an image, as the tokenizer expects it: float [3, height, width] in [-1, 1]."""
+    image = ImageOps.fit(Image.open(path).convert("RGB"), (width, height), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
@@ -42,7 +42,7 @@ def main(run: str, folder: str, array: str, out: str) -> None:
 
     codes = []
     for start in range(0, len(paths), BATCH):
-        images = torch.stack([load(path, tokenizer.settings.resolution) for path in paths[start : start + BATCH]])
+        images = torch.stack([load(path, *tokenizer.settings.image_size) for path in paths[start : start + BATCH]])
         codes.append(tokenizer.encode(images.to(device)).cpu().numpy().astype(np.uint16))  # int64 [B, h, w, c]
     np.save(array, np.concatenate(codes))
 

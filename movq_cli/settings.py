@@ -10,11 +10,36 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+    model_validator,
+)
+
+from movq_cli.image_size import ImageSize, Resolution
 
 Positive = Annotated[int, Field(ge=1)]
 Side = Annotated[int, Field(ge=1, le=2**14)]
 """Side of an image or of a code map. The upper bounds are far beyond all models: they protect against damaged files."""
+
+
+def _as_resolution(value: object, validate: ValidatorFunctionWrapHandler) -> Resolution:
+    """Check a resolution as one value, and turn a pair of equal sides into the side of a square."""
+    try:
+        resolution: Resolution = validate(value)
+    except ValidationError:
+        raise ValueError(
+            f"give the side of a square (256) or height and width ([192, 256]), each from 1 to {2**14}"
+        ) from None
+    return ImageSize.of(resolution).resolution
+
+
+SizeSetting = Annotated[Side | tuple[Side, Side], WrapValidator(_as_resolution)]
+"""Size of images: the side of a square, or height and width; a pair of equal numbers becomes the side of a square."""
 
 Channels = Annotated[int, Field(ge=1, le=2**16)]
 Depth = Annotated[int, Field(ge=1, le=2**6)]
@@ -72,14 +97,16 @@ class ModulationSettings(Settings):
 class TokenizerSettings(Settings):
     """The architecture of stage 1: encoder and decoder of VQGAN, quantizer and modulation of MoVQ (section 3.1)."""
 
-    resolution: Side = Field(256, description="side of the training images, in pixels")
+    resolution: SizeSetting = Field(
+        256, description="side of the square training images in pixels, or height and width: [192, 256]"
+    )
     channels: Channels = Field(128, description="number of channels at the finest level, before the multipliers")
     multipliers: tuple[Depth, ...] = Field(
         (1, 1, 2, 2, 4), max_length=14, description="channels of each level over `channels`, finest first"
     )
     blocks: Depth = Field(2, description="residual blocks in each level of the encoder; the decoder has one more")
     attention_resolutions: tuple[Side, ...] = Field(
-        (16,), max_length=14, description="feature map sides with self-attention"
+        (16,), max_length=14, description="feature map sides with self-attention; of a rectangle, the shorter side"
     )
     mid_attention: bool = Field(True, description="self-attention between the two residual blocks in the middle")
     z_channels: Channels = Field(256, description="output channels of the encoder")
@@ -108,9 +135,16 @@ class TokenizerSettings(Settings):
         return int(2 ** (len(self.multipliers) - 1))
 
     @property
-    def grid(self) -> int:
-        """Side of the code map at the training resolution, in positions."""
-        return self.resolution // self.factor
+    def image_size(self) -> ImageSize:
+        """Height and width of the training images, in pixels."""
+        return ImageSize.of(self.resolution)
+
+    @property
+    def attention_levels(self) -> tuple[int, ...]:
+        """Levels with self-attention, 0 = the finest: those whose feature map has its shorter side in the setting."""
+        side = min(self.image_size)
+        levels = range(len(self.multipliers))
+        return tuple(level for level in levels if side // 2**level in self.attention_resolutions)
 
     @property
     def code_dim(self) -> int:
@@ -120,7 +154,8 @@ class TokenizerSettings(Settings):
     @property
     def code_shape(self) -> CodeShape:
         """Shape of the codes of one training image."""
-        return CodeShape(height=self.grid, width=self.grid, chunks=self.chunks, codebook_size=self.codebook_size)
+        height, width = (side // self.factor for side in self.image_size)
+        return CodeShape(height=height, width=width, chunks=self.chunks, codebook_size=self.codebook_size)
 
     @property
     def widths(self) -> tuple[int, ...]:
@@ -136,8 +171,17 @@ class TokenizerSettings(Settings):
             raise ValueError(
                 f"channels x multipliers gives widths {odd}: each must be a multiple of norm_groups, {self.norm_groups}"
             )
-        if self.resolution % self.factor:
-            raise ValueError(f"resolution {self.resolution} is not a multiple of the downsampling factor {self.factor}")
+        if any(side % self.factor for side in self.image_size):
+            subject = f"resolution {self.resolution} is not a multiple"
+            if not self.image_size.is_square:
+                subject = f"resolution {list(self.image_size)} has a side that is not a multiple"
+            raise ValueError(f"{subject} of the downsampling factor {self.factor}")
+        if self.attention_resolutions and not self.attention_levels and not self.image_size.is_square:
+            sides = [min(self.image_size) // 2**level for level in range(len(self.multipliers))]
+            raise ValueError(
+                f"attention_resolutions {list(self.attention_resolutions)} has the shorter side of no feature map: "
+                f"with resolution {list(self.image_size)} these sides are {sides}; [] is no attention"
+            )
         if self.embed_dim % self.chunks:
             raise ValueError(f"embed_dim {self.embed_dim} does not divide into {self.chunks} chunks")
         if self.modulation and self.modulation.levels > len(self.multipliers):

@@ -59,7 +59,7 @@ def test_extra_settings_reach_every_row_but_not_what_makes_it_one(row: ablation.
 def test_attention_stays_at_the_code_grid_whatever_the_side() -> None:
     for side in (32, 64):
         settings = ablation.resolve(ablation.ROWS[-1], side).vq
-        assert settings.attention_resolutions == (settings.grid,)
+        assert settings.attention_resolutions == (settings.code_shape.height,)
 
 
 def test_what_a_killed_run_logged_twice_counts_once(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Annotated, TypeVar
 import typer
 
 from movq_cli.cli.options import (
+    SIZE,
     BatchSize,
     DeviceName,
     Gpus,
@@ -22,6 +23,7 @@ from movq_cli.cli.options import (
     chosen_weights,
     complete_preset_name,
     console_for,
+    image_size,
     split_name,
 )
 from movq_cli.console import Console
@@ -61,11 +63,11 @@ Table = Annotated[bool, typer.Option("--table", help="Print JSON results side by
 Split = Annotated[str, typer.Option(help="Split of a prepared set: train or val.")]
 
 Crop = Annotated[
-    int | None,
+    str | None,
     typer.Option(
-        min=8,
-        help="Compare central squares of this side in pixels, after resizing the short side to it. "
-        "[default: images as they are]",
+        metavar=SIZE,
+        help="Compare the central squares of this side, or rectangles of this size, in pixels, after resizing images "
+        "to the smallest size that covers them. [default: images as they are]",
         show_default=False,
     ),
 ]
@@ -149,7 +151,7 @@ def evaluate(
         codebook=codebook,
         run=chosen_weights(run, weights_of, "vq") if codebook else run,
         split=split_name(split),
-        crop=crop,
+        crop=image_size(crop, "--crop", 8),
         strict=strict,
         batch_size=batch_size,
         weights=weights,

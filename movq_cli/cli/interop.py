@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from movq_cli.cli.options import Json, Quiet, console_for
+from movq_cli.cli.options import SIZE, Json, Quiet, console_for, image_size
 
 
 def import_weights(
@@ -49,12 +49,11 @@ def import_weights(
         ),
     ] = None,
     resolution: Annotated[
-        int | None,
+        str | None,
         typer.Option(
             "--resolution",
-            min=1,
-            max=2**14,
-            help="Side of the training images, pixels. [default: that of the config, else 256]",
+            metavar=SIZE,
+            help="Size of the training images, pixels. [default: that of the config, else 256]",
             show_default=False,
         ),
     ] = None,
@@ -66,7 +65,14 @@ def import_weights(
     from movq_cli.commands.import_weights import import_weights as command
     from movq_cli.interop.importer import ImportOptions
 
-    options = ImportOptions(config=config, part=part, weights=weights, image_range=image_range, resolution=resolution)
+    size = image_size(resolution, "--resolution", 1)
+    options = ImportOptions(
+        config=config,
+        part=part,
+        weights=weights,
+        image_range=image_range,
+        resolution=None if size is None else size.resolution,
+    )
     command(ImportRequest(source, run, options), console_for(as_json, quiet))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import os
+import re
 import types
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import typer
 
 from movq_cli.console import Console
 from movq_cli.errors import BadRequestError
+from movq_cli.image_size import ImageSize
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -130,6 +132,38 @@ def chosen_weights(run: Path | None, weights_of: str, kind: Kind) -> Path | None
     from movq_cli.runs import find_best
 
     return find_best(run, kind)
+
+
+_LARGEST_SIDE = 2**14
+"""Largest side of an image that an option can request, in pixels, as in the settings."""
+
+SIZE = "SIDE|HEIGHTxWIDTH"
+"""Metavar of an option for the size of images, which `image_size` reads."""
+
+
+def image_size(text: str | None, option: str, smallest: int) -> ImageSize | None:
+    """Return the size that is the value of an option: a side ("256"), or height and width ("192x256").
+
+    Args:
+        text: Value of the option; None if it is not given.
+        option: Name of the option, for the error.
+        smallest: Smallest side that the option allows, pixels.
+
+    Raises:
+        BadRequestError: The text is neither of the two, or a side is too small or too large.
+    """
+    if text is None:
+        return None
+    sides = re.fullmatch(r"(\d{1,9})(?:x(\d{1,9}))?", text.strip().lower(), re.ASCII)
+    if sides is None:
+        raise BadRequestError(
+            f"{option} {text!r} is neither a side nor HEIGHTxWIDTH in pixels",
+            f"Examples: {option} 256, {option} 192x256",
+        )
+    size = ImageSize(int(sides[1]), int(sides[2] or sides[1]))
+    if not smallest <= min(size) <= max(size) <= _LARGEST_SIDE:
+        raise BadRequestError(f"{option} {text!r} is not within {smallest} and {_LARGEST_SIDE} pixels a side")
+    return size
 
 
 def split_name(name: str | None) -> Any:  # noqa: ANN401 - a literal of the data layer, which is imported late

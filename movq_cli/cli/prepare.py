@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from movq_cli.cli.options import Json, Quiet, console_for
+from movq_cli.cli.options import SIZE, Json, Quiet, console_for, image_size
 from movq_cli.errors import BadRequestError
+from movq_cli.image_size import Resolution
 
 Source = Annotated[
     str,
@@ -30,15 +31,16 @@ Output = Annotated[
 ]
 
 Size = Annotated[
-    int | None,
+    str | None,
     typer.Option(
-        min=8,
-        help="Short side of the stored images, pixels; smaller images are rejected. [default: their own, at most 256]",
+        metavar=SIZE,
+        help="Short side of the stored images in pixels, or the size to which all are resized and cropped; smaller "
+        "images are rejected. [default: their own short side, at most 256]",
         show_default=False,
     ),
 ]
 
-Square = Annotated[bool, typer.Option("--square", help="Cut out the central square after resizing.")]
+Square = Annotated[bool, typer.Option("--square", help="Cut out the central square after resizing to a short side.")]
 
 Val = Annotated[
     str,
@@ -143,11 +145,14 @@ def prepare(
     from movq_cli.commands import prepare as command
     from movq_cli.commands.prepare_plan import Preprocessing
 
+    resolution, is_square = _resolution(size, is_square=square)
     limit = {} if max_pixels is None else {"max_pixels": max_pixels}
     request = command.PrepareRequest(
         source,
         out or Path("data") / Path(source).resolve().stem.removesuffix(".tar"),
-        Preprocessing(size, square, upscale, _color(background), orientation, _compression(compression), **limit),
+        Preprocessing(
+            resolution, is_square, upscale, _color(background), orientation, _compression(compression), **limit
+        ),
         val=val,
         val_list=val_list,
         val_labels=val_labels,
@@ -157,6 +162,21 @@ def prepare(
         shard=None if shard is None else _job(shard),
     )
     command.prepare(request, console_for(as_json, quiet))
+
+
+def _resolution(text: str | None, *, is_square: bool) -> tuple[Resolution | None, bool]:
+    """Return the size of the stored images, and whether it is that of a square to cut out.
+
+    Args:
+        text: Value of --size.
+        is_square: Value of --square.
+    """
+    size = image_size(text, "--size", 8)
+    if size is None or text is None:
+        return None, is_square
+    if is_square and not size.is_square:
+        raise BadRequestError(f"--square cuts out squares, but --size {text} is none", "Leave --square out.")
+    return size.resolution, is_square or (size.is_square and "x" in text.lower())
 
 
 def _color(text: str) -> tuple[int, int, int]:

@@ -125,7 +125,7 @@ def _model_card(model: Tokenizer, weights: Path, to: Format, notes: list[str]) -
         f"| codes of a position | {settings.chunks} |",
         f"| codebook | {settings.codebook_size:,} entries of {settings.code_dim} channels |",
         f"| image range | [{settings.image_range}] |",
-        f"| training resolution | {settings.resolution} |",
+        f"| training resolution | {settings.image_size} |",
         f"| parameters | {sum(parameter.numel() for parameter in model.parameters()):,} |",
         "",
         *[f"Note: {note}.\n" for note in notes],

@@ -16,10 +16,11 @@ from movq_cli.api import Prior
 from movq_cli.commands.reconstruct import output_names
 from movq_cli.console import Console
 from movq_cli.data import pixels
-from movq_cli.data.images import BadImageError, center_crop, decode, encode_png, resize_short_side
+from movq_cli.data.images import BadImageError, center_crop, decode, encode_png, resize_to_cover
 from movq_cli.data.shards import SplitName
 from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_write
+from movq_cli.image_size import ImageSize
 from movq_cli.models.masked_prior import ratio_mask
 from movq_cli.settings import SampleSettings
 from movq_cli.sources.open import open_source
@@ -157,25 +158,26 @@ def _sample_settings(model: Prior, request: FillRequest) -> SampleSettings:
 
 
 def _crop_images(images: Source, model: Prior) -> Iterator[tuple[int, Tensor]]:
-    """Yield the index of each image, and its pixels [3, side, side] uint8, cropped to the prior's size."""
+    """Yield the index of each image, and its pixels [3, H, W] uint8, cropped to the prior's size."""
     for index, name in enumerate(images.names):
         try:
-            yield index, _read_square(images.read(index), model)
+            yield index, _read_cropped(images.read(index), model)
         except BadImageError as error:
             raise BadRequestError(f"{name} in {images.location} cannot be read: {error}") from None
 
 
-def _read_square(data: bytes, model: Prior) -> Tensor:
-    """Return the pixels [3, side, side] uint8 of an image file, resized and cropped to the prior's size."""
-    side = model.transformer.shape.height * model.tokenizer.settings.factor
-    image = center_crop(resize_short_side(decode(data), side, upscale=True), side)
+def _read_cropped(data: bytes, model: Prior) -> Tensor:
+    """Return the pixels [3, H, W] uint8 of an image file, resized and cropped to the prior's size."""
+    shape, factor = model.transformer.shape, model.tokenizer.settings.factor
+    size = ImageSize(shape.height * factor, shape.width * factor)
+    image = center_crop(resize_to_cover(decode(data), size, upscale=True), size)
     return pixels.from_array(np.asarray(image))
 
 
 def _read_mask(path: Path, model: Prior) -> Tensor:
     """Return which pixels [1, H, W] bool are white in a mask."""
     try:
-        return _read_square(path.read_bytes(), model).float().mean(0, keepdim=True) >= _WHITE
+        return _read_cropped(path.read_bytes(), model).float().mean(0, keepdim=True) >= _WHITE
     except OSError as error:
         raise BadRequestError(f"--mask {path} cannot be read: {error.strerror}") from None
     except BadImageError as error:

@@ -162,7 +162,8 @@ def _base_for(side: int, data: Path) -> str:
     Raises:
         BadRequestError: There is none.
     """
-    resolutions = {name: presets.load(name).vq.resolution for name in presets.available() if name.startswith(_BASES)}
+    sizes = {name: presets.load(name).vq.image_size for name in presets.available() if name.startswith(_BASES)}
+    resolutions = {name: max(size) for name, size in sizes.items()}
     fitting = {name: resolution for name, resolution in resolutions.items() if resolution <= side}
     if not fitting:
         smallest = min(resolutions.values(), default=0)

@@ -203,7 +203,10 @@ def _announce(plan: Plan, console: Console) -> None:
         console.log(f"duplicates: {len(plan.duplicates)} images equal an earlier file and are left out")
     size = preprocessing.size
     resizing = f"short side {size}" if size else f"original size, short side at most {DEFAULT_MAX_SIDE}"
-    console.log(f"images: {resizing}, {'central square' if preprocessing.square else 'uncropped'}, filter {FILTER}")
+    cropping = "central square" if preprocessing.square else "uncropped"
+    if isinstance(size, tuple):
+        resizing, cropping = "resized to cover the crop", f"central crop of height {size[0]} and width {size[1]}"
+    console.log(f"images: {resizing}, {cropping}, filter {FILTER}")
 
 
 def _check_plan(plan: Plan) -> None:

@@ -20,7 +20,7 @@ from movq_cli.data.images import (
     center_crop,
     check_stored_size,
     decode,
-    resize_short_side,
+    resize_to_cover,
 )
 from movq_cli.data.shards import (
     SHARD_IMAGES,
@@ -36,6 +36,7 @@ from movq_cli.data.shards import (
     write_shard,
 )
 from movq_cli.errors import BadRequestError
+from movq_cli.image_size import Resolution
 from movq_cli.sources.source import Source
 
 DEFAULT_MAX_SIDE = 256
@@ -46,10 +47,11 @@ DEFAULT_MAX_SIDE = 256
 class Preprocessing:
     """The operations on one image."""
 
-    size: int | None = None
-    """Short side of the stored images, pixels; None keeps the image's own, at most `DEFAULT_MAX_SIDE`."""
+    size: Resolution | None = None
+    """Short side of the stored images in pixels, or the height and width to which all of them are cropped; None keeps
+    the image's own short side, at most `DEFAULT_MAX_SIDE`."""
     square: bool = False
-    """Whether the central square is cut out after resizing."""
+    """Whether the central square is cut out after resizing to a short side."""
     upscale: bool = False
     """Whether smaller images are enlarged; otherwise they are rejected."""
     background: tuple[int, int, int] = (255, 255, 255)
@@ -69,8 +71,8 @@ class Preprocessing:
         """
         image = decode(data, background=self.background, orientation=self.orientation, max_pixels=self.max_pixels)
         size = self.size or min(DEFAULT_MAX_SIDE, *image.size)
-        image = resize_short_side(image, size, upscale=self.upscale)
-        image = center_crop(image, size) if self.square else image
+        image = resize_to_cover(image, size, upscale=self.upscale)
+        image = center_crop(image, size) if self.square or isinstance(size, tuple) else image
         check_stored_size(*image.size)
         return image
 

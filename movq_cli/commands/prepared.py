@@ -139,7 +139,7 @@ def _errors_of_images(manifest: DatasetManifest, archive: zipfile.ZipFile, names
             yield f"{name}: {error}"
             continue
         short, long = sorted((height, width))
-        is_wrong = manifest.size not in {None, short} or (manifest.square and short != long)
+        is_wrong = manifest.size not in {None, short, (height, width)} or (manifest.square and short != long)
         if is_wrong or not manifest.min_side <= short <= long <= manifest.max_side:
             yield f"{name} has {width} x {height} pixels, which contradicts the manifest"
 

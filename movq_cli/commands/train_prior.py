@@ -116,7 +116,7 @@ def _stage(
     settings, images, device = context.settings, context.images, context.device
     model = checkpoints.load_tokenizer(weights).to(device)
     _check_tokenizer(settings, model, weights)
-    loader.check_side(images.manifest.min_side, settings.vq.resolution, settings.data.path)
+    loader.check_size(images, settings.vq)
 
     def codes(split: SplitName) -> code_cache.CodeCache:
         return code_cache.load_or_encode(

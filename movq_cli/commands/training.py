@@ -228,17 +228,21 @@ def open_images(settings: Preset, preset_name: str, console: Console) -> Prepare
     if images is None:
         raise BadRequestError(
             f"preset {preset_name!r} trains on the prepared set {path}, which does not exist",
-            f"Prepare it (movq prepare IMAGES {path} --size {settings.vq.resolution}) or name another with --data.",
+            f"Prepare it (movq prepare IMAGES {path} --size {settings.vq.image_size}) or name another with --data.",
         )
     if not images.manifest.counts["val"]:
         raise BadRequestError(
             f"the prepared set {path} has no validation images", "Prepare it from at least two images."
         )
-    side = settings.vq.resolution
-    if images.manifest.min_side > _CROP_RATIO_LIMIT * side:
+    size = settings.vq.image_size
+    smallest = images.smallest_size(size)
+    if all(stored > _CROP_RATIO_LIMIT * side for stored, side in zip(smallest, size, strict=True)):
+        at_least = f"{smallest.height} pixels a side"
+        if not smallest.is_square:
+            at_least = f"{smallest.height} pixels of height and {smallest.width} of width"
         console.warn(
-            f"the images of {path} have at least {images.manifest.min_side} pixels a side, but training sees crops of "
-            f"{side} pixels. To train on complete images, prepare them with --size {side}."
+            f"the images of {path} have at least {at_least}, but training sees crops of {size.in_words}. "
+            f"To train on complete images, prepare them with --size {size}."
         )
     return images
 
@@ -364,5 +368,5 @@ def fid_evaluator(context: TrainContext, train: TrainSettings, split: SplitName,
     settings, console = context.settings, context.console
     features = context.run.folder / "features"
     agreement.require_shared(context.ranks, features)
-    real = ImageSet("real", str(settings.data.path), split, crop=settings.vq.resolution, limit=limit, console=console)
+    real = ImageSet("real", str(settings.data.path), split, crop=settings.vq.image_size, limit=limit, console=console)
     return FIDEvaluator.of(real, features, context.request.weights, context.device, context.ranks, console)

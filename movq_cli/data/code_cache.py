@@ -157,7 +157,7 @@ def load_or_encode(
     )
     folder = folder / _folder_name(header)
     if not ranks.from_first((folder / HEADER).is_file):
-        images = loader.Views(split, model.settings.resolution, views)
+        images = loader.Views(split, model.settings.image_size, views)
         _make(folder, header, model, images, loading, batch_size, device, ranks, console)
     elif ranks.is_first:
         _clear(folder, _blocks(folder, header))  # a run that was killed at the very end has left its blocks

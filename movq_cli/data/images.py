@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from movq_cli.data import png_chunks
+from movq_cli.image_size import ImageSize, Resolution
 
 FILTER = "lanczos"
 """The antialiasing filter of every resize; another filter changes FID by as much as one point."""
@@ -141,41 +142,55 @@ def check_stored_size(width: int, height: int) -> None:
         raise BadImageError(f"{width} x {height} pixels is more than {MAX_PIXELS}, the limit of a resized image")
 
 
-def resize_short_side(image: Image.Image, size: int, *, upscale: bool) -> Image.Image:
-    """Resize an image to a short side of `size` pixels; the long side is rounded so that the aspect ratio stays.
+def resize_to_cover(image: Image.Image, resolution: Resolution, *, upscale: bool) -> Image.Image:
+    """Resize an image to the smallest size from which a crop can be cut; its aspect ratio stays, up to rounding.
+
+    For a square, this is the size whose short side is the side of the square.
 
     Args:
         image: RGB image.
-        size: Short side of the result, pixels.
+        resolution: Size of the crop.
         upscale: Whether a smaller image is enlarged; otherwise it is an error.
 
     Returns:
-        The resized image; the same object if its short side is already `size`.
+        The resized image; the same object if it already has that size.
 
     Raises:
-        BadImageError: The image is smaller than `size` and `upscale` is false, or the result has more pixels than
+        BadImageError: The image is smaller than the crop and `upscale` is false, or the result has more pixels than
             `MAX_PIXELS`.
     """
-    short = min(image.size)
-    if short == size:
+    size = ImageSize.of(resolution)
+    if not upscale and not size.fits_into(ImageSize(image.height, image.width)):
+        limit = f"short side below {size}"
+        if not size.is_square:
+            limit = f"height below {size.height} or width below {size.width}"
+        raise BadImageError(f"too small: {image.width} x {image.height} pixels, {limit}")
+    height, width = covering_size(ImageSize(image.height, image.width), size)
+    if (width, height) == image.size:
         return image
-    if short < size and not upscale:
-        raise BadImageError(f"too small: {image.width} x {image.height} pixels, short side below {size}")
-    width, height = (size if side == short else round(side * size / short) for side in image.size)
     check_stored_size(width, height)
     return image.resize((width, height), Image.Resampling[FILTER.upper()])
 
 
-def crop(image: Image.Image, size: int, left: int, top: int) -> Image.Image:
-    """Return the square of `size` pixels a side whose upper left corner is (left, top)."""
-    return image.crop((left, top, left + size, top + size))
+def covering_size(stored: ImageSize, crop: ImageSize) -> ImageSize:
+    """Return the smallest size with the aspect ratio of an image, up to rounding, into which a crop fits."""
+    if crop.height * stored.width >= crop.width * stored.height:
+        return ImageSize(crop.height, round(stored.width * crop.height / stored.height))
+    return ImageSize(round(stored.height * crop.width / stored.width), crop.width)
 
 
-def center_crop(image: Image.Image, size: int) -> Image.Image:
-    """Return the central square of `size` pixels a side; an odd remainder is cut off at the right and the bottom."""
-    if image.size == (size, size):
+def crop(image: Image.Image, resolution: Resolution, left: int, top: int) -> Image.Image:
+    """Return the crop of a size whose upper left corner is (left, top)."""
+    height, width = ImageSize.of(resolution)
+    return image.crop((left, top, left + width, top + height))
+
+
+def center_crop(image: Image.Image, resolution: Resolution) -> Image.Image:
+    """Return the central crop of a size; an odd remainder is cut off at the right and the bottom."""
+    height, width = ImageSize.of(resolution)
+    if image.size == (width, height):
         return image
-    return crop(image, size, (image.width - size) // 2, (image.height - size) // 2)
+    return crop(image, resolution, (image.width - width) // 2, (image.height - height) // 2)
 
 
 def encode_png(image: Image.Image, compress_level: int = 1, text: str | None = None) -> bytes:

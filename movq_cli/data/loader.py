@@ -17,15 +17,17 @@ from typing import TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 from torch import Tensor
 
 from movq_cli.data import views
 from movq_cli.data.prefetch import map_ahead
 from movq_cli.data.sampler import EpochOrder
-from movq_cli.data.shards import Split
+from movq_cli.data.shards import PreparedSet, Split
 from movq_cli.errors import BadRequestError
+from movq_cli.image_size import ImageSize, Resolution
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
-from movq_cli.settings import DataSettings, ViewSettings
+from movq_cli.settings import DataSettings, TokenizerSettings, ViewSettings
 
 CropKey = tuple[int, int]
 """Epoch and index of an image: together with the seed they decide the crop."""
@@ -36,19 +38,19 @@ _AHEAD = 2
 
 
 class Crops:
-    """Square crops of a split; each is a pure function of the seed, the epoch and the image.
+    """Crops of a split; each is a pure function of the seed, the epoch and the image.
 
     Args:
         split: Split of a prepared set.
-        side: Side of the crops, pixels.
+        resolution: Size of the crops.
         random: Whether the position of a crop is random; otherwise it is the centre.
         flip: Whether each crop is mirrored with probability one half.
         seed: Seed of the random positions and flips.
     """
 
-    def __init__(self, split: Split, side: int, *, random: bool, flip: bool, seed: int) -> None:
+    def __init__(self, split: Split, resolution: Resolution, *, random: bool, flip: bool, seed: int) -> None:
         self.split = split
-        self.side = side
+        self.size = ImageSize.of(resolution)
         self.random = random
         self.flip = flip
         self.seed = seed
@@ -61,9 +63,9 @@ class Crops:
             pinned: Whether the batch lies in pinned memory, from which a GPU copies asynchronously.
 
         Returns:
-            [B, 3, side, side] uint8.
+            [B, 3, H, W] uint8.
         """
-        batch = torch.empty(len(keys), 3, self.side, self.side, dtype=torch.uint8, pin_memory=pinned)
+        batch = torch.empty(len(keys), 3, *self.size, dtype=torch.uint8, pin_memory=pinned)
         # numpy copies the transposed pixels, here and in `Views`: torch's copy takes four times as long.
         for row, key in zip(batch.numpy(), keys, strict=True):
             row[...] = self._crop(*key).transpose(2, 0, 1)
@@ -71,7 +73,7 @@ class Crops:
 
     def _crop(self, epoch: int, index: int) -> NDArray[np.uint8]:
         image = self.split.pixels(index)
-        spare = np.array(image.shape[:2]) - self.side
+        spare = np.subtract(image.shape[:2], self.size)
         top, left = spare // 2
         mirrored = False
         if self.flip or (self.random and spare.any()):
@@ -79,7 +81,7 @@ class Crops:
             if self.random:
                 top, left = rng.integers(0, spare + 1)
             mirrored = self.flip and rng.random() < 0.5
-        crop = image[top : top + self.side, left : left + self.side]
+        crop = image[top : top + self.size.height, left : left + self.size.width]
         return crop[:, ::-1] if mirrored else crop
 
 
@@ -88,13 +90,13 @@ class Views:
 
     Args:
         split: Split of a prepared set.
-        side: Side of the views, pixels.
+        resolution: Size of the views.
         settings: Settings of the views.
     """
 
-    def __init__(self, split: Split, side: int, settings: ViewSettings) -> None:
+    def __init__(self, split: Split, resolution: Resolution, settings: ViewSettings) -> None:
         self.split = split
-        self.side = side
+        self.size = ImageSize.of(resolution)
         self.settings = settings
 
     def batch(self, indices: Sequence[int], *, pinned: bool = False) -> Tensor:
@@ -105,12 +107,12 @@ class Views:
             pinned: Whether the batch lies in pinned memory, from which a GPU copies asynchronously.
 
         Returns:
-            [B x V, 3, side, side] uint8; the V views of an image are consecutive.
+            [B x V, 3, H, W] uint8; the V views of an image are consecutive.
         """
-        shape = (len(indices), self.settings.count, 3, self.side, self.side)
+        shape = (len(indices), self.settings.count, 3, *self.size)
         batch = torch.empty(shape, dtype=torch.uint8, pin_memory=pinned)
         for rows, index in zip(batch.numpy(), indices, strict=True):
-            rows[...] = views.of_image(self.split.pixels(index), self.side, self.settings)
+            rows[...] = views.of_image(self.split.pixels(index), self.size, self.settings)
         return batch.flatten(0, 1)
 
 
@@ -119,7 +121,7 @@ def training_batches(
     order: EpochOrder,
     data: DataSettings,
     *,
-    side: int,
+    resolution: Resolution,
     seed: int,
     start: int,
     device: torch.device,
@@ -131,16 +133,16 @@ def training_batches(
         split: Training split.
         order: Order of the images, which decides those of each step.
         data: Settings of the crops and the workers.
-        side: Side of the crops, pixels.
+        resolution: Size of the crops.
         seed: Seed of the random crops.
         start: Step of the first batch; above 0 in a resumed run.
         device: Device of the batches.
         ranks: Ranks that share each batch.
 
     Yields:
-        [B, 3, side, side] uint8 on the device.
+        [B, 3, H, W] uint8 on the device.
     """
-    crops = Crops(split, side, random=data.crop == "random", flip=data.flip, seed=seed)
+    crops = Crops(split, resolution, random=data.crop == "random", flip=data.flip, seed=seed)
     return _batches(crops.batch, _steps(order, start, ranks), worker_count(data.workers, device, ranks), device)
 
 
@@ -149,7 +151,7 @@ def validation_batches(
     indices: Sequence[int],
     data: DataSettings,
     *,
-    side: int,
+    resolution: Resolution,
     batch_size: int,
     device: torch.device,
     ranks: Ranks = SINGLE_PROCESS,
@@ -160,17 +162,17 @@ def validation_batches(
         split: The split.
         indices: Images of the split.
         data: Settings of the workers.
-        side: Side of the crops, pixels.
+        resolution: Size of the crops.
         batch_size: Number of images in a batch.
         device: Device of the batches.
         ranks: Ranks that share the split.
 
     Yields:
-        [B, 3, side, side] uint8 on the device.
+        [B, 3, H, W] uint8 on the device.
     """
     keys = [(0, index) for index in indices[ranks.share(len(indices))]]
     batches = [keys[start : start + batch_size] for start in range(0, len(keys), batch_size)]
-    return _batches(_center_crops(split, side).batch, batches, worker_count(data.workers, device, ranks), device)
+    return _batches(_center_crops(split, resolution).batch, batches, worker_count(data.workers, device, ranks), device)
 
 
 def view_batches(
@@ -191,18 +193,18 @@ def view_batches(
         ranks: Ranks, which share the cores of this machine.
 
     Yields:
-        [B x V, 3, side, side] uint8 on the device; the V views of an image are consecutive.
+        [B x V, 3, H, W] uint8 on the device; the V views of an image are consecutive.
     """
     return _batches(images.batch, batches, worker_count(data.workers, device, ranks), device)
 
 
-def center_crops(split: Split, indices: Iterable[int], *, side: int, device: torch.device) -> Tensor:
-    """Return the centre crops of some images, [B, 3, side, side] uint8 on the device."""
-    return _center_crops(split, side).batch([(0, index) for index in indices]).to(device)
+def center_crops(split: Split, indices: Iterable[int], *, resolution: Resolution, device: torch.device) -> Tensor:
+    """Return the centre crops of some images, [B, 3, H, W] uint8 on the device."""
+    return _center_crops(split, resolution).batch([(0, index) for index in indices]).to(device)
 
 
-def _center_crops(split: Split, side: int) -> Crops:
-    return Crops(split, side, random=False, flip=False, seed=0)
+def _center_crops(split: Split, resolution: Resolution) -> Crops:
+    return Crops(split, resolution, random=False, flip=False, seed=0)
 
 
 def _batches(
@@ -235,22 +237,39 @@ def worker_count(workers: int, device: torch.device, ranks: Ranks) -> int:
     return max(1, (os.cpu_count() or 2) // ranks.local_world_size - 1) if device.type == "cuda" else 0
 
 
-def check_side(min_side: int, side: int, path: object) -> None:
-    """Refuse crops that are larger than the smallest image of a prepared set.
+def check_size(images: PreparedSet, settings: TokenizerSettings) -> None:
+    """Refuse training images that are larger than the smallest image of a prepared set.
 
     Args:
-        min_side: Smallest side of the images, pixels.
-        side: Side of the crops, pixels.
-        path: Path of the set, for the message.
+        images: The prepared set.
+        settings: Settings of the tokenizer.
 
     Raises:
-        BadRequestError: The crops are larger; the message has both sizes and the remedy.
+        BadRequestError: The training images are larger; the message has both sizes and the remedy.
     """
-    if min_side < side:
-        raise BadRequestError(
-            f"the prepared set {path} has images of {min_side} pixels, smaller than the preset's {side}",
-            f"Prepare it with --size {side}, or train at their size with -o vq.resolution={min_side}.",
-        )
+    size = settings.image_size
+    smallest = images.smallest_size(size)
+    if size.fits_into(smallest):
+        return
+    found, trained = f"of {smallest.height} pixels", f"{size}"
+    if not size.is_square:
+        found = f"that are only {smallest.height} pixels high or {smallest.width} pixels wide"
+        trained = size.in_words
+    raise BadRequestError(
+        f"the prepared set {images.root} has images {found}, smaller than the preset's {trained}",
+        f"Prepare it with --size {size}{_at_their_size(smallest, settings)}.",
+    )
+
+
+def _at_their_size(smallest: ImageSize, settings: TokenizerSettings) -> str:
+    """Return the end of a hint that names the largest resolution for images of a size; empty if there is none."""
+    largest = ImageSize(*(side // settings.factor * settings.factor for side in smallest))
+    try:
+        TokenizerSettings.model_validate({**settings.model_dump(), "resolution": largest.resolution})
+    except ValidationError:
+        return ""
+    setting = f"vq.resolution={largest}" if largest.is_square else f"'vq.resolution=[{largest.height},{largest.width}]'"
+    return f", or train at their size with -o {setting}"
 
 
 def _steps(order: EpochOrder, start: int, ranks: Ranks) -> Iterator[list[CropKey]]:

@@ -41,6 +41,7 @@ from movq_cli.data.shard_index import INDEX, labels_of, read_index
 from movq_cli.digests import Header
 from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.files import PositionalFiles, atomic_file, sha256
+from movq_cli.image_size import ImageSize, Resolution
 
 SplitName = Literal["train", "val"]
 SPLITS: tuple[SplitName, ...] = get_args(SplitName)
@@ -88,7 +89,7 @@ class DatasetManifest(Header):
 
     format: Literal[1] = 1
     source: str
-    size: int | None  # requested short side, pixels; None = the images' own, at most 256
+    size: Resolution | None  # requested short side, or size of all images; None = their own short side, at most 256
     square: bool
     filter: str
     upscale: bool
@@ -244,6 +245,28 @@ class PreparedSet:
                 _check_shard(path, manifest.digests.get(shard_name(split, shard)))
         return cls(root, manifest)
 
+    def smallest_size(self, crop: ImageSize) -> ImageSize:
+        """Return the smallest height and the smallest width of the stored images, as a crop is compared with them.
+
+        For a square crop and for images of one size, the manifest has what is needed. Otherwise the header of each
+        stored image is read, because the manifest has the smallest side of all images only.
+
+        Args:
+            crop: Size that is compared with the result.
+
+        Raises:
+            BadRequestError: A shard is damaged, or the shards contradict the manifest.
+            FailureError: A shard cannot be read.
+        """
+        manifest = self.manifest
+        side = manifest.min_side
+        if isinstance(manifest.size, tuple):
+            return ImageSize.of(manifest.size)
+        if crop.is_square or manifest.max_side == side or side >= max(crop):
+            return ImageSize(side, side)
+        sizes = [size for name in SPLITS for size in self.split(name).sizes()]
+        return ImageSize(*(min(sides) for sides in zip(*sizes, strict=True)))
+
     def split(self, name: SplitName) -> Split:
         """Open a split by reading the directories of its shards, which takes a few milliseconds each.
 
@@ -293,11 +316,28 @@ class Split:
         Raises:
             FailureError: The shard cannot be read.
         """
-        shard, offset, length, _ = (int(value) for value in self.extents[index])
+        return self._read(index, int(self.extents[index, 2]))
+
+    def _read(self, index: int, length: int) -> bytes:
+        """Return the first `length` bytes of the PNG file of an image."""
+        shard, offset = (int(value) for value in self.extents[index, :2])
         try:
             return self.files.read(self.paths[shard], offset, length)
         except OSError as error:
             raise FailureError(f"cannot read {self.paths[shard]}: {error.strerror}") from error
+
+    def sizes(self) -> Iterator[ImageSize]:
+        """Yield the size of each image, from the header of its PNG file.
+
+        Raises:
+            BadRequestError: An image is damaged.
+            FailureError: A shard cannot be read.
+        """
+        for index in range(len(self)):
+            header = self._read(index, _PNG_HEADER)
+            with _reading(self.paths[int(self.extents[index, 0])]):
+                width, height = struct.unpack(">II", header[16:])
+            yield ImageSize(height, width)
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
         """Return the pixels of an image, uint8 [H, W, 3], RGB in 0..255, possibly read-only.

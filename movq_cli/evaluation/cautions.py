@@ -8,11 +8,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from movq_cli import digests
-from movq_cli.data.images import FILTER
+from movq_cli.data.images import FILTER, covering_size
 from movq_cli.data.sample_files import MANIFEST, SampleManifest
 from movq_cli.errors import BadRequestError
 from movq_cli.evaluation.image_sets import ImageSet, Size
 from movq_cli.evaluation.metric import Metric, Needs
+from movq_cli.image_size import ImageSize
 
 _CLASS_TOLERANCE = 0.02
 """Share of the images that may have another class on one side than on the other without a warning."""
@@ -54,17 +55,19 @@ def after(sides: Sequence[ImageSet]) -> Iterator[str]:
     compared = {side.role: _compared_sizes(side, sizes[side.role]) for side in sides}
     if len(set().union(*compared.values())) > 1:
         listed = "; ".join(f"{role}: {examples(sorted(names))}" for role, names in compared.items() if names)
-        remedy = "" if any(side.crop for side in sides) else "; --crop SIDE takes central squares of one size"
+        remedy = "" if any(side.crop for side in sides) else "; --crop takes central parts of one size"
         yield f"images of several sizes ({listed}): the metrics depend on how each is resized{remedy}"
     for side in sides:
-        if side.crop is None:
+        crop = side.crop
+        if crop is None:
             continue
-        resized = sum(number for size, number in sizes[side.role].items() if min(size) != side.crop)
-        enlarged = sum(number for size, number in sizes[side.role].items() if min(size) < side.crop)
+        stored = {ImageSize(size.height, size.width): number for size, number in sizes[side.role].items()}
+        resized = sum(number for size, number in stored.items() if covering_size(size, crop) != size)
+        enlarged = sum(number for size, number in stored.items() if not crop.fits_into(size))
         if resized:
             note = f", {enlarged} of them enlarged" if enlarged else ""
             yield (
-                f"{resized} of {len(side)} {side.role} images were resized here to {side.crop} pixels ({FILTER})"
+                f"{resized} of {len(side)} {side.role} images were resized here to {crop.in_words} ({FILTER})"
                 f"{note}: FID depends on the filter"
             )
 
@@ -76,7 +79,7 @@ def examples(names: Sequence[str]) -> str:
 
 def _compared_sizes(side: ImageSet, sizes: Counter[Size]) -> set[str]:
     if side.crop is not None:
-        return {f"{side.crop}x{side.crop}"}
+        return {f"{side.crop.width}x{side.crop.height}"}
     return {f"{size.width}x{size.height}" for size in sizes}
 
 

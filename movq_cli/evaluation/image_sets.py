@@ -16,9 +16,10 @@ from torch import Tensor
 
 from movq_cli.console import Console
 from movq_cli.data import pixels
-from movq_cli.data.images import FILTER, BadImageError, center_crop, decode, resize_short_side
+from movq_cli.data.images import FILTER, BadImageError, center_crop, decode, resize_to_cover
 from movq_cli.data.shards import DatasetManifest, SplitName
 from movq_cli.errors import FailureError
+from movq_cli.image_size import ImageSize, Resolution
 from movq_cli.sources import stream
 from movq_cli.sources.kinds.prepared import PreparedReader
 from movq_cli.sources.open import open_source
@@ -49,8 +50,8 @@ class ImageSet:
         role: "real" or "fake".
         location: Folder, archive, .npz file of pixels, prepared set, or the name of a data set.
         split: Split to read where the set has splits.
-        crop: Side of the central square to read, in pixels, after the short side has been resized to it; None reads
-            images as they are.
+        crop: Size of the central part to read, after the image has been resized to the smallest size that covers it;
+            None reads images as they are.
         limit: Largest number of images to read, evenly spaced over the set; None reads all.
         strict: Whether a corrupt image is an error; otherwise it is left out with a warning.
         console: Console for the warnings of corrupt images.
@@ -65,7 +66,7 @@ class ImageSet:
         location: str,
         split: SplitName,
         *,
-        crop: int | None = None,
+        crop: Resolution | None = None,
         limit: int | None = None,
         strict: bool = False,
         console: Console,
@@ -75,7 +76,7 @@ class ImageSet:
         self.role = role
         self.location = location
         self.split: SplitName | None = split if self.source.splits is not None else None
-        self.crop = crop
+        self.crop = None if crop is None else ImageSize.of(crop)
         self.strict = strict
         self.sizes: NDArray[np.int32] = np.zeros((len(self.source), 2), np.int32)
         self.unreadable: dict[int, str] = {}
@@ -183,15 +184,21 @@ class ImageSet:
             "unreadable": [self.names[index] for index in sorted(self.unreadable)],
             "sizes": {f"{size.width}x{size.height}": count for size, count in sizes.most_common(5)},
             "distinct_sizes": len(sizes),
-            "crop": None if self.crop is None else {"side": self.crop, "filter": FILTER},
+            "crop": self._describe_crop(),
             "prepared": prepared and prepared.model_dump(include={"hash", "filter", "size", "square", "orientation"}),
         }
+
+    def _describe_crop(self) -> dict[str, Any] | None:
+        if self.crop is None:
+            return None
+        sides = {"side": self.crop.height} if self.crop.is_square else self.crop._asdict()
+        return {**sides, "filter": FILTER}
 
     def _decode(self, data: bytes) -> tuple[Tensor, Size]:
         image = decode(data)
         size = Size(*image.size)
         if self.crop is not None:
-            image = center_crop(resize_short_side(image, self.crop, upscale=True), self.crop)
+            image = center_crop(resize_to_cover(image, self.crop, upscale=True), self.crop)
         return pixels.from_array(np.asarray(image)), size
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from movq_cli.data.shards import SplitName
+    from movq_cli.image_size import ImageSize
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class EvaluationRequest:
     """Run folder or weight file of that tokenizer; None = the newest finished run."""
     split: SplitName
     """Split of a prepared set."""
-    crop: int | None
-    """Side of the central squares that are compared, in pixels; None = images as they are."""
+    crop: ImageSize | None
+    """Size of the central parts that are compared; None = images as they are."""
     strict: bool
     """Whether a corrupt image is an error; otherwise it is left out."""
     batch_size: int

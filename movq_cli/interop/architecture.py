@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 from torch import Tensor
 
+from movq_cli.image_size import ImageSize
 from movq_cli.interop.names import count
 from movq_cli.settings import ModulationSettings, TokenizerSettings
 
@@ -69,7 +70,7 @@ def settings(known: Facts, tensors: Mapping[str, Tensor], others: Mapping[str, A
             raise UnknownLayoutError(
                 f"its images have {known[f'{side}_channels']} channels; a tokenizer of movq reads and writes 3"
             )
-    channels, resolution = known["channels"], others["resolution"]
+    channels, short_side = known["channels"], min(ImageSize.of(others["resolution"]))
     odd = [width for width in known["widths"] if width % channels]
     if odd:
         raise UnknownLayoutError(f"its width {odd[0]} is not a multiple of the {channels} channels of its first layer")
@@ -78,7 +79,7 @@ def settings(known: Facts, tensors: Mapping[str, Tensor], others: Mapping[str, A
             **{
                 "channels": channels,
                 "multipliers": tuple(width // channels for width in known["widths"]),
-                "attention_resolutions": tuple(resolution // 2**level for level in known["attention_levels"]),
+                "attention_resolutions": tuple(short_side // 2**level for level in known["attention_levels"]),
                 "chunks": max(1, known["embed_dim"] // known["code_dim"]),
                 "initial_feature": "quantized",
                 "modulation": _modulation(known, tensors),
@@ -101,12 +102,6 @@ def has_kandinsky_modulation(settings: TokenizerSettings) -> bool:
     """Return whether the norms are modulated as in MoVQGAN and diffusers: all of them, by the quantized map."""
     every = ModulationSettings(levels=len(settings.multipliers), kernel_size=1, source="quantized", affine=True)
     return settings.modulation == every
-
-
-def attention_levels(settings: TokenizerSettings) -> list[int]:
-    """Return the levels with self-attention, 0 = the finest."""
-    sides = [settings.resolution // 2**level for level in range(len(settings.multipliers))]
-    return [level for level, side in enumerate(sides) if side in settings.attention_resolutions]
 
 
 def contradiction(known: Facts, claimed: Mapping[str, tuple[str, Any]]) -> str | None:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from movq_cli import checkpoints
 from movq_cli.errors import BadRequestError, MovqError
+from movq_cli.image_size import Resolution
 from movq_cli.interop import architecture, configs, containers, families, state_dicts
 from movq_cli.interop.architecture import UnknownLayoutError
 from movq_cli.interop.family import Claims, Family
@@ -39,7 +40,7 @@ class ImportOptions:
     weights: Weights = "raw"
     """The weights themselves, or their running averages."""
     image_range: Literal["-1,1", "0,1"] | None = None
-    resolution: int | None = None
+    resolution: Resolution | None = None
 
 
 @dataclass

@@ -176,7 +176,7 @@ class Encoder(nn.Module):
         make_norm = partial(Norm, groups=settings.norm_groups)
         before = settings.channels
         for index, width in enumerate(settings.widths):
-            attention = settings.resolution // 2**index in settings.attention_resolutions
+            attention = index in settings.attention_levels
             last = index == len(settings.widths) - 1
             self.down.append(
                 DownLevel(before, width, settings.blocks, attention=attention, make_norm=make_norm, last=last)
@@ -212,7 +212,7 @@ class Decoder(nn.Module):
         levels: list[UpLevel] = []
         for depth, width in enumerate(reversed(widths)):  # depth 0 is the coarsest
             index = len(widths) - 1 - depth
-            attention = settings.resolution // 2**index in settings.attention_resolutions
+            attention = index in settings.attention_levels
             make_norm = _norm_maker(settings, level=depth)
             levels.append(
                 UpLevel(
@@ -270,7 +270,7 @@ def _initial_feature(settings: TokenizerSettings) -> nn.Module | None:
         case "sinusoid":
             return SinusoidFeature(width)
         case "constant":
-            return ConstantFeature(width, settings.grid)
+            return ConstantFeature(width, settings.code_shape.height, settings.code_shape.width)
 
 
 def _norm_maker(settings: TokenizerSettings, level: int) -> MakeNorm:

@@ -148,12 +148,13 @@ class ConstantFeature(nn.Module):
 
     Args:
         channels: Number of channels of F0, C.
-        grid: Number of code positions on each side of the training grid, h = w.
+        height: Number of rows of code positions in the training grid, h.
+        width: Number of its columns, w.
     """
 
-    def __init__(self, channels: int, grid: int) -> None:
+    def __init__(self, channels: int, height: int, width: int) -> None:
         super().__init__()
-        self.constant = nn.Parameter(torch.randn(1, channels, grid, grid))
+        self.constant = nn.Parameter(torch.randn(1, channels, height, width))
 
     def forward(self, quantized: Tensor) -> Tensor:
         """Map [B, D, h, w] to [B, C, h, w]; for another grid than that of training, the constant is resampled."""

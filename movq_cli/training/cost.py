@@ -56,7 +56,7 @@ def of_tokenizer(vq: TokenizerSettings, train: TrainVQSettings, device: torch.de
         ranks: Number of ranks that share each batch.
     """
     with FakeTensorMode(), torch.device(device):
-        images = torch.empty(_images_per_pass(train, ranks), 3, vq.resolution, vq.resolution)
+        images = torch.empty(_images_per_pass(train, ranks), 3, *vq.image_size)
         model = Tokenizer(vq)
         if train.activation_checkpointing:
             checkpoint_activations(model, (ResidualBlock, AttentionBlock))

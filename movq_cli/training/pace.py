@@ -120,16 +120,16 @@ def of_tokenizer(
     share = _part_size(train, ranks)
     changes = {"discriminator_start": _DISCRIMINATOR_START, "discriminator_warmup": 0, "discriminator_ramp": 0}
     # The network of the loss is added below, with random weights: its cost is the same, and nothing is downloaded.
-    side, count = settings.vq.resolution, max(1, min(share, validation_images))
+    image_size, count = settings.vq.image_size, max(1, min(share, validation_images))
     own = _for_measurement(train, share, count).model_copy(update={**changes, "perceptual_weight": 0.0})
-    images = _RandomSet.of(side, {"train": share, "val": max(count, _FEW + _EVALUATED)})
+    images = _RandomSet.of(max(image_size), {"train": share, "val": max(count, _FEW + _EVALUATED)})
     stage = TokenizerTraining(settings.model_copy(update={"train_vq": own}), images, device, weights)
     if train.perceptual_weight > 0:
         stage.perceptual = extractors.untrained_lpips("vgg", device)
         stage.settings = own.model_copy(update={"perceptual_weight": train.perceptual_weight})
 
     def batch(size: int) -> Tensor:
-        return torch.randint(0, 256, (size, 3, side, side), dtype=torch.uint8, device=device)
+        return torch.randint(0, 256, (size, 3, *image_size), dtype=torch.uint8, device=device)
 
     size, step = _measure_steps(device, lambda size: stage.step(batch(size), 0), share)
     adversarial = step

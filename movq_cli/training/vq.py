@@ -77,15 +77,15 @@ class TokenizerTraining:
         self.settings = settings = all_settings.train_vq
         self.device = device
         self.ranks = ranks
-        self.side = all_settings.vq.resolution
+        self.size = all_settings.vq.image_size
         self.training_split = images.split("train")
         self.validation_split = images.split("val")
-        loader.check_side(images.manifest.min_side, self.side, all_settings.data.path)
+        loader.check_size(images, all_settings.vq)
         self.order = EpochOrder(len(self.training_split), settings.batch_size, settings.seed)
         self.steps = settings.total_steps(len(self.training_split))
         self.discriminator_start = settings.discriminator_step(self.steps, self.order.steps_per_epoch)
         self.perceptual = extractors.load_lpips("vgg", weights, device) if settings.perceptual_weight > 0 else None
-        self.metrics = _validation_metrics(self.side, weights, device)
+        self.metrics = _validation_metrics(min(self.size), weights, device)
         self.validation_criterion = _criterion({metric.key for metric in self.metrics})
         self.criterion = self._best_criterion()
         check_shares(settings, ranks)
@@ -136,7 +136,7 @@ class TokenizerTraining:
             self.training_split,
             self.order,
             self.all_settings.data,
-            side=self.side,
+            resolution=self.size,
             seed=self.settings.seed,
             start=start,
             device=self.device,
@@ -255,7 +255,7 @@ class TokenizerTraining:
             self.validation_split,
             chosen,
             self.all_settings.data,
-            side=self.side,
+            resolution=self.size,
             batch_size=self._images_at_once,
             device=self.device,
             ranks=self.ranks,
@@ -294,7 +294,8 @@ class TokenizerTraining:
         return {
             "rfid": self.fid_evaluator.fid(
                 self._reconstruct(
-                    loader.center_crops(self.validation_split, batch, side=self.side, device=self.device), model
+                    loader.center_crops(self.validation_split, batch, resolution=self.size, device=self.device),
+                    model,
                 )[1]
                 for batch in watched
             )
@@ -367,10 +368,10 @@ class TokenizerTraining:
     def draw(self, run: Run, step: int) -> None:
         """Write the run's picture of a step: a row of originals above a row of their reconstructions."""
         chosen = pixels.evenly_spaced(len(self.validation_split), _PICTURES)
-        originals = loader.center_crops(self.validation_split, chosen, side=self.side, device=self.device)
+        originals = loader.center_crops(self.validation_split, chosen, resolution=self.size, device=self.device)
         _, reconstructed = self._reconstruct(originals, self.tokenizer.exported)
         both = torch.cat([originals, reconstructed])
-        pixels.save_grid(run.picture(step), both, len(originals), pixels.grid_scale(self.side))
+        pixels.save_grid(run.picture(step), both, len(originals), pixels.grid_scale(self.size.width))
 
     def _reconstruct(self, batch: Tensor, model: Tokenizer) -> tuple[Tensor, Tensor]:
         """Return the codes and the reconstructions (uint8) of images, uint8 [B, 3, H, W], by a model in eval mode."""

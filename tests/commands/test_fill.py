@@ -47,7 +47,7 @@ def test_an_image_with_nothing_hidden_is_its_reconstruction(movq: Movq, trained:
     movq("reconstruct", "pictures/dot", "filled", "--mask-ratio", "0")
     prior = Prior.load(trained / "runs" / "tiny-prior")
     for path in sorted((trained / "filled").iterdir())[:3]:
-        original = fill._read_square((trained / "pictures" / "dot" / path.name).read_bytes(), prior)
+        original = fill._read_cropped((trained / "pictures" / "dot" / path.name).read_bytes(), prior)
         expected = pixels.to_bytes(prior.tokenizer.decode(prior.tokenizer.encode(pixels.to_signed(original[None]))))
         found = np.asarray(Image.open(path)).astype(int)
         assert np.abs(found - expected[0].permute(1, 2, 0).numpy()).max() <= 1
@@ -55,7 +55,7 @@ def test_an_image_with_nothing_hidden_is_its_reconstruction(movq: Movq, trained:
 
 def test_visible_codes_remain_and_hidden_ones_are_drawn(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     prior = Prior.load(trained / "runs" / "tiny-prior")
-    original = fill._read_square((trained / "pictures" / "bar" / "003.png").read_bytes(), prior)
+    original = fill._read_cropped((trained / "pictures" / "bar" / "003.png").read_bytes(), prior)
     codes = prior.tokenizer.encode(pixels.to_signed(original[None]))
     hidden = ratio_mask(0.6, [1], prior.transformer.shape)
     decoded: list[torch.Tensor] = []

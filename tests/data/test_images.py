@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps, ImageSequence
 
 from movq_cli.data import images
-from movq_cli.data.images import BadImageError, center_crop, decode, encode_png, resize_short_side
+from movq_cli.data.images import BadImageError, center_crop, decode, encode_png, resize_to_cover
 
 rng = np.random.default_rng(0)
 RGB = Image.fromarray(rng.integers(0, 256, (7, 11, 3), dtype=np.uint8))
@@ -250,7 +250,7 @@ def test_no_memory_is_not_blamed_on_the_image(monkeypatch):
 @settings(max_examples=60, deadline=None)
 def test_resizing_gives_the_short_side_keeps_the_shape_and_is_pillows_lanczos(width, height, size):
     image = Image.fromarray(rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
-    got = resize_short_side(image, size, upscale=True)
+    got = resize_to_cover(image, size, upscale=True)
     assert min(got.size) == size
     short = min(width, height)
     assert abs(got.width - width * size / short) <= 0.5 and abs(got.height - height * size / short) <= 0.5
@@ -262,9 +262,9 @@ def test_resizing_gives_the_short_side_keeps_the_shape_and_is_pillows_lanczos(wi
 
 def test_small_images_are_refused_and_enlarging_is_bounded():
     with pytest.raises(BadImageError, match=r"^too small: 11 x 7 pixels"):
-        resize_short_side(RGB, 8, upscale=False)
+        resize_to_cover(RGB, 8, upscale=False)
     with pytest.raises(BadImageError, match="256 x 7680000 pixels is more than"):
-        resize_short_side(Image.new("RGB", (1, 30_000)), 256, upscale=True)
+        resize_to_cover(Image.new("RGB", (1, 30_000)), 256, upscale=True)
 
 
 def test_crops_are_central():

@@ -16,7 +16,7 @@ from movq_cli.data.sampler import EpochOrder
 from movq_cli.data.shards import PreparedSet, Split
 from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.files import PositionalFiles
-from movq_cli.settings import DataSettings, ViewSettings
+from movq_cli.settings import DataSettings, Preset, ViewSettings
 
 CPU = torch.device("cpu")
 
@@ -28,7 +28,7 @@ def split(prepared: PreparedSet) -> Split:
 
 def stream(split: Split, data: DataSettings, start: int = 0) -> Generator[torch.Tensor]:
     order = EpochOrder(len(split), 8, seed=5)
-    found = loader.training_batches(split, order, data, side=12, seed=5, start=start, device=CPU)
+    found = loader.training_batches(split, order, data, resolution=12, seed=5, start=start, device=CPU)
     assert isinstance(found, Generator)
     return found
 
@@ -114,16 +114,16 @@ def test_threads_and_a_later_start_give_the_same_batches(split: Split) -> None:
 
 
 def test_validation_sees_every_image_once_in_order(split: Split) -> None:
-    whole = loader.validation_batches(split, range(len(split)), DataSettings(), side=16, batch_size=7, device=CPU)
+    whole = loader.validation_batches(split, range(len(split)), DataSettings(), resolution=16, batch_size=7, device=CPU)
     images = torch.cat(list(whole))
     assert len(images) == len(split)
     assert np.array_equal(images[10].permute(1, 2, 0), split.pixels(10)[:, 2:18])
 
 
-def test_crops_larger_than_the_smallest_image_are_refused() -> None:
-    loader.check_side(32, 32, "set")
-    with pytest.raises(BadRequestError, match="--size 64"):
-        loader.check_side(32, 64, "set")
+def test_crops_larger_than_the_smallest_image_are_refused(prepared: PreparedSet, tiny: Preset) -> None:
+    loader.check_size(prepared, tiny.vq)
+    with pytest.raises(BadRequestError, match=r"--size 64, or .* -o vq\.resolution=16\."):
+        loader.check_size(prepared, tiny.vq.model_copy(update={"resolution": 64}))
 
 
 def test_signed_floats_and_bytes_round_trip() -> None:

@@ -94,7 +94,7 @@ def _diffusers_name(name: str, levels: int, *, old: bool) -> str:
 
 def diffusers_config(settings: TokenizerSettings, **changes: Any) -> dict[str, Any]:
     """Return the config.json of diffusers' VQModel."""
-    sides = [settings.resolution // 2**level for level in range(len(settings.widths))]
+    sides = [min(settings.image_size) // 2**level for level in range(len(settings.widths))]
     attention = [side in settings.attention_resolutions for side in sides]
     return {
         "_class_name": "VQModel",
@@ -111,7 +111,7 @@ def diffusers_config(settings: TokenizerSettings, **changes: Any) -> dict[str, A
         "norm_num_groups": settings.norm_groups,
         "norm_type": "group" if settings.modulation is None else "spatial",
         "num_vq_embeddings": settings.codebook_size,
-        "sample_size": settings.resolution,
+        "sample_size": min(settings.image_size),
         "vq_embed_dim": settings.embed_dim,
         **changes,
     }
@@ -137,7 +137,7 @@ def compvis_config(settings: TokenizerSettings, target: str = "taming.models.vqg
     architecture = {
         "double_z": False,
         "z_channels": settings.z_channels,
-        "resolution": settings.resolution,
+        "resolution": min(settings.image_size),
         "in_channels": 3,
         "out_ch": 3,
         "ch": settings.channels,

@@ -186,7 +186,7 @@ def test_sinusoids_tell_every_position_apart_and_no_image(height, width, channel
 
 
 def test_the_constant_is_learned_and_the_same_for_every_image():
-    feature = ConstantFeature(8, 4)
+    feature = ConstantFeature(8, 4, 4)
     out = feature(torch.randn(3, 5, 4, 4))
     assert torch.equal(out, feature.constant.expand(3, -1, -1, -1))
     weight = torch.randn(out.shape)
@@ -209,7 +209,7 @@ def linear_resampling(size, source):
 @settings(max_examples=20, deadline=None)
 @given(grid=st.integers(1, 5), height=st.integers(1, 9), width=st.integers(1, 9))
 def test_another_grid_gets_the_constant_resampled(grid, height, width):
-    feature = ConstantFeature(3, grid)
+    feature = ConstantFeature(3, grid, grid)
     out = feature(torch.randn(2, 5, height, width)).detach()
     constant = feature.constant[0].detach().double().numpy()
     expected = linear_resampling(height, grid) @ constant @ linear_resampling(width, grid).T

@@ -66,6 +66,6 @@ def test_settings_do_not_change() -> None:
 
 
 def test_sizes_follow_from_the_settings() -> None:
-    assert (MOVQ.factor, MOVQ.grid, MOVQ.code_dim, MOVQ.widths) == (16, 16, 64, (128, 128, 256, 256, 512))
-    assert (KANDINSKY.factor, KANDINSKY.grid, KANDINSKY.code_dim) == (8, 32, 4)
+    assert (MOVQ.factor, MOVQ.code_shape.height, MOVQ.code_dim, MOVQ.widths) == (16, 16, 64, (128, 128, 256, 256, 512))
+    assert (KANDINSKY.factor, KANDINSKY.code_shape.height, KANDINSKY.code_dim) == (8, 32, 4)
     assert (MOVQ.code_shape.positions, MOVQ.code_shape.codes) == (256, 1024)

@@ -25,7 +25,7 @@ def cache(folder: Path, tiny: Preset, number: int, seed: int = 0) -> CodeCache:
     """Random codes with labels, as `movq train-prior` would have encoded them."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(seed)
-    shape = (number, tiny.vq.grid, tiny.vq.grid, tiny.vq.chunks)
+    shape = (number, *tiny.vq.code_shape.size)
     np.save(folder / "codes.npy", rng.integers(0, tiny.vq.codebook_size, shape, dtype=np.uint16))
     np.save(folder / "labels.npy", rng.integers(0, 3, number))
     header = CodeCacheHeader(tokenizer="t", data="d", split="train", views=number, classes=("a", "b", "c"))

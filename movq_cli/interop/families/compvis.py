@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
-from movq_cli.interop.architecture import attention_levels, has_kandinsky_modulation
+from movq_cli.interop.architecture import has_kandinsky_modulation
 from movq_cli.interop.family import Claims, Family
 from movq_cli.interop.names import NameTable
 from movq_cli.settings import TokenizerSettings
@@ -56,7 +56,7 @@ class CompVis(Family):
             "initial_feature": settings.initial_feature != "quantized",
             "normalize_codes": settings.normalize_codes,
             "modulation": is_modulated and not has_kandinsky_modulation(settings),
-            "mid_attention": not settings.mid_attention and (bool(attention_levels(settings)) or is_modulated),
+            "mid_attention": not settings.mid_attention and (bool(settings.attention_levels) or is_modulated),
             "quantizer": settings.quantizer not in {"vq", "gumbel"}
             or (settings.quantizer == "gumbel" and (is_modulated or settings.z_channels != settings.embed_dim)),
         }
@@ -68,7 +68,7 @@ class CompVis(Family):
         architecture: dict[str, Any] = {
             "double_z": False,
             "z_channels": settings.z_channels,
-            "resolution": settings.resolution,
+            "resolution": min(settings.image_size),
             "in_channels": 3,
             "out_ch": 3,
             "ch": settings.channels,

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from movq_cli.interop.architecture import attention_levels, has_kandinsky_modulation
+from movq_cli.interop.architecture import has_kandinsky_modulation
 from movq_cli.interop.family import Claims, Family
 from movq_cli.interop.names import NameTable
 from movq_cli.settings import TokenizerSettings
@@ -94,8 +94,7 @@ class Diffusers(Family):
 
     def config(self, settings: TokenizerSettings) -> dict[str, Any]:
         """Return the config.json of VQModel."""
-        levels = attention_levels(settings)
-        has_attention = [level in levels for level in range(len(settings.multipliers))]
+        has_attention = [level in settings.attention_levels for level in range(len(settings.multipliers))]
         return {
             "_class_name": "VQModel",
             "_diffusers_version": "0.30.0",
@@ -111,7 +110,7 @@ class Diffusers(Family):
             "norm_type": "group" if settings.modulation is None else "spatial",
             "num_vq_embeddings": settings.codebook_size,
             "out_channels": 3,
-            "sample_size": settings.resolution,
+            "sample_size": min(settings.image_size),
             "up_block_types": [f"{'Attn' if has else ''}UpDecoderBlock2D" for has in reversed(has_attention)],
             "vq_embed_dim": settings.embed_dim,
         }
