@@ -15,7 +15,7 @@ from tests.models.layouts import KANDINSKY, MOVQ
     ("values", "message"),
     [
         ({"multipliers": ()}, "multipliers is empty"),
-        ({"channels": 48}, r"widths \[48, 48\].*multiple of 32"),
+        ({"channels": 48}, r"widths \[48, 48\].*multiple of norm_groups, 32"),
         ({"resolution": 250}, "resolution 250 is not a multiple of the downsampling factor 16"),
         ({"resolution": 8}, "resolution 8 is not a multiple"),
         ({"chunks": 3}, "embed_dim 256 does not divide into 3 chunks"),
