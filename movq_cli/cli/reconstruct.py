@@ -94,6 +94,14 @@ Codes = Annotated[
 ]
 
 
+SourceNames = Annotated[
+    bool,
+    typer.Option(
+        "--source-names", help="Name the images of a prepared set as in the source from which the set was made."
+    ),
+]
+
+
 def reconstruct(
     source: Source,
     out: Output,
@@ -112,6 +120,7 @@ def reconstruct(
     figure: Figure = None,
     metrics: Metrics = False,
     codes: Codes = None,
+    source_names: SourceNames = False,
     weights: WeightsFolder = None,
     device_name: DeviceName = None,
     as_json: Json = False,
@@ -119,7 +128,13 @@ def reconstruct(
 ) -> None:
     """Encode and decode images with a tokenizer, to PNG files of the same names and sizes."""
     console = console_for(as_json, quiet)
-    without_mask = {"--run": run, "--grid": grid, "--metrics": metrics, "--codes": codes}
+    without_mask = {
+        "--run": run,
+        "--grid": grid,
+        "--metrics": metrics,
+        "--codes": codes,
+        "--source-names": source_names,
+    }
     needs_mask = figure is not None or prior is not None or top1 or samples > 1 or steps is not None
     if _is_filling(mask_ratio, mask, without_mask, needs_mask=needs_mask):
         from movq_cli.commands import fill
@@ -151,6 +166,7 @@ def reconstruct(
         grid=grid,
         metrics=metrics,
         codes=codes,
+        source_names=source_names,
         weights=weights,
         device_name=device_name,
     )

@@ -30,6 +30,7 @@ from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.settings import TokenizerSettings
 from movq_cli.sources import stream
 from movq_cli.sources.open import open_source
+from movq_cli.sources.original_names import original_names
 from movq_cli.sources.source import Source
 
 _GRID_COLUMNS = 16
@@ -55,6 +56,8 @@ class ReconstructRequest:
     """Picture to write: evenly spaced originals, above their reconstructions; None = no picture."""
     metrics: bool
     """Whether to compute mean PSNR and SSIM, and LPIPS if its weights are available."""
+    source_names: bool
+    """Name the images of a prepared set as in the source from which it was made."""
     codes: Path | None
     """Folder for the code map of each image, `.npy` files, uint16 [h, w, c]; None = no code maps."""
     weights: Path | None
@@ -89,7 +92,8 @@ def reconstruct(request: ReconstructRequest, console: Console) -> None:
 def _reconstruct_images(
     model: Tokenizer, images: Source, request: ReconstructRequest, device: torch.device, console: Console
 ) -> None:
-    names = output_names(images.names)
+    stored = images.names
+    names = output_names(original_names(Path(request.source), stored) if request.source_names else stored)
     metrics = _load_metrics(request.weights, device, console) if request.metrics else []
     values: dict[str, list[float]] = {metric.key: [] for metric in metrics}
     pairs: dict[int, Tensor] = dict.fromkeys(pixels.evenly_spaced(len(images), _GRID_COLUMNS), torch.empty(0))
