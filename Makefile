@@ -8,8 +8,8 @@
 #   make docs       writes docs/cli.md and docs/settings.md from the commands and the settings
 #   make format     applies the formatting
 #   make install    creates .venv with movq and the development tools
-#   make campaign   interrupts each command at its operations on files and damages each file, for about half an hour;
-#                   the result goes to OUT/campaign.json
+#   make campaign   interrupts each command at its operations on files, damages each file, and kills ranks, for about an
+#                   hour; the result goes to OUT/campaign.json
 #   make bench      installs the peers, runs every benchmark on the CPU and prints a table; the results go to OUT
 #   make gpu-check  runs the CUDA tests and every benchmark on CUDA and prints a table, from the source tree and with the
 #                   Python named by GPU_PYTHON; it installs nothing: for the peers see "benchmarks" below

@@ -1,4 +1,4 @@
-"""Measure the memory of whole commands at two numbers of images: `prepare`, `sample` to a folder, and `evaluate`.
+"""Measure the memory of whole commands at growing numbers of images: `prepare`, `sample` to a folder, and `evaluate`.
 
 `benchmarks.growth` calls this module. Each command is a real `movq` process, on images of 8 pixels, so that no time is
 spent on pixels. The memory of a process does not depend on what the pixels or the weights are, so both are random. In
@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,14 +44,14 @@ SIDE = 8
 """Side of the images in pixels."""
 
 NUMBERS = (2_000, 6_000)
-"""The two numbers of images; the growth is the difference of the memory over the added images."""
+"""The numbers of images, ascending; the growth is the slope of the line that fits the memory best."""
 
 FLAT = 256.0
 """Bytes an image below which the memory is called flat: 15 MB for 60,000 images."""
 
 NOISE = 8 * 2**20
 """Bytes by which the memory of a command varies from run to run. Divided by the added images, this is the smallest
-growth that a pair of runs can show."""
+growth that the runs can show."""
 
 _INTERVAL = 0.01  # shortest time between two samples, seconds
 _SETTINGS = (
@@ -77,18 +78,18 @@ class Usage:
     seconds: float
 
 
-def report(device: torch.device, numbers: tuple[int, int]) -> dict[str, Any]:
-    """Run every command at both numbers of images, and return the results.
+def reports(device: torch.device, numbers: Sequence[int]) -> Iterator[dict[str, Any]]:
+    """Run every command at each number of images, and yield the results so far from the second number on.
 
     Args:
         device: Device of the networks.
-        numbers: The two numbers of images, the smaller one first.
+        numbers: Two or more numbers of images, ascending.
 
     Raises:
         SystemExit: A command failed.
     """
     usages: dict[str, list[Usage]] = {}
-    for number in numbers:
+    for index, number in enumerate(numbers, start=1):
         with tempfile.TemporaryDirectory() as folder:
             work = Path(folder)
             write_images(work / "pictures", number)
@@ -97,14 +98,17 @@ def report(device: torch.device, numbers: tuple[int, int]) -> dict[str, Any]:
                 usage = run(arguments, work)
                 print(f"{name}: {number} images, {usage.peak / 2**20:.0f} MiB, {usage.seconds:.0f} s", flush=True)
                 usages.setdefault(name, []).append(usage)
-    return {
-        "side": SIDE,
-        "images": numbers,
-        "flat_bytes_per_image": FLAT,
-        "smallest_visible_bytes_per_image": NOISE / (numbers[1] - numbers[0]),
-        "rows": [row(name, numbers, pair) for name, pair in usages.items()],
-        "machine": machine(device),
-    }
+        if index == 1:
+            continue
+        measured = numbers[:index]
+        yield {
+            "side": SIDE,
+            "images": list(measured),
+            "flat_bytes_per_image": FLAT,
+            "smallest_visible_bytes_per_image": NOISE / (measured[-1] - measured[0]),
+            "rows": [row(name, measured, found) for name, found in usages.items()],
+            "machine": machine(device),
+        }
 
 
 def commands(number: int, device: torch.device) -> Iterator[tuple[str, list[str]]]:
@@ -130,18 +134,25 @@ def commands(number: int, device: torch.device) -> Iterator[tuple[str, list[str]
     yield "evaluate --copies, features cached", [*evaluate, "--copies", "copies.png"]
 
 
-def row(name: str, numbers: tuple[int, int], usages: Sequence[Usage]) -> dict[str, Any]:
-    """Return the row of a command: its memory, and the line through it as a constant and bytes an image."""
-    few, many = usages
-    slope = (many.peak - few.peak) / (numbers[1] - numbers[0])
+def row(name: str, numbers: Sequence[int], usages: Sequence[Usage]) -> dict[str, Any]:
+    """Return the row of a command: its memory, and the line that fits it best, as a constant and bytes an image."""
+    peaks = [usage.peak for usage in usages]
+    slope, constant = map(float, np.polyfit(numbers, peaks, 1))
+    steps = list(zip(numbers, peaks, strict=True))
+    slopes = [(after[1] - before[1]) / (after[0] - before[0]) for before, after in pairwise(steps)]
+    noise = NOISE / (numbers[-1] - numbers[0])
+    if slope < max(FLAT, noise):
+        growth = "flat"
+    else:
+        growth = "linear" if slopes[-1] <= 1.25 * slopes[0] + noise else "faster"
     return {
         "command": name,
-        "peak_bytes": [usage.peak for usage in usages],
+        "peak_bytes": peaks,
         "seconds": [usage.seconds for usage in usages],
-        "processes": many.processes,
+        "processes": usages[-1].processes,
         "bytes_per_image": slope,
-        "constant_bytes": few.peak - slope * numbers[0],
-        "is_flat": slope < max(FLAT, NOISE / (numbers[1] - numbers[0])),
+        "constant_bytes": constant,
+        "growth": growth,
     }
 
 
@@ -237,10 +248,10 @@ def why_not() -> str | None:
 
 def show(figures: Mapping[str, Any]) -> None:
     """Print the results as a table."""
-    few, many = figures["images"]
     table = Table(title=f"memory of commands by number of images ({figures['side']} pixels)")
     table.add_column("command", no_wrap=True)
-    for heading in (f"MiB, {few:,} images", f"MiB, {many:,} images", "bytes an image", "MiB at 0 images", "growth"):
+    numbers = (f"MiB, {number:,} images" for number in figures["images"])
+    for heading in (*numbers, "bytes an image", "MiB at 0 images", "growth"):
         table.add_column(heading, justify="right")
     for found in figures["rows"]:
         table.add_row(*cells(found))
@@ -259,5 +270,5 @@ def cells(found: Mapping[str, Any]) -> tuple[str, ...]:
         *(f"{peak / 2**20:.0f}" for peak in found["peak_bytes"]),
         f"{found['bytes_per_image']:.0f}",
         f"{constant / 2**20:.0f}",
-        "flat" if found["is_flat"] else "linear",
+        found["growth"],
     )

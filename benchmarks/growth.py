@@ -1,15 +1,15 @@
 """Measure how the cost grows with resolution, batch size, codebook size, decoding steps and number of images.
 
-    python -m benchmarks.growth                                           all curves, and the memory of commands
-    python -m benchmarks.growth --only commands --images 20000 60000      the memory of commands for large sets
+    python -m benchmarks.growth                                               all curves, and the memory of commands
+    python -m benchmarks.growth --only commands --images 4000 20000 60000     the memory of commands for large sets
 
 Every curve is one piece of work at growing sizes: the forward and backward pass of the tokenizer (preset `ffhq`), the
 one of the quantizer, and the decoding of the masked prior (`ffhq` on CUDA, `digits` on the CPU). A power of the size is
 fitted to the times. The floor is the arithmetic at the rate of one large matrix product. The results name the operator
 that takes most of the time at the largest size. Nothing is compiled, because every point has another shape.
 
-The memory of complete commands is measured at two numbers of images, as `benchmarks.command_memory` describes it. With
---only, the other part of the results file stays as it is.
+The memory of complete commands is measured at several numbers of images, as `benchmarks.command_memory` describes it.
+With --only, the other part of the results file stays as it is.
 """
 
 from __future__ import annotations
@@ -197,12 +197,13 @@ def main() -> None:
     parser.add_argument(
         "--images",
         type=int,
-        nargs=2,
-        metavar=("FEW", "MANY"),
+        nargs="+",
         default=command_memory.NUMBERS,
-        help="numbers of images at which the memory of commands is measured",
+        help="two or more numbers of images, ascending, at which the memory of commands is measured",
     )
     arguments = parser.parse_args()
+    if len(arguments.images) < 2 or list(arguments.images) != sorted(set(arguments.images)):
+        parser.error("--images needs two or more numbers, ascending")
     device = devices.select(arguments.device)
     if arguments.only != "commands":
         figures = report(device, SIZES[device.type], arguments.repeats)
@@ -218,10 +219,9 @@ def main() -> None:
         if skipped:
             print(f"memory of commands skipped: {skipped}")
             return
-        few, many = arguments.images
-        commands = command_memory.report(device, (few, many))
-        command_memory.show(commands)
-        save({"commands": commands}, arguments.out, device)
+        for commands in command_memory.reports(device, arguments.images):
+            command_memory.show(commands)
+            save({"commands": commands}, arguments.out, device)
 
 
 def save(figures: dict[str, Any], out: Path, device: torch.device) -> None:

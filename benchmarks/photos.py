@@ -188,7 +188,7 @@ def main() -> None:
     bench = Bench(given.source, given.preset, tuple(given.overrides), given.held_out, given.work, options)
     size = "{}x{}".format(*bench.settings.vq.image_size)
     movq("prepare", bench.source, bench.data, "--size", size, "--val", str(bench.held_out))
-    path = given.out / f"{bench.preset}.json"
+    path = given.out / f"{Path(bench.preset).stem}.json"
     for row in given.rows:
         measured = stage_2(bench) if row == "prior" else stage_1(bench, row)
         # Another process may have written other rows in the meantime.

@@ -28,6 +28,12 @@ _SAME_COMMAND = "Start every rank with the same command, the same files and the 
 _SHARED_SECONDS = 5.0
 """Time in which a new file must be visible on other machines: network file systems cache the content of folders."""
 
+_MARK = ".shared-"
+"""Start of the names of the files by which the ranks find out whether they share a folder."""
+
+_STALE_SECONDS = 3600.0
+"""Age from which such a file is the one of a killed run. A rank may look for it some minutes after it was written."""
+
 _CHUNK = 2**18
 """Number of values that are hashed at once, which limits the memory of a fingerprint to some MB."""
 
@@ -119,10 +125,20 @@ def require_shared(ranks: Ranks, folder: Path) -> None:
 
 def _mark(folder: Path) -> tuple[int, str]:
     """Write a file with a unique name, and return its name and the number of levels between it and the folder."""
-    name = f".shared-{uuid.uuid4().hex}"
+    name = f"{_MARK}{uuid.uuid4().hex}"
     levels, existing = next((n, path) for n, path in enumerate([folder, *folder.parents]) if path.is_dir())
     atomic_write(existing / name, b"")
+    _remove_stale_marks(existing, existing / name)
     return levels, name
+
+
+def _remove_stale_marks(folder: Path, mark: Path) -> None:
+    """Remove the marks that killed runs have left; their age is measured by the clock of the file system."""
+    with suppress(OSError):
+        now = mark.stat().st_mtime
+        for path in folder.glob(f"{_MARK}*"):
+            if now - path.stat().st_mtime > _STALE_SECONDS:
+                path.unlink(missing_ok=True)
 
 
 def _appears(path: Path) -> bool:

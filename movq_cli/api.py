@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from movq_cli import checkpoints, devices, models, presets, runs
 from movq_cli.checkpoints import PriorHeader
 from movq_cli.errors import BadRequestError, did_you_mean
-from movq_cli.files import sha256
 from movq_cli.models.priors import CodePrior
 from movq_cli.settings import SampleSettings
 
@@ -89,11 +88,11 @@ class Prior(nn.Module):
         transformer, header = checkpoints.load_prior(weights)
         tokenizer_path = weights.parent if tokenizer is None else Path(tokenizer)
         tokenizer_weights = runs.find_weights(tokenizer_path, "vq")
-        digest = sha256(tokenizer_weights)
-        if digest != header.tokenizer:
+        digests = checkpoints.same_codes(tokenizer_weights)
+        if header.tokenizer not in digests:
             raise BadRequestError(
                 f"{weights} models the codes of another tokenizer ({header.tokenizer[:12]}) than {tokenizer_weights} "
-                f"({digest[:12]})",
+                f"({digests[0][:12]})",
                 "Name the tokenizer with which it was trained, or omit --tokenizer.",
             )
         return cls(transformer, checkpoints.load_tokenizer(tokenizer_weights), header).eval()

@@ -22,13 +22,13 @@ from movq_cli.cli.check import check
 from movq_cli.cli.evaluate import evaluate
 from movq_cli.cli.interop import export, import_weights
 from movq_cli.cli.prepare import prepare
-from movq_cli.cli.presets import presets, presets_show
+from movq_cli.cli.presets import presets, presets_new, presets_show
 from movq_cli.cli.reconstruct import reconstruct
 from movq_cli.cli.sample import sample
 from movq_cli.cli.train import train_prior, train_vq
 from movq_cli.cli.weights import weights
 from movq_cli.console import write_line
-from movq_cli.errors import FailureError, MovqError
+from movq_cli.errors import FailureError, MovqError, is_out_of_memory
 from movq_cli.version import __version__
 
 
@@ -74,9 +74,10 @@ app.command("check")(check)
 app.command("import")(import_weights)
 app.command("export")(export)
 app.command("weights")(weights)
-presets_app = typer.Typer(help="List the presets, or show one of them.", rich_markup_mode=None)
+presets_app = typer.Typer(help="List the presets, show one of them, or write one.", rich_markup_mode=None)
 presets_app.callback()(presets)
 presets_app.command("show")(presets_show)
+presets_app.command("new")(presets_new)
 app.add_typer(presets_app, name="presets", invoke_without_command=True)
 
 
@@ -160,7 +161,7 @@ def _report_unexpected(error: BaseException) -> int:
         with suppress(OSError):
             traceback.print_exception(error)
     text = " ".join(str(error).split())[:300]
-    if "out of memory" in text.lower() or isinstance(error, MemoryError):
+    if is_out_of_memory(error):
         return _report(f"out of memory. Try a smaller batch size. ({text})", FailureError.exit_code)
     return _report(
         f"unexpected {type(error).__name__}: {text}. Set MOVQ_TRACEBACK=1 to see the traceback.",

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from movq_cli import digests
 from movq_cli.digests import NO_DIGEST, Header
 from movq_cli.errors import BadRequestError, MovqError
-from movq_cli.files import atomic_file
+from movq_cli.files import atomic_file, sha256
 from movq_cli.models import priors
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.priors import CodePrior
@@ -39,6 +39,8 @@ class TokenizerHeader(Header):
     """The metadata of a tokenizer's weight file."""
 
     vq: TokenizerSettings
+    same_codes: tuple[str, ...] = ()
+    """SHA-256 of other weight files whose tokenizers give the same codes: their decoder alone was trained further."""
     version: str = __version__
     """Version of movq that wrote the file."""
 
@@ -92,6 +94,16 @@ def load_tokenizer(path: Path) -> Tokenizer:
     tensors, text = _read_weights(path)
     header = _header(path, text, TokenizerHeader)
     return _with_weights(path, lambda: Tokenizer(header.vq), tensors)
+
+
+def same_codes(path: Path) -> tuple[str, ...]:
+    """Return the SHA-256 of the weight files whose codes a tokenizer gives: that of its own file, then those of others.
+
+    Raises:
+        BadRequestError: The file is missing, damaged, or not a tokenizer that movq wrote.
+    """
+    _, text = _read_weights(path)
+    return (sha256(path), *_header(path, text, TokenizerHeader).same_codes)
 
 
 def load_prior(path: Path) -> tuple[CodePrior, PriorHeader]:

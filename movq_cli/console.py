@@ -218,6 +218,7 @@ def _plain(total: int, activity: str, unit: str, done: int, brief: bool) -> Iter
         maxinterval=SECONDS_BETWEEN_LINES,
         miniters=1,
         delay=SECONDS_BETWEEN_LINES if brief else 0,
+        position=0,  # Without it, a bar inside another one moves the cursor, which a log file does not have.
         bar_format="{desc}: {n_fmt}/{total_fmt}{unit} [{elapsed}, ETA {remaining}, {rate_fmt}]{postfix}",
         leave=True,
     )

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import ctypes
+import functools
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +23,15 @@ _PLAIN_ATTENTION_TOKENS = 64
 
 _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 """Parameters of mallopt, from glibc's malloc.h."""
+
+
+class Memory(NamedTuple):
+    """Memory of a device, in GiB."""
+
+    total: float
+    """All of it; on the CPU at most the limit of this process's control group."""
+    available: float
+    """What new tensors can take now."""
 
 
 def select(name: str | None = None) -> torch.device:
@@ -106,10 +119,11 @@ def _wait_for_copy(copy: Tensor, is_copied: torch.cuda.Event) -> Tensor:
     return copy
 
 
+@functools.cache
 def matrix_rate(device: torch.device, precision: str) -> float:
     """Measure the operations per second of a large matrix product, as a reference for the speed of training.
 
-    The best of five products counts; they take some tens of milliseconds.
+    The best of five products counts; they take some tens of milliseconds. A process measures each rate once.
 
     Args:
         device: Device to measure.
@@ -125,6 +139,50 @@ def matrix_rate(device: torch.device, precision: str) -> float:
         best = min(seconds(lambda: a @ b, device) for _ in range(5))
     torch.backends.cuda.matmul.allow_tf32 = before
     return 2.0 * side**3 / best
+
+
+def memory(device: torch.device) -> Memory:
+    """Return the memory of a device."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return Memory(total / 2**30, free / 2**30)
+    pages = {name: os.sysconf(name) for name in ("SC_PHYS_PAGES", "SC_PAGE_SIZE")}
+    total = available = pages["SC_PHYS_PAGES"] * pages["SC_PAGE_SIZE"]
+    with suppress(OSError, ValueError, IndexError):  # Only Linux has these files.
+        lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+        available = 1024 * int(lines["MemAvailable"].split()[0])
+    for limit, used in _group_limits(Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")):
+        total, available = min(total, limit), min(available, max(0, limit - used))
+    return Memory(total / 2**30, available / 2**30)
+
+
+def process_memory() -> float:
+    """Return the memory in GiB that this process holds; 0 if the system does not say."""
+    with suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**30
+    return 0.0
+
+
+_GROUP_FILES = {"": ("memory.max", "memory.current"), "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes")}
+"""Files with the limit and the use of a control group, in both versions of their interface."""
+
+
+def _group_limits(root: Path, groups: Path) -> Iterator[tuple[int, int]]:
+    """Yield the memory limit and the memory in use, in bytes, of each control group of this process that has a limit.
+
+    Args:
+        root: Folder in which the control groups are mounted.
+        groups: File with the groups of this process, one line `NUMBER:CONTROLLERS:PATH` for each.
+    """
+    with suppress(OSError):
+        for line in groups.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers in _GROUP_FILES:
+                # In a container, the root of the mount is often the process's own group.
+                for folder in {root / controllers / path.lstrip("/"), root / controllers}:
+                    with suppress(OSError, ValueError):  # The file is missing, or it says "max".
+                        limit, used = (int((folder / name).read_text()) for name in _GROUP_FILES[controllers])
+                        yield limit, used
 
 
 def seconds(work: Callable[[], object], device: torch.device) -> float:

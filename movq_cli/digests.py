@@ -16,7 +16,7 @@ import os
 import struct
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO, ClassVar, TypeVar
 
 import xxhash
 from pydantic import ValidationError
@@ -43,6 +43,9 @@ _ZIP_END_BYTES = 22
 
 class Header(Settings):
     """The content of a JSON file that carries its digest."""
+
+    max_bytes: ClassVar[int] = 2**26
+    """Size of a file that is read at most; it is far above that of every file that movq writes."""
 
     digest: str = NO_DIGEST
     """Hash of the file, `xxh3-128:` and 32 hexadecimal digits, computed with zeros in place of these digits."""
@@ -89,7 +92,7 @@ def read_header(path: Path, kind: type[HeaderT], remedy: str) -> HeaderT:
         NotADirectoryError: A parent folder of the file does not exist.
         BadRequestError: The file is damaged or cannot be read, or another version of movq wrote it.
     """
-    data, has_digest = read_json(path, remedy)
+    data, has_digest = read_json(path, remedy, kind.max_bytes)
     try:
         header = kind.model_validate_json(data)
     except ValidationError as error:
@@ -104,20 +107,25 @@ def read_header(path: Path, kind: type[HeaderT], remedy: str) -> HeaderT:
     return header.model_copy(update={"digest": NO_DIGEST})
 
 
-def read_json(path: Path, remedy: str) -> tuple[bytes, bool]:
+def read_json(path: Path, remedy: str, max_bytes: int = Header.max_bytes) -> tuple[bytes, bool]:
     """Return the content of a JSON file, and whether it carries a digest, which is then checked.
 
     Args:
         path: The file.
         remedy: Sentence for the error that says what makes the file again.
+        max_bytes: Size of a file that is read at most.
 
     Raises:
         FileNotFoundError: The file does not exist.
         NotADirectoryError: A parent folder of the file does not exist.
-        BadRequestError: The file is damaged or cannot be read.
+        BadRequestError: The file is damaged, too large, or cannot be read.
     """
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            # Python takes the memory for the requested number of bytes at once.
+            data = file.read(min(os.fstat(file.fileno()).st_size, max_bytes) + 1)
+        if len(data) > max_bytes:
+            raise BadRequestError(f"{path} is damaged, or movq did not write it: it has over {max_bytes} bytes", remedy)
     except (FileNotFoundError, NotADirectoryError):
         raise
     except OSError as error:

@@ -44,6 +44,16 @@ class InterruptedRunError(MovqError):
     exit_code = 130
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that the memory of the CPU or of a GPU does not suffice."""
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY)
+
+
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
+"""What PyTorch says about the memory of a GPU, and about that of the CPU on Linux and on Windows."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """Return a hint that suggests the most similar known names, or lists all of them if none is similar.
 

@@ -12,6 +12,7 @@ import uuid
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
@@ -167,6 +168,9 @@ def _failures(path: Path) -> Iterator[None]:
 def locked(folder: Path, command: str, *, shared: bool = False) -> Iterator[None]:
     """Lock a folder for this process during the block; the folder is created if it does not exist.
 
+    If the folder and its parents were created here and are still empty at the end, as after a refused request, they are
+    removed.
+
     Args:
         folder: Folder to lock.
         command: Name of the command that locks it, for the error message of a second process.
@@ -178,6 +182,7 @@ def locked(folder: Path, command: str, *, shared: bool = False) -> Iterator[None
     """
     if folder.exists() and not folder.is_dir():
         raise BadRequestError(f"{folder} is a file", "Name a folder.")
+    created = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)
@@ -196,6 +201,9 @@ def locked(folder: Path, command: str, *, shared: bool = False) -> Iterator[None
     try:
         yield
     finally:
+        with suppress(OSError):  # They are not empty.
+            for path in created:
+                path.rmdir()
         _close_descriptors(descriptors)
 
 
@@ -250,6 +258,17 @@ def sha256(path: Path) -> str:
     """Return the SHA-256 of a file's content in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_once(path: Path) -> str:
+    """Return the SHA-256 of a large file, which is read once in this process unless it changes."""
+    status = path.stat()
+    return _known_sha256(path.absolute(), status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)
+def _known_sha256(path: Path, *_status: int) -> str:
+    return sha256(path)
 
 
 def _sync(path: Path) -> None:

@@ -186,11 +186,19 @@ def _ending(error: Exception, ranks: Ranks) -> BaseException:
     reported = InterruptedRunError(LAUNCHER_ENDED) if _is_lost(error) and ranks.is_orphaned else error
     try:
         return _ending_with_store(reported, ranks)
-    except RuntimeError:  # The store has ended with the launcher of rank 0.
+    except RuntimeError:  # The store has ended, with the launcher of rank 0 or with rank 0 itself.
+        own_store = _first_rank_has_store()
         if _is_lost(reported):
-            reported = _lost(ranks, [rank for rank in range(ranks.world_size) if _is_elsewhere(rank, ranks)])
-        is_first = not ranks.machines or all(_is_elsewhere(rank, ranks) for rank in range(ranks.rank))
+            lost = [rank for rank in range(ranks.world_size) if _is_elsewhere(rank, ranks)]
+            reported = _lost(ranks, [0] if own_store else lost)
+        others = range(1 if own_store else 0, ranks.rank)
+        is_first = not ranks.machines or all(_is_elsewhere(rank, ranks) for rank in others)
         return reported if is_first else SystemExit(_exit_code(reported))
+
+
+def _first_rank_has_store() -> bool:
+    """Return whether the store is part of the process of rank 0, and not of its launcher, as with torchrun."""
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != str(True)
 
 
 def _ending_with_store(error: Exception, ranks: Ranks) -> BaseException:
@@ -212,6 +220,9 @@ def _ending_with_store(error: Exception, ranks: Ranks) -> BaseException:
         store.compare_set(_FAILURE, "", json.dumps([rank, _exit_code(error), str(error)]))
     own = f"{rank} {_exit_code(error)}"
     reporter = store.compare_set(f"movq/reporter/{_this_machine(rank).node}", "", own).decode()
+    store.set(_knows_reason(rank), "")
+    if ranks.is_first and _first_rank_has_store():
+        _await([_knows_reason(other) for other in range(ranks.world_size) if other not in missing], store)
     return error if reporter == own else SystemExit(int(reporter.split()[1]))
 
 
@@ -222,6 +233,13 @@ def _await_ends(store: Store, ranks: Ranks, most: int) -> list[int]:
         missing = [rank for rank in range(ranks.world_size) if not store.check([_ended(rank)])]
         if len(missing) <= most or store.check([_FAILURE]) or time.monotonic() > end:
             return missing
+        time.sleep(POLL_SECONDS)
+
+
+def _await(keys: Sequence[str], store: Store) -> None:
+    """Wait until the store has all keys, for a limited time."""
+    end = time.monotonic() + _END_SECONDS
+    while not store.check(list(keys)) and time.monotonic() < end:
         time.sleep(POLL_SECONDS)
 
 
@@ -259,6 +277,11 @@ def _exit_code(error: Exception) -> int:
 def _ended(rank: int) -> str:
     """Return the key of a rank that has ended, for whatever reason except a kill."""
     return f"movq/ended/{rank}"
+
+
+def _knows_reason(rank: int) -> str:
+    """Return the key of a rank that needs the store no longer, because it knows why the run has ended."""
+    return f"movq/knows/{rank}"
 
 
 _RUN_ID = "movq"

@@ -15,9 +15,19 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
 from movq_cli.errors import BadRequestError, did_you_mean
+from movq_cli.setting_names import suggest
 from movq_cli.settings import Preset
 
 _PACKAGE = Path(__file__).resolve().parent
+
+_MAX_BYTES = 2**20
+"""Largest size of a preset file; all settings with their descriptions take 20 kB."""
+
+_MAX_VALUES = 10_000
+"""Largest number of values in a preset file. A few aliases of aliases can stand for 10^9 values."""
+
+_MAX_SHOWN = 200
+"""Largest number of characters of a value in an error message."""
 
 
 def folders() -> list[Path]:
@@ -91,11 +101,16 @@ def explain(error: ValidationError, owner: str) -> str:
     dotted = ".".join(path)
     if violation["type"] == "extra_forbidden":
         siblings = [name for name, _ in settings_fields()]
-        return f"{owner}: unknown setting {dotted!r}. {did_you_mean(dotted, siblings)}"
+        return f"{owner}: unknown setting {dotted!r}. {suggest(dotted, siblings)}"
     message = violation["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(violation["input"], dict | BaseModel) else f", not {violation['input']!r}"
+    given = "" if isinstance(violation["input"], dict | BaseModel) else f", not {_shortened(violation['input'])}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
     return f"{owner}: {f'{dotted}: ' if dotted else ''}{message}{given}{more}"
+
+
+def _shortened(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 
 def _write(values: dict[str, Any], prefix: str, descriptions: dict[str, str], lines: list[str]) -> None:
@@ -137,8 +152,12 @@ def _read(name: str, children: tuple[str, ...]) -> dict[str, Any]:
         raise BadRequestError(f"presets inherit in a circle: {' -> '.join((*children, name))}")
     path = _find(name)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+        if len(data) > _MAX_BYTES:
+            raise BadRequestError(f"{path} is no preset: it has over {_MAX_BYTES} bytes", "Name a file of settings.")
+        values = _parse(data.decode()) or {}
+    except (yaml.YAMLError, ValueError) as error:
         raise BadRequestError(f"preset {path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
         raise BadRequestError(f"preset {path} must hold settings (name: value), not {type(values).__name__}")
@@ -148,6 +167,40 @@ def _read(name: str, children: tuple[str, ...]) -> dict[str, Any]:
     if not isinstance(base, str):
         raise BadRequestError(f"preset {path}: base must be one preset's name, not {base!r}")
     return _merge(_read(base, (*children, name)), values)
+
+
+def _parse(text: str) -> Any:  # noqa: ANN401 - YAML can be any value
+    """Return the value of a YAML text.
+
+    Raises:
+        yaml.YAMLError: It is not valid YAML.
+        ValueError: It contains an impossible number or date, is nested too deeply, or is larger than a file of settings
+            because of its aliases.
+    """
+    try:
+        if _expanded_size(yaml.compose(text, yaml.SafeLoader), {}) > _MAX_VALUES:
+            raise ValueError(f"its aliases stand for more than {_MAX_VALUES} values")
+        return yaml.safe_load(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply, or in itself") from None
+
+
+def _expanded_size(node: yaml.Node | None, sizes: dict[int, int]) -> int:
+    """Return the number of values of a YAML node, with those of an alias at each of its places.
+
+    Args:
+        node: The node; None for an empty text.
+        sizes: Sizes of the nodes that are known already, by their identity.
+
+    Raises:
+        RecursionError: The node contains itself.
+    """
+    if not isinstance(node, yaml.CollectionNode):
+        return 1
+    if id(node) not in sizes:
+        parts = [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]
+        sizes[id(node)] = 1 + sum(_expanded_size(part, sizes) for part in parts)
+    return sizes[id(node)]
 
 
 def _merge(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
@@ -166,10 +219,10 @@ def _apply(values: dict[str, Any], override: str) -> None:
         )
     known = [setting for setting, _ in settings_fields()]
     if name not in known:
-        raise BadRequestError(f"unknown setting {name!r}", did_you_mean(name, known))
+        raise BadRequestError(f"unknown setting {name!r}", suggest(name, known))
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = _parse(text)
+    except (yaml.YAMLError, ValueError):
         raise BadRequestError(f"setting {name}: the value {text!r} is not valid YAML") from None
     *sections, leaf = name.split(".")
     target = values

@@ -20,7 +20,10 @@ class Change(Settings):
     time: str
     """Time of the change in UTC, in ISO 8601."""
     branched_from: str | None = None
-    """Folder of the run from whose state this run went on; None for a resumption."""
+    """Folder of the run from whose state this run went on, or the weight file with which it began; None for a
+    resumption."""
+    weights: tuple[str, ...] = ()
+    """SHA-256 of that weight file, and of those whose tokenizers give the same codes; empty if there is none."""
     settings: dict[str, tuple[Any, Any]]
     """Changed settings: dotted name to the values before and after."""
     version: str = __version__
@@ -55,6 +58,8 @@ class RunManifest(Header):
     """Number of steps done."""
     steps: int
     """Number of steps of the complete run."""
+    hours: float | None = None
+    """Hours from which the number of steps was computed (`--hours`); None = it was given."""
     best_step: int | None = None
     """Step of the validation with the highest score, whose weights are saved as the best ones."""
     best_by: str | None = None

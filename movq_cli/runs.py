@@ -132,7 +132,14 @@ class Run:
 
 
 def start_or_resume(
-    run: Run, *, preset_name: str, settings: Preset, steps: int, data: str, tokenizer: str | None = None
+    run: Run,
+    *,
+    preset_name: str,
+    settings: Preset,
+    steps: int,
+    data: str,
+    tokenizer: str | None = None,
+    initial: tuple[str, tuple[str, ...]] | None = None,
 ) -> RunManifest:
     """Start a run, or resume the run that is in the folder.
 
@@ -143,12 +150,15 @@ def start_or_resume(
         steps: Number of steps of the complete run.
         data: Hash of the prepared set.
         tokenizer: SHA-256 of the tokenizer's weight file, for a prior.
+        initial: Path of the weight file with which the run begins, and its `Change.weights`; None begins with random
+            weights, or resumes a run whatever it began with.
 
     Returns:
         The manifest as it now is on disk.
 
     Raises:
-        BadRequestError: The folder contains a run of another kind, or with other settings, data or tokenizer.
+        BadRequestError: The folder contains a run of another kind, or with other settings, data, tokenizer or initial
+            weights.
     """
     manifest = RunManifest(
         kind=run.kind,
@@ -164,6 +174,11 @@ def start_or_resume(
         changes = changed_settings(before.settings, settings, run.kind)
         different = {name: values for name, values in changes.items() if name not in _FREE_TO_CHANGE}
         _require_same_run(run, before, manifest, different, "Name another folder with --run, or remove this one.")
+        if initial is not None and initial[1] not in {change.weights for change in before.history}:
+            raise BadRequestError(
+                f"{run.folder} did not begin with the weights in {initial[0]}",
+                "Name another folder with --run, or omit --init.",
+            )
         is_finished = before.status == "finished" and before.step >= steps
         entry = Change(step=before.step, time=now(), settings=changes)
         manifest = before.model_copy(
@@ -174,6 +189,10 @@ def start_or_resume(
                 "history": (*before.history, entry) if changes else before.history,
             }
         )
+    elif initial is not None:
+        path, digests_of_weights = initial
+        entry = Change(step=0, time=now(), branched_from=path, weights=digests_of_weights, settings={})
+        manifest = manifest.model_copy(update={"history": (entry,)})
     write(run, manifest)
     return manifest
 
@@ -283,9 +302,29 @@ def find_run(path: Path | None, kind: Kind, *, fits: TokenizerSettings | None = 
     return run
 
 
-def find_weights(path: Path | None, kind: Kind) -> Path:
+def find_weights(path: Path | None, kind: Kind, *, fits: TokenizerSettings | None = None) -> Path:
     """Return the weight file that a command uses: `path` itself if it is a file, else that of the run at `path`."""
-    return path if path is not None and path.is_file() else find_run(path, kind).weights
+    return path if path is not None and path.is_file() else find_run(path, kind, fits=fits).weights
+
+
+def find_best(path: Path | None, kind: Kind) -> Path:
+    """Return the weights of a run's best validation.
+
+    Args:
+        path: Run folder; None finds the newest finished run.
+        kind: Kind of the run.
+
+    Raises:
+        BadRequestError: There is no such run, or it has no such weights.
+    """
+    if path is not None and path.is_file():
+        raise BadRequestError(f"{path} is a weight file already", "Omit --weights-of, or name the run folder.")
+    run = find_run(path, kind)
+    if not run.best.is_file():
+        raise BadRequestError(
+            f"{run.folder} has no {run.best.name}", "Use the weights of its last step: omit --weights-of."
+        )
+    return run.best
 
 
 def now() -> str:

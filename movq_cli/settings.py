@@ -341,6 +341,9 @@ class TrainVQSettings(TrainSettings):
     commitment_weight: Weight = Field(
         1.0, description="weight of the commitment loss; 0.25 with codebook_weight=1 is equation 3 as written"
     )
+    freeze: tuple[Literal["encoder", "codebook", "decoder"], ...] = Field(
+        (), description="parts that are not trained; with the encoder and the codebook, all codes stay the same"
+    )
     revive_every: int = Field(
         0, ge=0, description="steps between replacements of unused codebook entries by encoder outputs; 0 = never"
     )
@@ -366,6 +369,12 @@ class TrainVQSettings(TrainSettings):
     )
     discriminator_channels: Channels = Field(64, description="channels of the discriminator's first layer (PatchGAN)")
     discriminator_layers: Depth = Field(3, description="number of strided layers of the discriminator")
+
+    @model_validator(mode="after")
+    def _trains_something(self) -> Self:
+        if {"encoder", "codebook", "decoder"} <= set(self.freeze):
+            raise ValueError("freeze names all parts: leave one of encoder, codebook and decoder to train")
+        return self
 
     def discriminator_step(self, steps: int, steps_per_epoch: int) -> int:
         """Return the index of the first step with the adversarial loss.

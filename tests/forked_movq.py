@@ -24,7 +24,18 @@ import torch._dynamo
 
 from movq_cli import __main__ as entry
 from movq_cli import app  # noqa: F401
-from movq_cli.commands import check, evaluate, fill, prepare, reconstruct, sample, train_prior, train_vq  # noqa: F401
+from movq_cli.commands import (  # noqa: F401
+    check,
+    evaluate,
+    export,
+    fill,
+    import_weights,
+    prepare,
+    reconstruct,
+    sample,
+    train_prior,
+    train_vq,
+)
 
 
 def context() -> ForkServerContext:

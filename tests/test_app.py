@@ -23,7 +23,18 @@ if TYPE_CHECKING:
 FROZEN = Path(__file__).parent / "command_line.txt"
 DOCS = Path(__file__).parents[1] / "docs"
 COMMANDS = (
-    *("prepare", "train-vq", "train-prior", "reconstruct", "sample", "evaluate", "check", "import", "weights"),
+    *(
+        "prepare",
+        "train-vq",
+        "train-prior",
+        "reconstruct",
+        "sample",
+        "evaluate",
+        "check",
+        "import",
+        "export",
+        "weights",
+    ),
     "presets",
 )
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from movq_cli import files
 from movq_cli.errors import FailureError
 from movq_cli.files import PositionalFiles, atomic_file, atomic_write, write_once
 
@@ -174,3 +175,16 @@ def test_open_files_stay_within_the_limit_and_are_not_pickled(tmp_path: Path) ->
     assert copy.read(paths[4], 0, 9) == b"4"
     del files, copy
     assert _descriptors() == before
+
+
+def test_a_locked_folder_that_is_created_and_stays_empty_is_removed_with_its_parents(tmp_path: Path) -> None:
+    with files.locked(tmp_path / "a" / "b", "movq train-vq"):
+        assert (tmp_path / "a" / "b").is_dir()
+    assert list(tmp_path.iterdir()) == []
+    with files.locked(tmp_path / "a" / "b", "movq train-vq"):
+        (tmp_path / "a" / "kept").write_text("")
+    assert sorted(path.name for path in (tmp_path / "a").iterdir()) == ["kept"]
+    (tmp_path / "mine").mkdir()
+    with files.locked(tmp_path / "mine", "movq train-vq"):
+        pass
+    assert (tmp_path / "mine").is_dir()  # The user's folder stays, although it is empty.

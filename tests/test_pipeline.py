@@ -35,7 +35,7 @@ def test_six_commands_work_one_into_the_next(movq: Movq, shapes: Path, tiny_yaml
     records = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     assert [record["step"] for record in records if "training" in record] == list(range(1, 11))
     health = {"usage", "usage_of_chunks", "perplexity", "perplexity_of_chunks"}
-    assert {"psnr", "ssim", *health} == records[-1]["validation"].keys()
+    assert {"psnr", "ssim", "color_error", "saturation", *health} == records[-1]["validation"].keys()
     assert Image.open(run / "pictures" / "00000010.png").size[0] > 100
 
     done = movq("train-prior", "--preset", tiny_yaml, "--json")
@@ -67,12 +67,12 @@ def test_six_commands_work_one_into_the_next(movq: Movq, shapes: Path, tiny_yaml
 def test_a_discriminator_that_starts_after_the_end_of_the_run_causes_a_warning(
     movq: Movq, trained: Path, tiny_yaml: Path, tmp_path: Path
 ) -> None:
-    late = movq(
-        "train-vq", "--preset", tiny_yaml, "--run", "late", "-o", "train_vq.discriminator_start=2 epochs"
-    ).stderr
-    assert "warning: the discriminator starts at step 12" in late
+    late = ["train-vq", "--preset", tiny_yaml, "--run", "late", "-o", "train_vq.discriminator_start=2 epochs"]
+    for command in ([*late, "--dry-run"], late):
+        warned = movq(*command).stderr
+        assert "warning: the adversarial loss begins at step 12, but the run ends at 10" in warned
     half = movq("train-vq", "--preset", tiny_yaml, "--run", "half", "-o", "train_vq.discriminator_start=50%").stderr
-    assert "warning" not in half
+    assert "the run ends" not in half
     assert '"discriminator"' in (tmp_path / "half" / "log.jsonl").read_text()
 
 

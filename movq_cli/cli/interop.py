@@ -80,11 +80,11 @@ def export(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of the tokenizer, or its .safetensors file.")],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
     to: Annotated[
-        Literal["compvis", "diffusers", "safetensors"],
+        Literal["compvis", "diffusers", "safetensors", "onnx"],
         typer.Option(
             "--to",
             help="Format: compvis = checkpoint and config of taming, latent-diffusion or MoVQGAN; "
-            "diffusers = folder of VQModel; safetensors = weight file of movq.",
+            "diffusers = folder of VQModel; safetensors = weight file of movq; onnx = two graphs.",
         ),
     ],
     as_json: Json = False,

@@ -20,6 +20,7 @@ from movq_cli.image_size import ImageSize
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
+    from movq_cli.run_manifest import Kind
     from movq_cli.settings import Settings
 
 Command = Callable[..., None]
@@ -83,7 +84,7 @@ Gpus = Annotated[
 DryRun = Annotated[
     bool,
     typer.Option(
-        "--dry-run", help="Only print the parameters, steps, learning rate and memory of the run; needs no data."
+        "--dry-run", help="Only print the parameters, steps, hours, learning rate and memory of the run; needs no data."
     ),
 ]
 
@@ -96,6 +97,11 @@ TokenizerRun = Annotated[
         help="Run folder of the tokenizer, or its .safetensors file. [default: the newest finished run]",
         show_default=False,
     ),
+]
+
+WeightsOf = Annotated[
+    Literal["last", "best"],
+    typer.Option("--weights-of", help="Weights of a run folder: those of its last step, or of its best validation."),
 ]
 
 WeightsFolder = Annotated[
@@ -149,6 +155,15 @@ def image_size(text: str | None, option: str, smallest: int) -> ImageSize | None
     if not smallest <= min(size) <= max(size) <= _LARGEST_SIDE:
         raise BadRequestError(f"{option} {text!r} is not within {smallest} and {_LARGEST_SIDE} pixels a side")
     return size
+
+
+def chosen_weights(run: Path | None, weights_of: str, kind: Kind) -> Path | None:
+    """Return the run folder or weight file that a command gets, by the options for the run and for --weights-of."""
+    if weights_of == "last":
+        return run
+    from movq_cli.runs import find_best
+
+    return find_best(run, kind)
 
 
 def split_name(name: str | None) -> Any:  # noqa: ANN401 - a literal of the data layer, which is imported late

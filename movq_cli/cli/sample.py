@@ -8,7 +8,16 @@ from typing import Annotated, Any
 
 import typer
 
-from movq_cli.cli.options import DeviceName, Gpus, Json, Quiet, add_setting_options, console_for
+from movq_cli.cli.options import (
+    DeviceName,
+    Gpus,
+    Json,
+    Quiet,
+    WeightsOf,
+    add_setting_options,
+    chosen_weights,
+    console_for,
+)
 from movq_cli.settings import SampleSettings
 
 Output = Annotated[
@@ -69,6 +78,7 @@ def sample(
     seed: Seed = 0,
     classes: Classes = None,
     run: PriorRun = None,
+    weights_of: WeightsOf = "last",
     tokenizer: TokenizerOfPrior = None,
     batch_size: BatchSize = 64,
     grid: Grid = None,
@@ -85,7 +95,7 @@ def sample(
         n=n,
         seed=seed,
         classes=tuple(classes or ()),
-        run=run,
+        run=chosen_weights(run, weights_of, "prior"),
         tokenizer=tokenizer,
         settings=settings,
         batch_size=batch_size,

@@ -18,6 +18,8 @@ from movq_cli.cli.options import (
     PresetName,
     Quiet,
     WeightsFolder,
+    WeightsOf,
+    chosen_weights,
     console_for,
     setting_option,
     with_data_path,
@@ -31,6 +33,18 @@ Origin = Annotated[
         "--from",
         metavar="RUN[@STEP]",
         help="Start from the state of another run: its last checkpoint, or the one of STEP. [default: new weights]",
+        show_default=False,
+    ),
+]
+
+
+Hours = Annotated[
+    float | None,
+    typer.Option(
+        "--hours",
+        min=0.01,
+        help="Choose the number of steps so that the training takes about this long on this device: a few steps are "
+        "measured first. [default: the preset's steps or epochs]",
         show_default=False,
     ),
 ]
@@ -52,6 +66,21 @@ def preset_or_settings(preset_name: str | None, origin: str | None) -> str:
     return str(run.folder / "settings.yaml")
 
 
+def _settings_beside(weights: Path) -> str:
+    """Return the settings of the run folder of a weight file, as the path of a preset.
+
+    Raises:
+        BadRequestError: The file is in no run folder.
+    """
+    settings = weights.parent / "settings.yaml"
+    if not settings.is_file():
+        raise BadRequestError(
+            f"no preset is given, and {weights} is in no run folder",
+            "Name a preset with --preset; the architecture is that of the weights in any case.",
+        )
+    return str(settings)
+
+
 def train_vq(
     preset_name: PresetName = None,
     data: DataPath = None,
@@ -60,6 +89,27 @@ def train_vq(
         typer.Option("--run", help="Folder of the run. [default: runs/PRESET-vq]", show_default=False),
     ] = None,
     origin: Origin = None,
+    init: Annotated[
+        Path | None,
+        typer.Option(
+            "--init",
+            metavar="RUN|WEIGHTS",
+            help="Fine-tune the tokenizer of this run folder or weight file, trained or imported, with its "
+            "architecture. [default: random weights]",
+            show_default=False,
+        ),
+    ] = None,
+    freeze: Annotated[
+        str | None,
+        typer.Option(
+            "--freeze",
+            metavar="PARTS",
+            help="Parts that are not trained: encoder, codebook, decoder, separated by commas. With encoder,codebook "
+            "all codes stay the same, and priors stay valid. [default: none]",
+            show_default=False,
+        ),
+    ] = None,
+    hours: Hours = None,
     overrides: Overrides = None,
     weights: WeightsFolder = None,
     device_name: DeviceName = None,
@@ -72,14 +122,35 @@ def train_vq(
     from movq_cli.commands import train_vq as command
     from movq_cli.commands.training import TrainRequest
 
+    if run is None and preset_name is None and (init is not None or origin is not None):
+        raise BadRequestError("the new run has no name", "Name its folder with --run, or give a preset with --preset.")
+    changes = with_data_path(overrides, data)
+    if freeze is not None:
+        changes.append(f"train_vq.freeze=[{freeze}]")
+    if init is None:
+        initial, name = None, preset_or_settings(preset_name, origin)
+    elif origin is not None:
+        raise BadRequestError(
+            "--init and --from both say with which weights the run begins",
+            "Give --from to go on with a training, or --init to begin one with trained weights.",
+        )
+    else:
+        from movq_cli.commands import fine_tuning
+        from movq_cli.training import initial_weights
+
+        initial = initial_weights.load(init)
+        name = preset_name or _settings_beside(initial.path)
+        changes = fine_tuning.overrides(initial, name, changes)
     request = TrainRequest(
-        preset_name=preset_or_settings(preset_name, origin),
+        preset_name=name,
         origin=origin,
-        overrides=with_data_path(overrides, data),
+        initial=initial,
+        overrides=changes,
         run=run,
         device_name=device_name,
         gpus=gpus,
         weights=weights,
+        hours=hours,
         dry_run=dry_run,
         arguments=sys.argv[1:],
     )
@@ -92,7 +163,18 @@ def train_prior(
         Path | None,
         typer.Option(
             "--tokenizer",
-            help="Run folder of the tokenizer. [default: the newest finished run with these vq settings]",
+            help="Run folder of the tokenizer, or its .safetensors file. [default: the newest finished run with these "
+            "vq settings]",
+            show_default=False,
+        ),
+    ] = None,
+    weights_of: WeightsOf = "last",
+    codes: Annotated[
+        Path | None,
+        typer.Option(
+            "--codes",
+            help="Folder of the cached codes. [default: tokens/ beside the tokenizer, or in the new run if the "
+            "tokenizer's folder is read-only]",
             show_default=False,
         ),
     ] = None,
@@ -107,6 +189,7 @@ def train_prior(
         ),
     ] = None,
     origin: Origin = None,
+    hours: Hours = None,
     overrides: Overrides = None,
     weights: WeightsFolder = None,
     device_name: DeviceName = None,
@@ -124,10 +207,12 @@ def train_prior(
         origin=origin,
         overrides=[*with_data_path(overrides, data), *([] if mode is None else [f"prior.mode={mode}"])],
         run=run,
-        tokenizer=tokenizer,
+        tokenizer=chosen_weights(tokenizer, weights_of, "vq"),
+        codes=codes,
         device_name=device_name,
         gpus=gpus,
         weights=weights,
+        hours=hours,
         dry_run=dry_run,
         arguments=sys.argv[1:],
     )

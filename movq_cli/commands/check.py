@@ -147,8 +147,8 @@ def _is_prepared_set(manifest: Path) -> bool:
     if any((manifest.parent / split).is_dir() for split in shards.SPLITS):
         return True
     try:
-        return "shards" in json.loads(manifest.read_bytes())
-    except (OSError, ValueError, TypeError):
+        return "shards" in json.loads(digests.read_json(manifest, "", sample_files.SampleManifest.max_bytes)[0])
+    except (OSError, ValueError, TypeError, RecursionError, BadRequestError):
         return False
 
 

@@ -48,7 +48,7 @@ def _read(path: Path) -> dict[str, Any]:
         result = json.loads(digests.read_json(path, remedy)[0])
         if not isinstance(result["protocol"], dict):
             raise TypeError("its protocol is not an object")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
         raise BadRequestError(f"{path} is not a result of `movq evaluate` ({reason})", remedy) from None
     return {name: value for name, value in result.items() if name != "digest"}

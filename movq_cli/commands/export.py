@@ -12,33 +12,47 @@ from movq_cli import checkpoints, files, runs
 from movq_cli.console import Console
 from movq_cli.errors import MovqError
 from movq_cli.files import atomic_write, link_or_copy
-from movq_cli.interop import exporter
+from movq_cli.interop import exporter, onnx_files
+from movq_cli.interop.families.compvis import FAMILY as COMPVIS
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.run_manifest import RunManifest
 from movq_cli.runs import Run
 from movq_cli.version import __version__
 
-Format = Literal["compvis", "diffusers", "safetensors"]
+Format = Literal["compvis", "diffusers", "safetensors", "onnx"]
 
 _USE: dict[Format, str] = {
     "compvis": """```python
-import torch, yaml
-from taming.models.vqgan import VQModel  # the class that config.yaml names
+import yaml
+from {module} import {name}
 
-model = VQModel(**yaml.safe_load(open("config.yaml"))["model"]["params"], ckpt_path="model.ckpt")
-```""",
+model = {name}(**yaml.safe_load(open("config.yaml"))["model"]["params"], ckpt_path="model.ckpt").eval()
+```
+
+`movq import THIS_FOLDER runs/NAME` makes a run folder of it again.""",
     "diffusers": """```python
 from diffusers import VQModel
 
 model = VQModel.from_pretrained("THIS_FOLDER")
+```
+
+`movq import THIS_FOLDER runs/NAME` makes a run folder of it again.""",
+    "onnx": """```python
+import onnxruntime
+
+encoder, decoder = (onnxruntime.InferenceSession(f"{name}.onnx") for name in ("encoder", "decoder"))
+(codes,) = encoder.run(None, {"images": images})
+(images,) = decoder.run(None, {"codes": codes})
 ```""",
     "safetensors": """```python
 from movq_cli import Tokenizer
 
 tokenizer = Tokenizer.load("THIS_FOLDER")
-```""",
+```
+
+`movq reconstruct IMAGES OUT --run THIS_FOLDER --metrics` writes reconstructions and measures them.""",
 }
-"""How an exported tokenizer is loaded."""
+"""How an exported tokenizer is loaded; `{module}` and `{name}` stand for the class that its config names."""
 
 
 @dataclass(frozen=True)
@@ -87,12 +101,13 @@ def _write(model: Tokenizer, weights: Path, folder: Path, to: Format) -> tuple[l
         pictures = exporter.example_pictures(model.settings)
         codes = model.encode(pictures)
         return [], exporter.require_same(codes, again.encode(pictures), model, again.decode, folder)
-    write: Callable[[Tokenizer, Path], list[str]] = {
-        "compvis": exporter.export_compvis,
-        "diffusers": exporter.export_diffusers,
-    }[to]
-    notes = write(model, folder)
-    return notes, exporter.verify(model, folder)
+    steps: dict[str, tuple[Callable[[Tokenizer, Path], list[str]], Callable[[Tokenizer, Path], float]]] = {
+        "compvis": (exporter.export_compvis, exporter.verify),
+        "diffusers": (exporter.export_diffusers, exporter.verify),
+        "onnx": (onnx_files.export_onnx, onnx_files.verify_onnx),
+    }
+    write, verify = steps[to]
+    return write(model, folder), verify(model, folder)
 
 
 def _model_card(model: Tokenizer, weights: Path, to: Format, notes: list[str]) -> str:
@@ -113,17 +128,24 @@ def _model_card(model: Tokenizer, weights: Path, to: Format, notes: list[str]) -
         f"| training resolution | {settings.image_size} |",
         f"| parameters | {sum(parameter.numel() for parameter in model.parameters()):,} |",
         "",
-        *[f"Note: {note}." for note in notes],
-        "",
+        *[f"Note: {note}.\n" for note in notes],
         "## Use",
         "",
-        _USE[to],
+        _use(model, to),
         "",
     ]
     if manifest is not None:
         lines += _origin(manifest, Run(weights.parent, "vq"))
     lines += ["## Settings", "", "```json", settings.model_dump_json(indent=2), "```", ""]
     return "\n".join(lines)
+
+
+def _use(model: Tokenizer, to: Format) -> str:
+    """Return the text of the model card that says how the tokenizer is loaded."""
+    if to != "compvis":
+        return _USE[to]
+    module, _, name = COMPVIS.config(model.settings)["model"]["target"].rpartition(".")
+    return _USE[to].replace("{module}", module).replace("{name}", name)
 
 
 def _origin(manifest: RunManifest, run: Run) -> list[str]:

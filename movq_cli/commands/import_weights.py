@@ -67,7 +67,7 @@ def _report(imported: Imported, console: Console) -> None:
     console.log(f"ignored: {', '.join(imported.ignored) or 'nothing'}")
     console.log(f"assumed: {'; '.join(imported.assumed) or 'nothing'}")
     console.log(f"license: {imported.license}")
-    for text in imported.alternatives:
+    for text in imported.notes:
         console.log(f"note: {text}")
     settings = imported.settings
     console.log(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,8 +15,8 @@ from PIL import Image, ImageDraw
 
 from movq_cli.console import Console
 from movq_cli.data.images import BadImageError, center_crop, encode_png
+from movq_cli.data.shard_index import INDEX, labels_of, read_index
 from movq_cli.data.shards import (
-    INDEX,
     MANIFEST,
     REJECTS,
     SPLITS,
@@ -111,7 +110,7 @@ def find_errors(root: Path, manifest: DatasetManifest, *, workers: int, console:
 def _inspect(manifest: DatasetManifest, path: Path) -> _Inspection:
     try:
         with zipfile.ZipFile(path) as archive:
-            index = json.loads(archive.read(INDEX))
+            index = read_index(archive)
             names = [info.filename for info in archive.infolist() if info.filename != INDEX]
             errors = (*_errors_of_index(manifest, index, names), *_errors_of_images(manifest, archive, names))
         try:
@@ -126,12 +125,10 @@ def _inspect(manifest: DatasetManifest, path: Path) -> _Inspection:
 def _errors_of_index(manifest: DatasetManifest, index: dict[str, Any], names: Sequence[str]) -> Iterator[str]:
     if list(index["sources"]) != names:
         yield f"{INDEX} names {len(index['sources'])} images, which are not the {len(names)} images of the shard"
-    labels = index["labels"] or []
-    if [name for name, _ in labels] != (names if manifest.classes else []):
-        yield f"{len(labels)} labels for {len(names)} images of a set with {len(manifest.classes)} classes"
-    for name, label in labels:
-        if label not in range(len(manifest.classes)):
-            yield f"{name} has the label {label}, but there are {len(manifest.classes)} classes"
+    try:
+        labels_of(index, names, len(manifest.classes))
+    except ValueError as error:
+        yield str(error)
 
 
 def _errors_of_images(manifest: DatasetManifest, archive: zipfile.ZipFile, names: Sequence[str]) -> Iterator[str]:

@@ -18,7 +18,7 @@ from movq_cli import checkpoints, devices, digests, runs
 from movq_cli.console import Console, Progress
 from movq_cli.data import pixels
 from movq_cli.data.array_files import is_integer, load_array
-from movq_cli.data.coding import decode_batch, encode_batch
+from movq_cli.data.coding import decode_batch, encode_batch, naming_images
 from movq_cli.data.images import BadImageError, encode_png
 from movq_cli.data.shards import SplitName
 from movq_cli.digests import NO_DIGEST
@@ -98,13 +98,15 @@ def _reconstruct_images(
         for indices, originals in stream.same_size_batches(
             _decode_readable(images, unreadable, progress), request.batch_size
         ):
-            inputs = originals.to(device)
-            codes = encode_batch(model, inputs)
-            outputs = decode_batch(model, codes, originals.shape[-2:])
-            batch = [(indices, torch.stack([inputs, outputs], 1))]
-            for key, new in paired.score_pairs(metrics, batch, device).items():
-                values[key] += new
-            reconstructed = outputs.cpu()
+            sources = [images.names[index] for index in indices.tolist()]
+            with naming_images(sources, originals.shape[-2:]):
+                inputs = originals.to(device)
+                codes = encode_batch(model, inputs)
+                outputs = decode_batch(model, codes, originals.shape[-2:])
+                batch = [(indices, torch.stack([inputs, outputs], 1))]
+                for key, new in paired.score_pairs(metrics, batch, device).items():
+                    values[key] += new
+                reconstructed = outputs.cpu()
             _write_batch([names[index] for index in indices.tolist()], reconstructed, codes.cpu(), request)
             for index, *pair in zip(indices.tolist(), originals, reconstructed, strict=True):
                 if index in pairs:
@@ -163,7 +165,8 @@ def decode_maps(model: Tokenizer, folder: Path, maps: Sequence[Path], out: Path,
             codes = torch.from_numpy(read_map(path, model.settings).astype(np.int64))[None].to(device)
             factor = model.settings.factor
             size = (codes.shape[1] * factor, codes.shape[2] * factor)
-            (image,) = decode_batch(model, codes, size)
+            with naming_images([str(path)], size):
+                (image,) = decode_batch(model, codes, size)
             name = path.relative_to(folder).with_suffix(".png")
             atomic_write(out / name, encode_png(pixels.to_image(image)))
             progress.advance()

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from movq_cli import agreement, checkpoints, runs, signals
-from movq_cli.commands import training
-from movq_cli.commands.training import Plan, SetUp, TrainContext, TrainRequest
+from movq_cli.commands import training, training_plan
+from movq_cli.commands.training import SetUp, TrainContext, TrainRequest
+from movq_cli.commands.training_plan import Plan
 from movq_cli.console import Console
 from movq_cli.data import code_cache, loader
 from movq_cli.data.shards import PreparedSet, SplitName
@@ -38,9 +41,8 @@ def train_prior(request: TrainRequest, console: Console) -> None:
 
     def prepare(settings: Preset, images: PreparedSet, ranks: Ranks) -> SetUp:
         _check_classes(settings, images)
-        tokenizer_run = ranks.from_first(lambda: runs.find_run(request.tokenizer, "vq", fits=settings.vq))
-        agreement.require_shared(ranks, tokenizer_run.code_caches)  # All ranks read the codes that each rank encodes.
-        return partial(_set_up, tokenizer_run)
+        weights = ranks.from_first(lambda: runs.find_weights(request.tokenizer, "vq", fits=settings.vq))
+        return partial(_set_up, weights)
 
     training.run_training(
         request,
@@ -71,25 +73,27 @@ def plan(settings: Preset, images: PreparedSet | None, device: torch.device, pro
     with torch.device("meta"):
         model = priors.build(settings.prior, shape)
     return {
-        "parameters": training.parameters(model),
+        "parameters": training_plan.parameters(model),
         "images": count,
         "views": views,
-        **training.length(train, views, processes),
-        **training.costs(cost.of_prior(settings.prior, shape, train, device, processes)),
+        **training_plan.length(train, views, processes),
+        **training_plan.costs(cost.of_prior(settings.prior, shape, train, device, processes)),
     }
 
 
-def _set_up(tokenizer_run: Run, context: TrainContext) -> tuple[PriorTraining, RunManifest]:
+def _set_up(weights: Path, context: TrainContext) -> tuple[PriorTraining, RunManifest]:
     """Start or resume the run, and build the training of the prior on the tokenizer's codes."""
     settings, console = context.settings, context.console
-    console.log(f"tokenizer: {tokenizer_run.folder}")
+    console.log(f"tokenizer: {weights}")
+    caches = context.ranks.from_first(lambda: _code_caches(context, weights))
+    agreement.require_shared(context.ranks, caches)  # All ranks read the codes that each rank encodes.
     # The run is started before the encoding, which may take hours, so that a folder of another run is refused at once.
-    digest = sha256(tokenizer_run.weights)
-    agreement.require_same_content(context.ranks, "the tokenizer", tokenizer_run.weights, digest)
-    manifest = context.ranks.from_first(lambda: _start_or_resume(context, tokenizer_run, digest))
+    digest = sha256(weights)
+    agreement.require_same_content(context.ranks, "the tokenizer", weights, digest)
+    manifest = context.ranks.from_first(lambda: _start_or_resume(context, weights, digest))
     evaluator = training.fid_evaluator(context, settings.train_prior, "train", _REFERENCES)
     with signals.interruptible("the codes encoded", launched=context.ranks.world_size > 1):
-        stage = _stage(context, tokenizer_run, digest, evaluator)
+        stage = _stage(context, weights, caches, digest, evaluator)
     console.log(
         f"train-prior {context.request.preset_name} on {context.device}, to {context.run.folder}; "
         f"an epoch is {context.plan['views']:,} image views"
@@ -97,16 +101,26 @@ def _set_up(tokenizer_run: Run, context: TrainContext) -> tuple[PriorTraining, R
     return stage, manifest
 
 
-def _stage(context: TrainContext, tokenizer_run: Run, digest: str, evaluator: FIDEvaluator | None) -> PriorTraining:
+def _code_caches(context: TrainContext, weights: Path) -> Path:
+    """Return the folder of the code caches: a read-only folder of a tokenizer cannot have them."""
+    if context.request.codes is not None:
+        return context.request.codes
+    folder = weights.parent if os.access(weights.parent, os.W_OK) else context.run.folder
+    return Run(folder, "vq").code_caches
+
+
+def _stage(
+    context: TrainContext, weights: Path, caches: Path, digest: str, evaluator: FIDEvaluator | None
+) -> PriorTraining:
     """Encode the images that are not encoded yet, and build the training of the prior."""
     settings, images, device = context.settings, context.images, context.device
-    model = checkpoints.load_tokenizer(tokenizer_run.weights).to(device)
-    _check_tokenizer(settings, model, tokenizer_run)
+    model = checkpoints.load_tokenizer(weights).to(device)
+    _check_tokenizer(settings, model, weights)
     loader.check_size(images, settings.vq)
 
     def codes(split: SplitName) -> code_cache.CodeCache:
         return code_cache.load_or_encode(
-            tokenizer_run.code_caches,
+            caches,
             model,
             images.split(split),
             loading=settings.data,
@@ -123,11 +137,11 @@ def _stage(context: TrainContext, tokenizer_run: Run, digest: str, evaluator: FI
     return PriorTraining(settings, codes("train"), codes("val"), model, digest, device, context.ranks, evaluator)
 
 
-def _start_or_resume(context: TrainContext, tokenizer_run: Run, digest: str) -> RunManifest:
+def _start_or_resume(context: TrainContext, weights: Path, digest: str) -> RunManifest:
     """Start or resume the run, and store the tokenizer in its folder."""
     manifest = training.start_run(context, context.plan["steps"], digest)
     # So sampling needs this folder alone, even after a move.
-    link_or_copy(tokenizer_run.weights, context.run.tokenizer)
+    link_or_copy(weights, context.run.tokenizer)
     return manifest
 
 
@@ -140,11 +154,11 @@ def _check_classes(settings: Preset, images: PreparedSet) -> None:
         )
 
 
-def _check_tokenizer(settings: Preset, model: Tokenizer, tokenizer_run: Run) -> None:
+def _check_tokenizer(settings: Preset, model: Tokenizer, weights: Path) -> None:
     for name, value in settings.vq:
         actual = getattr(model.settings, name)
         if actual != value:
             raise BadRequestError(
-                f"the tokenizer in {tokenizer_run.folder} has vq.{name} = {actual}, not the preset's {value}",
+                f"the tokenizer in {weights} has vq.{name} = {actual}, not the preset's {value}",
                 "Name a tokenizer of this preset with --tokenizer, or set the values with which it was trained.",
             )

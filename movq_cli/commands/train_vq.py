@@ -5,15 +5,17 @@ from __future__ import annotations
 import torch
 
 from movq_cli import agreement
-from movq_cli.commands import training
-from movq_cli.commands.training import Plan, TrainContext, TrainRequest
+from movq_cli.commands import training, training_plan
+from movq_cli.commands.training import TrainContext, TrainRequest
+from movq_cli.commands.training_plan import Plan
 from movq_cli.console import Console
 from movq_cli.data.shards import PreparedSet
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.run_manifest import RunManifest
-from movq_cli.settings import Preset
+from movq_cli.settings import Preset, TrainVQSettings
 from movq_cli.training import cost
+from movq_cli.training.initial_weights import InitialWeights
 from movq_cli.training.vq import TokenizerTraining
 
 
@@ -45,18 +47,18 @@ def plan(settings: Preset, images: PreparedSet | None, device: torch.device, pro
         model = Tokenizer(settings.vq)
         discriminator = PatchDiscriminator(train.discriminator_channels, train.discriminator_layers)
     count = None if images is None else images.manifest.counts["train"]
-    length = training.length(train, count, processes)
-    is_known = length["steps"] is not None and length["steps_per_epoch"] is not None
+    length = training_plan.length(train, count, processes)
+    steps, steps_per_epoch = length["steps"], length["steps_per_epoch"]
+    is_in_epochs = str(train.discriminator_start).endswith(("epoch", "epochs"))
+    is_known = steps is not None and (steps_per_epoch is not None or not is_in_epochs)
     return {
-        "parameters": training.parameters(model),
-        "discriminator": training.parameters(discriminator)["total"] if train.adversarial_weight > 0 else 0,
+        "parameters": training_plan.parameters(model),
+        "discriminator": training_plan.parameters(discriminator)["total"] if train.adversarial_weight > 0 else 0,
         "lpips": cost.lpips_parameters() if train.perceptual_weight > 0 else 0,
         "images": count,
         **length,
-        "discriminator_start": (
-            train.discriminator_step(length["steps"], length["steps_per_epoch"]) if is_known else None
-        ),
-        **training.costs(cost.of_tokenizer(settings.vq, train, device, processes)),
+        "discriminator_start": (train.discriminator_step(steps, steps_per_epoch or 0) if is_known else None),
+        **training_plan.costs(cost.of_tokenizer(settings.vq, train, device, processes)),
     }
 
 
@@ -67,10 +69,36 @@ def _set_up(context: TrainContext) -> tuple[TokenizerTraining, RunManifest]:
     evaluator = training.fid_evaluator(context, train, "val", train.evaluate_images)
     stage = TokenizerTraining(settings, context.images, context.device, request.weights, context.ranks, evaluator)
     _require_same_metrics(stage)
+    if request.initial is not None:
+        agreement.require_same_content(
+            context.ranks, "the initial weights", request.initial.path, request.initial.digests[0]
+        )
+        stage.start_from(request.initial)
     manifest = context.ranks.from_first(lambda: training.start_run(context, stage.steps))
+    stage.same_codes = _same_codes(settings.train_vq, manifest)
     console.log(f"train-vq {request.preset_name} on {context.device}, to {context.run.folder}")
-    _warn_of_late_discriminator(stage, console)
+    if request.initial is not None:
+        console.log(f"initial weights: {request.initial.path}, {_describe_discriminator(stage, request.initial)}")
     return stage, manifest
+
+
+def _same_codes(train: TrainVQSettings, manifest: RunManifest) -> tuple[str, ...]:
+    """Return the SHA-256 of the initial weights if the run does not change their codes, and none otherwise."""
+    is_fixed = {"encoder", "codebook"} <= set(train.freeze)
+    was_fixed = not any("train_vq.freeze" in change.settings for change in manifest.history)
+    weights = (digest for change in manifest.history for digest in change.weights)
+    return tuple(weights) if is_fixed and was_fixed else ()
+
+
+def _describe_discriminator(stage: TokenizerTraining, initial: InitialWeights) -> str:
+    if stage.adversary is None:
+        return "without a discriminator"
+    if initial.discriminator is not None:
+        return "with their discriminator"
+    return (
+        "without their discriminator: a new one is trained from step "
+        f"{stage.adversary.first_step} on, and its loss begins at step {stage.adversary.start}"
+    )
 
 
 def _require_same_metrics(stage: TokenizerTraining) -> None:
@@ -85,11 +113,3 @@ def _require_same_metrics(stage: TokenizerTraining) -> None:
         },
         "Give every machine the same pretrained weights (movq weights --fetch), and name their folder with --weights.",
     )
-
-
-def _warn_of_late_discriminator(stage: TokenizerTraining, console: Console) -> None:
-    if stage.discriminator is not None and stage.discriminator_start >= stage.steps:
-        console.warn(
-            f"the discriminator starts at step {stage.discriminator_start:,}, but the run ends at {stage.steps:,}: "
-            "it will never train. Set train_vq.discriminator_start, to 50% for example."
-        )

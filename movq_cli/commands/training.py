@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
-from torch import nn
 
 from movq_cli import agreement, devices, files, presets, runs
+from movq_cli.commands.outlook import Outlook
+from movq_cli.commands.training_plan import Plan, announce, flatten, show_plan, warn_of_late_discriminator
 from movq_cli.console import Console
 from movq_cli.data.shards import MANIFEST, PreparedSet, SplitName
 from movq_cli.errors import BadRequestError
@@ -24,16 +25,10 @@ from movq_cli.run_manifest import Kind, RunManifest
 from movq_cli.runs import COMMAND, ROOT, Run
 from movq_cli.settings import Preset, TrainSettings
 from movq_cli.training import checkpointer, loop
-from movq_cli.training.cost import Cost
+from movq_cli.training.initial_weights import InitialWeights
 from movq_cli.training.log import Metrics
 from movq_cli.training.stage import Stage
 from movq_cli.version import __version__
-
-Plan = dict[str, Any]
-"""The plan of a training command, as a JSON object: parameters, length of the run, cost of a step."""
-
-_DISPLAYED_NAMES = {"quantize": "quantizer"}
-"""Parts of a model whose displayed name is not the name that published weights use."""
 
 _OF_EACH_MACHINE = {"data.path", "data.workers", "description"}
 """Settings that may differ between the ranks of a run, because they do not change what is trained."""
@@ -54,8 +49,12 @@ class TrainRequest:
     """Run folder; None uses a folder below `runs/` that is named after the preset."""
     origin: str | None = None
     """Run whose state is the start, as RUN or RUN@STEP; None starts with new weights."""
+    initial: InitialWeights | None = None
+    """Weights with which the training of a tokenizer begins; None begins with random ones."""
     tokenizer: Path | None = None
-    """Run folder of the tokenizer, for a prior; None uses the newest finished one with the same settings."""
+    """Run folder or weight file of the tokenizer, for a prior; None uses the newest finished run that fits."""
+    codes: Path | None = None
+    """Folder of the cached codes, for a prior; None uses one beside the tokenizer, or in the new run."""
     device_name: str | None = None
     """Name of the device; None uses CUDA if it is available."""
     gpus: int | None = None
@@ -64,6 +63,8 @@ class TrainRequest:
     """Command-line arguments, with which `gpus` starts the processes."""
     weights: Path | None = None
     """Folder with the pretrained weights of metrics and losses; None uses torch hub's."""
+    hours: float | None = None
+    """Time for the complete training, from which its number of steps is computed; None leaves it to the settings."""
     dry_run: bool = False
     """Print the plan without training; this needs no data."""
 
@@ -125,9 +126,7 @@ def run_training(
         InterruptedRunError: The process received SIGINT, SIGTERM or SIGHUP.
     """
     if request.dry_run:
-        settings = presets.load(request.preset_name, request.overrides)
-        device = devices.select(request.device_name)
-        show_plan(plan(settings, find_images(settings), device, request.gpus or 1), console)
+        _dry_run(request, console, kind, plan, folder_suffix)
         return
     if request.gpus is not None and not is_launched():
         _open(
@@ -140,11 +139,53 @@ def run_training(
         settings, images, set_up, suffix = _open(request, ranks, prepare, folder_suffix, console)
         run = run_folder(request.run, request.preset_name, kind, suffix)
         with locked(run, ranks):
+            outlook = Outlook(
+                kind, images, device, request.weights, ranks.world_size, ranks, _steps_before(request, kind)
+            )
+            settings, hours = outlook.length(settings, request.preset_name, request.overrides, request.hours, run)
             planned = plan(settings, images, device, ranks.world_size)
+            outlook.require_memory(settings, planned)
+            planned |= outlook.entries(settings, planned, console)
             announce(planned, console)
+            warn_of_late_discriminator(planned, console)
             context = TrainContext(request, settings, images, run, device, ranks, planned, console)
             stage, manifest = set_up(context)
+            if manifest.hours != hours:
+                manifest = manifest.model_copy(update={"hours": hours})
+                ranks.from_first(lambda: run.write(manifest))
             train(stage, run, manifest, console, planned)
+
+
+def _dry_run(
+    request: TrainRequest,
+    console: Console,
+    kind: Kind,
+    plan: Planner,
+    folder_suffix: Callable[[Preset], str] | None,
+) -> None:
+    """Print the plan of a training, which needs no images; warn if the training would be refused here."""
+    settings = presets.load(request.preset_name, request.overrides)
+    suffix = None if folder_suffix is None else folder_suffix(settings)
+    device, images, ranks = devices.select(request.device_name), find_images(settings), request.gpus or 1
+    outlook = Outlook(kind, images, device, request.weights, ranks, done=_steps_before(request, kind))
+    run = run_folder(request.run, request.preset_name, kind, suffix)
+    settings, _ = outlook.length(settings, request.preset_name, request.overrides, request.hours, run)
+    planned = plan(settings, images, device, ranks)
+    planned |= outlook.entries(settings, planned, console)
+    show_plan(planned, console)
+    warn_of_late_discriminator(planned, console)
+    try:
+        outlook.require_memory(settings, planned)
+    except BadRequestError as error:
+        console.warn(f"on this machine, {error}")
+
+
+def _steps_before(request: TrainRequest, kind: Kind) -> int:
+    """Return the number of steps that the run with which a request starts has done."""
+    if request.origin is None:
+        return 0
+    origin, step = origin_of(request.origin, kind)
+    return origin.read().step if step is None else step
 
 
 def _open(
@@ -161,7 +202,7 @@ def _open(
     """
     agreement.require_same(ranks, {"the version of movq": __version__, "the version of PyTorch": torch.__version__})
     settings = presets.load(request.preset_name, request.overrides)
-    flat = dict(_flatten(settings.model_dump()))
+    flat = dict(flatten(settings.model_dump()))
     agreement.require_same(ranks, {name: value for name, value in flat.items() if name not in _OF_EACH_MACHINE})
     suffix = None if folder_suffix is None else folder_suffix(settings)  # It refuses an unknown kind of prior.
     images = open_images(settings, request.preset_name, console)
@@ -211,49 +252,6 @@ def find_images(settings: Preset) -> PreparedSet | None:
     return PreparedSet.open(settings.data.path) if (settings.data.path / MANIFEST).is_file() else None
 
 
-def parameters(model: nn.Module) -> dict[str, int]:
-    """Return the number of parameters of each part of a model, and their total."""
-    parts = {_DISPLAYED_NAMES.get(name, name): _parameter_count(part) for name, part in model.named_children()}
-    return {**parts, "total": _parameter_count(model)}
-
-
-def show_plan(plan: Plan, console: Console) -> None:
-    """Print a plan as the result of the command (`--dry-run`)."""
-    rows = [(name, _as_text(value)) for name, value in _flatten(plan)]
-    console.table(plan, ["setting", "value"], rows)
-
-
-def announce(plan: Plan, console: Console) -> None:
-    """Log a plan, with one line for each of its entries."""
-    for name, value in plan.items():
-        text = ", ".join(f"{key} {_as_text(part)}" for key, part in value.items()) if isinstance(value, dict) else None
-        console.log(f"{name.replace('_', ' ')}: {text or _as_text(value)}")
-
-
-def length(train: TrainSettings, images: int | None, ranks: int) -> Plan:
-    """Return the plan's entries about the length of a run; those that depend on unknown images are null.
-
-    Args:
-        train: Training settings.
-        images: Number of images, or of views of images, in an epoch; None if it is not known.
-        ranks: Number of ranks that share each batch.
-    """
-    return {
-        "steps": train.steps if images is None else train.total_steps(images),
-        "steps_per_epoch": None if images is None else images // train.batch_size,
-        "epochs": train.epochs,
-        "batch_size": train.batch_size,
-        "batch_size_at_once": train.batch_size // ranks // train.accumulate,
-        "ranks": ranks,
-        "learning_rate": train.learning_rate,
-    }
-
-
-def costs(cost: Cost) -> Plan:
-    """Return the plan's entries about the cost of a step on each rank."""
-    return {"memory_gib": cost.memory, "tflop_per_step": round(cost.flops / 1e12, 3)}
-
-
 @contextmanager
 def locked(run: Run, ranks: Ranks) -> Iterator[None]:
     """Lock a run folder, because two commands that train in it would overwrite each other's files.
@@ -281,8 +279,15 @@ def start_run(context: TrainContext, steps: int, tokenizer: str | None = None) -
     """
     run, preset_name, data = context.run, context.request.preset_name, context.images.manifest.hash
     if context.request.origin is None:
+        initial = context.request.initial
         return runs.start_or_resume(
-            run, preset_name=preset_name, settings=context.settings, steps=steps, data=data, tokenizer=tokenizer
+            run,
+            preset_name=preset_name,
+            settings=context.settings,
+            steps=steps,
+            data=data,
+            tokenizer=tokenizer,
+            initial=None if initial is None else (str(initial.path), initial.digests),
         )
     origin, step = origin_of(context.request.origin, run.kind)
     if origin.folder.resolve() == run.folder.resolve():
@@ -365,21 +370,3 @@ def fid_evaluator(context: TrainContext, train: TrainSettings, split: SplitName,
     agreement.require_shared(context.ranks, features)
     real = ImageSet("real", str(settings.data.path), split, crop=settings.vq.image_size, limit=limit, console=console)
     return FIDEvaluator.of(real, features, context.request.weights, context.device, context.ranks, console)
-
-
-def _flatten(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def _as_text(value: object) -> str:
-    if value is None:
-        return "depends on the images"
-    return f"{value:,}" if isinstance(value, int) else str(value)
-
-
-def _parameter_count(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())

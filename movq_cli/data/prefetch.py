@@ -18,6 +18,8 @@ def map_ahead(
     threads: int,
     ahead: int,
     start_thread: Callable[[], object] | None = None,
+    cost: Callable[[Item], int] = lambda _item: 0,
+    budget: int = 0,
 ) -> Iterator[Result]:
     """Yield the result of each item, in the order of the items.
 
@@ -27,15 +29,25 @@ def map_ahead(
         threads: Number of threads.
         ahead: Number of items that are worked on or wait ready beyond the one that is yielded.
         start_thread: Function that each thread calls first.
+        cost: Function that returns the cost of an item, such as the memory of its result.
+        budget: Largest sum of the costs of the items that are worked on or wait ready. An item that costs more is
+            worked on alone.
     """
     with ThreadPoolExecutor(threads, "loader", start_thread) as pool:
-        waiting: deque[Future[Result]] = deque()
+        waiting: deque[tuple[int, Future[Result]]] = deque()
+        total = 0
         try:
             for item in items:
-                waiting.append(pool.submit(work, item))
+                added = cost(item)
+                while waiting and total + added > budget:
+                    total -= waiting[0][0]
+                    yield waiting.popleft()[1].result()
+                waiting.append((added, pool.submit(work, item)))
+                total += added
                 if len(waiting) > ahead:
-                    yield waiting.popleft().result()
+                    total -= waiting[0][0]
+                    yield waiting.popleft()[1].result()
             while waiting:
-                yield waiting.popleft().result()
+                yield waiting.popleft()[1].result()
         finally:
             pool.shutdown(wait=False, cancel_futures=True)

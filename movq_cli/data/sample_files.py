@@ -13,7 +13,7 @@ from collections.abc import Set
 from contextlib import AbstractContextManager, suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,9 @@ _DECODERS = min(8, os.cpu_count() or 1)
 
 class SampleManifest(Header):
     """Description of a set of samples, from which each image can be drawn again."""
+
+    max_bytes: ClassVar[int] = 2**30
+    """Size that is read at most: some ten million images."""
 
     settings: dict[str, Any]
     """Everything that decides the images, except their seeds and classes."""

@@ -37,6 +37,7 @@ from pydantic import Field
 from movq_cli import digests
 from movq_cli.data import png
 from movq_cli.data.images import MAX_PIXELS, BadImageError, decode
+from movq_cli.data.shard_index import INDEX, labels_of, read_index
 from movq_cli.digests import Header
 from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.files import PositionalFiles, atomic_file, sha256
@@ -52,8 +53,6 @@ MANIFEST = "manifest.json"
 REJECTS = "rejects.jsonl"
 PLAN = "plan.json"
 """File with the settings and the fingerprint of a set, written before the shards."""
-INDEX = "dataset.json"
-"""Member of each shard with the labels as NVIDIA's tools read them, the source of each image, and the rejects."""
 
 _LOCAL_HEADER = 30  # bytes in the header of a zip member before its name; our members have no extra field
 _PNG_HEADER = 24  # bytes of a PNG file up to the end of its width and height
@@ -198,7 +197,7 @@ def inspect_shard(path: Path, sources: Iterable[str] | None = None) -> ShardRepo
     """
     digests.check(path, _SHARD_REMEDY)
     with _reading(path), zipfile.ZipFile(path) as archive:
-        index = json.loads(archive.read(INDEX))
+        index = read_index(archive)
         found = [*index["sources"].values(), *(name for name, _ in index["rejects"])]
         if sources is not None and sorted(found) != sorted(sources):
             raise ValueError("it was made from other images")
@@ -297,9 +296,9 @@ class Split:
         """Read the shards' directories.
 
         Raises:
-            BadRequestError: A shard is damaged.
+            BadRequestError: A shard is damaged, or its labels are not those of its images.
         """
-        shards = [_read_directory(shard, path) for shard, path in enumerate(paths)]
+        shards = [_read_directory(shard, path, len(classes)) for shard, path in enumerate(paths)]
         extents = np.concatenate([np.empty((0, 4), np.int64), *(extents for extents, _ in shards)])
         labels = [label for _, labels in shards for label in labels]
         return cls(paths, classes, np.array(labels, np.int64) if classes else None, extents)
@@ -382,11 +381,11 @@ def _member(name: str) -> zipfile.ZipInfo:
     return info
 
 
-def _read_directory(shard: int, path: Path) -> tuple[NDArray[np.int64], list[int]]:
+def _read_directory(shard: int, path: Path, classes: int) -> tuple[NDArray[np.int64], list[int]]:
     """Return the extents of a shard's images, as in `Split`, and their labels."""
     with _reading(path), zipfile.ZipFile(path) as archive:
-        labels = json.loads(archive.read(INDEX))["labels"]
         members = [info for info in archive.infolist() if info.filename != INDEX]
+        labels = labels_of(read_index(archive), [info.filename for info in members], classes)
         extents = [
             (
                 shard,
@@ -396,7 +395,7 @@ def _read_directory(shard: int, path: Path) -> tuple[NDArray[np.int64], list[int
             )
             for info in members
         ]
-    return np.array(extents, np.int64).reshape(-1, 4), [label for _, label in labels or ()]
+    return np.array(extents, np.int64).reshape(-1, 4), labels
 
 
 def _check_shard(path: Path, digest: str | None) -> None:

@@ -7,8 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from movq_cli import digests
 from movq_cli.data.images import FILTER, covering_size
-from movq_cli.data.sample_files import MANIFEST
+from movq_cli.data.sample_files import MANIFEST, SampleManifest
+from movq_cli.errors import BadRequestError
 from movq_cli.evaluation.image_sets import ImageSet, Size
 from movq_cli.evaluation.metric import Metric, Needs
 from movq_cli.image_size import ImageSize
@@ -108,9 +110,10 @@ def _class_shares(side: ImageSet) -> dict[str, float]:
 def _sampled_classes(manifest: Path) -> list[str]:
     """Return the classes of samples from the manifest in their folder."""
     try:
-        images = json.loads(manifest.read_text(encoding="utf-8"))["images"]
+        data, _ = digests.read_json(manifest, "", SampleManifest.max_bytes)
+        images = json.loads(data)["images"]
         return [str(image["class"]) for image in images if image["class"] is not None]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, BadRequestError):
         return []
 
 

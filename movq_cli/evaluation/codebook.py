@@ -9,7 +9,7 @@ import torch
 
 from movq_cli import checkpoints, runs
 from movq_cli.console import Console
-from movq_cli.data.coding import encode_batch
+from movq_cli.data.coding import encode_batch, naming_images
 from movq_cli.evaluation.image_sets import ImageSet
 from movq_cli.evaluation.metric import MetricValues
 from movq_cli.files import sha256
@@ -47,7 +47,8 @@ def measure_codebook(
     with console.progress(len(images), "encoding", "images") as progress:
         readable = ((index, image) for index, image in images.read(range(len(images))) if image is not None)
         for indices, batch in stream.same_size_batches(readable, batch_size):
-            health.update(encode_batch(model, batch.to(device)))
+            with naming_images([images.names[index] for index in indices.tolist()], batch.shape[-2:]):
+                health.update(encode_batch(model, batch.to(device)))
             progress.advance(len(indices))
     usage, usage_of_chunks = health.usage()
     perplexity, perplexity_of_chunks = health.perplexity()

@@ -18,7 +18,7 @@ from torch.backends import cudnn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from movq_cli.evaluation.pretrained import Network, find_weights, is_available, read_tensors, unusable
-from movq_cli.files import sha256
+from movq_cli.files import sha256_once
 
 Trunk = Literal["vgg", "alex"]
 
@@ -74,7 +74,7 @@ class FeatureExtractor(Frozen):
         self.name = name
         self.width = width
         self.weights = weights
-        self.digest = sha256(weights)
+        self.digest = sha256_once(weights)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the features [N, D] of uint8 images [N, 3, H, W]; the network resizes the images itself."""
@@ -185,6 +185,26 @@ def load_lpips(trunk: Trunk, folder: Path | None = None, device: torch.device | 
         # The classifier is not part of LPIPS. Any other tensor that is missing or unknown is an error.
         features.load_state_dict({k: v for k, v in tensors.items() if not k.startswith("classifier.")})
     return LPIPS(network).to(device)
+
+
+def untrained_lpips(trunk: Trunk, device: torch.device | str = "cpu") -> LPIPS:
+    """Return LPIPS with random weights, which costs as much as the real one, to measure the time of training.
+
+    Args:
+        trunk: Name of the trunk, as for `load_lpips`.
+        device: Device that runs the network.
+    """
+    with _quiet(), torch.device("meta"):
+        import lpips
+
+        network = lpips.LPIPS(net=trunk, pretrained=False, pnet_rand=True, verbose=False)
+    network.to_empty(device=device)
+    for tensor in (*network.parameters(), *network.buffers()):
+        if tensor.ndim == 4 and len(tensor) > 1:  # a convolution of the trunk
+            nn.init.kaiming_normal_(tensor.data)
+        else:
+            nn.init.ones_(tensor.data)
+    return LPIPS(network)
 
 
 @contextmanager

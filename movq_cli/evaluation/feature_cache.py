@@ -208,7 +208,7 @@ def read_reference(path: Path) -> Reference:
         with np.load(path, allow_pickle=False) as file:
             mu, sigma = (torch.from_numpy(file[key]).double() for key in ("mu", "sigma"))
             protocol = json.loads(str(file["protocol"])) if "protocol" in file else {}
-    except (OSError, KeyError, ValueError, TypeError, zipfile.BadZipFile) as error:
+    except (OSError, KeyError, ValueError, TypeError, RecursionError, zipfile.BadZipFile) as error:
         raise BadRequestError(f"{path} holds no statistics ({error})", "It must hold `mu` and `sigma`.") from error
     if mu.ndim != 1 or sigma.shape != (len(mu), len(mu)):
         shapes = f"{list(mu.shape)} and {list(sigma.shape)}"

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from movq_cli.errors import BadRequestError, FailureError
-from movq_cli.files import sha256
+from movq_cli.files import sha256_once
 
 Network = Literal["inception", "vgg", "alex"]
 
@@ -119,12 +119,13 @@ def download(name: Network, folder: Path | None = None) -> Path:
 
 def record(path: Path) -> dict[str, str]:
     """Return the entry of a file of weights in a protocol."""
-    return {"file": path.name, "sha256": sha256(path)}
+    return {"file": path.name, "sha256": sha256_once(path)}
 
 
 def is_published(path: Path) -> bool:
     """Return whether a file of weights is the published one, by its hash."""
-    return sha256(path).startswith(next(known.sha256_prefix for known in WEIGHTS.values() if known.file == path.name))
+    known = next(known for known in WEIGHTS.values() if known.file == path.name)
+    return sha256_once(path).startswith(known.sha256_prefix)
 
 
 def search_folders(folder: Path | None) -> list[Path]:

@@ -46,6 +46,8 @@ class Family(ABC):
     """Beginning of the names of the encoder's levels, with `{i}` for the level."""
     ignored: ClassVar[Sequence[str]] = ()
     """Names of tensors that the model does not need, theirs."""
+    note: ClassVar[str] = ""
+    """What the user has to know about all models of the family, in words; empty if there is nothing."""
     settings: ClassVar[Mapping[str, Any]] = {}
     """Settings of the tokenizer that all models of the family have, whatever their tensors show."""
     training: ClassVar[Mapping[str, Any]] = {}

@@ -65,8 +65,8 @@ class Imported:
     """What the file holds besides, in words."""
     assumed: list[str] = field(default_factory=list)
     """What neither the tensors nor a config say, in words."""
-    alternatives: list[str] = field(default_factory=list)
-    """What else could be imported from the file, in words."""
+    notes: list[str] = field(default_factory=list)
+    """What else could be imported from the file, and what the user has to know, in words."""
 
 
 def import_tokenizer(source: Path, options: ImportOptions) -> Imported:
@@ -115,7 +115,7 @@ def import_tokenizer(source: Path, options: ImportOptions) -> Imported:
         used=_used(theirs, found, options, len(discriminator), config),
         ignored=found.ignored(family.ignored) + ([unusable] if unusable else []),
         assumed=assumed,
-        alternatives=found.alternatives(options.weights),
+        notes=[*found.alternatives(options.weights), *([family.note] if family.note else [])],
     )
 
 

@@ -149,6 +149,8 @@ def _names(path: Path) -> Iterator[str]:
             raise _other_zip(path, list(members))
         if members["data.pkl"].file_size > _MAX_PICKLE_BYTES:
             raise ValueError("its pickle is too large")
+        if any(member.compress_type != zipfile.ZIP_STORED for member in members.values()):
+            raise ValueError("it is compressed")  # It could inflate to any size.
         yield from _names_in_pickle(io.BytesIO(archive.read(members["data.pkl"])))
 
 

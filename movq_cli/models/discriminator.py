@@ -64,6 +64,8 @@ class PatchDiscriminator(nn.Module):
 
     def __init__(self, channels: int = 64, layers: int = 3) -> None:
         super().__init__()
+        self.channels = channels
+        self.layers = layers
         body: list[nn.Module] = [nn.Conv2d(3, channels, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
         width = channels
         for layer in range(1, layers + 1):

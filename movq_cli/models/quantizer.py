@@ -145,7 +145,10 @@ class VectorQuantizer(Quantizer):
         """
         entries = self._entries()
         squares = entries.square().sum(1)
-        blocks = split.reshape(-1, entries.shape[1]).split(max(1, _MAX_DISTANCES // len(entries)))
+        rows = split.reshape(-1, entries.shape[1])
+        # The graph of an exported model must not depend on the number of images.
+        is_one = torch.compiler.is_exporting()
+        blocks = [rows] if is_one else rows.split(max(1, _MAX_DISTANCES // len(entries)))
         codes = [torch.addmm(squares, block, entries.t(), alpha=-2).argmin(1) for block in blocks]
         return torch.cat(codes).view(split.shape[:-1])
 

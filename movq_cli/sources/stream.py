@@ -12,13 +12,19 @@ import torch
 from torch import Tensor
 
 from movq_cli.data import pixels
-from movq_cli.data.images import BadImageError, decode
+from movq_cli.data.images import MAX_PIXELS, BadImageError, declared_pixels, decode
 from movq_cli.data.prefetch import map_ahead
 from movq_cli.sources.source import Source
 
 T = TypeVar("T")
 
 _DECODERS = min(8, os.cpu_count() or 1)
+
+_PIXELS_AHEAD = MAX_PIXELS
+"""Largest number of pixels of the images that are decoded ahead: as many as one image may have."""
+
+_WAITING_BYTES = 2**30
+"""Largest size of the images that wait for others of their size; that of 340 images of 1,024 pixels a side."""
 
 
 def decoded(source: Source, indices: Iterable[int]) -> Iterator[tuple[int, Tensor | BadImageError]]:
@@ -57,11 +63,18 @@ def mapped(
 
     # The files are read in the calling thread, in order: an archive serves one reader at a time anyway.
     files = ((index, _read(source, index)) for index in indices)
-    return map_ahead(attempt, files, threads=_DECODERS, ahead=4 * _DECODERS)
+    return map_ahead(
+        attempt,
+        files,
+        threads=_DECODERS,
+        ahead=4 * _DECODERS,
+        cost=lambda file: 0 if isinstance(file[1], BadImageError) else min(declared_pixels(file[1]), MAX_PIXELS),
+        budget=_PIXELS_AHEAD,
+    )
 
 
 def same_size_batches(images: Iterable[tuple[int, Tensor]], batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """Stack images of the same shape.
+    """Stack images of the same shape. A batch is smaller than `batch_size` if the images would take too much memory.
 
     Args:
         images: Pairs of an index and an image [...].
@@ -71,15 +84,17 @@ def same_size_batches(images: Iterable[tuple[int, Tensor]], batch_size: int) -> 
         The indices [B] and the images [B, ...] of a batch, B at most `batch_size`.
     """
     waiting: dict[torch.Size, list[tuple[int, Tensor]]] = defaultdict(list)
-    count = 0
+    count = size = 0
     for index, image in images:
         waiting[image.shape].append((index, image))
         count += 1
+        size += image.nbytes
         fullest = max(waiting.values(), key=len)
-        # The second bound limits the memory for a set of a thousand sizes, whose batches would never fill up.
-        if len(fullest) == batch_size or count > 4 * batch_size:
+        # The other bounds limit the memory for a set of a thousand sizes, whose batches would never fill up.
+        if len(fullest) == batch_size or count > 4 * batch_size or size > _WAITING_BYTES:
             del waiting[fullest[0][1].shape]
             count -= len(fullest)
+            size -= sum(image.nbytes for _, image in fullest)
             yield _stack(fullest)
     yield from map(_stack, waiting.values())
 

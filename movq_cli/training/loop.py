@@ -66,6 +66,9 @@ def train(
         validator = Validator(stage, run, log, checkpointer, Watch(console, ranks, stops))
         if is_complete or checkpointer.validation_is_missing:
             _finish_step(validator, step, Due.after(stage, step, steps, is_stopping=True), steps)
+        elif step == 0 and stage.validates_first:
+            evaluation = stage.evaluation_interval > 0
+            _finish_step(validator, step, Due(True, evaluation, checkpoint=False, log_line=False), steps)
         batches, is_healthy = stage.batches(step), True
         while step < steps:
             _step(stage, batches, step, log, console)

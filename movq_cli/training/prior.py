@@ -242,6 +242,11 @@ class PriorTraining:
         return frozenset()
 
     @property
+    def validates_first(self) -> bool:
+        """Never: a prior starts from random weights."""
+        return False
+
+    @property
     def has_average(self) -> bool:
         """Whether the exported weights are a running average."""
         return self.prior.average is not None

@@ -81,6 +81,10 @@ class Stage(Protocol):
         """Names of parts that the checkpoint of a run with other settings may lack; they start anew."""
 
     @property
+    def validates_first(self) -> bool:
+        """Whether the initial weights are validated before the first step."""
+
+    @property
     def has_average(self) -> bool:
         """Whether the exported weights are a running average."""
 

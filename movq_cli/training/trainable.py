@@ -130,6 +130,12 @@ class Trainable(Generic[ModelT]):
         self.forward = ranks.wrap(model)
         """The function that a training step calls: the model, whose gradients become means over the ranks."""
 
+    def set_weights(self, model: ModelT) -> None:
+        """Replace the weights, and their running average, by those of a model of the same architecture."""
+        self.model.load_state_dict(model.state_dict())
+        if self.average is not None:
+            self.average.module.load_state_dict(model.state_dict())
+
     def clear(self) -> None:
         """Delete the gradients of the previous step."""
         self.optimizer.zero_grad(set_to_none=True)
@@ -175,8 +181,14 @@ class Trainable(Generic[ModelT]):
         """
         # The number of updates is a tensor on the CPU.
         share = (1 - average_decay(self.settings, int(average.n_averaged))) * is_finite
-        averages: list[Tensor] = list(average.module.parameters())
-        weights: list[Tensor] = list(self.model.parameters())
+        # A frozen weight is equal to its average, which rounding would change.
+        pairs = [
+            (own, weight)
+            for own, weight in zip(average.module.parameters(), self.model.parameters(), strict=True)
+            if weight.requires_grad
+        ]
+        averages: list[Tensor] = [own for own, _ in pairs]
+        weights: list[Tensor] = [weight for _, weight in pairs]
         torch._foreach_mul_(averages, 1 - share)
         torch._foreach_add_(averages, list(torch._foreach_mul(weights, share)))
         average.n_averaged += 1

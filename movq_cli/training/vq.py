@@ -27,6 +27,7 @@ from movq_cli.settings import Preset, TrainVQSettings
 from movq_cli.training import losses
 from movq_cli.training.adversary import Adversary
 from movq_cli.training.color import ColorError
+from movq_cli.training.initial_weights import InitialWeights
 from movq_cli.training.log import DeviceMetrics, Metrics
 from movq_cli.training.stage import Criterion
 from movq_cli.training.trainable import FiniteCheck, ModelT, Stateful, Trainable, check_shares, checkpoint_activations
@@ -90,7 +91,7 @@ class TokenizerTraining:
         check_shares(settings, ranks)
         self.finite_check = FiniteCheck(device, ranks)
         torch.manual_seed(settings.seed)
-        self.tokenizer = self._trainable(Tokenizer(all_settings.vq))
+        self.tokenizer = self._trainable(_frozen(Tokenizer(all_settings.vq), settings.freeze))
         self.model = self.tokenizer.model
         self.discriminator: Trainable[PatchDiscriminator] | None = None
         self.adversary: Adversary | None = None
@@ -101,6 +102,17 @@ class TokenizerTraining:
         if settings.activation_checkpointing:
             checkpoint_activations(self.model, (ResidualBlock, AttentionBlock))
         self.uses = CodebookHealth(1, all_settings.vq.codebook_size).to(device)
+        self.same_codes: tuple[str, ...] = ()
+        """SHA-256 of the weight files whose codes the exported weights give, beside their own."""
+        self.validates_first = False
+        """Whether the initial weights are validated before the first step."""
+
+    def start_from(self, initial: InitialWeights) -> None:
+        """Replace the initial random weights by trained ones; a checkpoint of the run replaces them again."""
+        self.tokenizer.set_weights(initial.tokenizer)
+        if self.discriminator is not None and initial.discriminator is not None:
+            self.discriminator.set_weights(initial.discriminator)
+        self.validates_first = True
 
     def _trainable(
         self, model: ModelT, learning_rate: float | None = None, *, average: bool = True
@@ -184,13 +196,14 @@ class TokenizerTraining:
                 gradient = gradient + adversary.ramp(step) * adversarial_gradient
                 metrics |= adversarial_metrics
             total = loss.total
-            roots, gradients = [out.images], [share * gradient]
+            roots = [(out.images, share * gradient)]
             if out.losses:
                 quantizer_loss = losses.quantizer(out.losses, self.settings)
                 total = total + quantizer_loss
-                roots.append(share * quantizer_loss)
-                gradients.append(torch.ones_like(quantizer_loss))
-            torch.autograd.backward(roots, gradients)
+                roots.append((share * quantizer_loss, torch.ones_like(quantizer_loss)))
+            # What depends on frozen parts alone has no gradient.
+            tensors, gradients = zip(*(root for root in roots if root[0].requires_grad), strict=True)
+            torch.autograd.backward(tensors, gradients)
         if adversary is not None:
             with adversary.discriminator.backward_of(number):
                 metrics |= adversary.backward(originals, images.detach(), share)
@@ -200,7 +213,7 @@ class TokenizerTraining:
     def _revive(self, parts: list[_Part], step: int, is_finite: Tensor) -> None:
         """Count the uses of the codes; every `revive_every` steps revive the codebook entries that had none."""
         interval = self.settings.revive_every
-        if interval == 0:
+        if interval == 0 or "codebook" in self.settings.freeze:
             return
         codes = torch.cat([part.codes for part in parts])
         is_updated = is_finite.bool()
@@ -373,7 +386,8 @@ class TokenizerTraining:
 
     def export(self, path: Path) -> None:
         """Write the weights of the tokenizer with its settings."""
-        checkpoints.save_weights(path, self.tokenizer.exported, checkpoints.TokenizerHeader(vq=self.all_settings.vq))
+        header = checkpoints.TokenizerHeader(vq=self.all_settings.vq, same_codes=self.same_codes)
+        checkpoints.save_weights(path, self.tokenizer.exported, header)
 
 
 class _Part(NamedTuple):
@@ -382,6 +396,19 @@ class _Part(NamedTuple):
     metrics: DeviceMetrics
     encoded: Tensor  # [B, D, h, w], the input of the quantizer
     codes: Tensor  # [B, h, w, c]
+
+
+def _frozen(model: Tokenizer, parts: Collection[str]) -> Tokenizer:
+    """Exclude parts of a tokenizer from the training, and return it."""
+    modules = {
+        "encoder": (model.encoder, model.quant_conv),
+        "codebook": (model.quantize,),
+        "decoder": (model.post_quant_conv, model.decoder),
+    }
+    for part in parts:
+        for module in modules[part]:
+            module.requires_grad_(False)
+    return model
 
 
 def _validation_metrics(side: int, weights: Path | None, device: torch.device) -> list[paired.PairScorer]:

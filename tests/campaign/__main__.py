@@ -9,22 +9,34 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 from movq_cli.version import __version__
 from tests.campaign.damage import damages
 from tests.campaign.interruptions import interruptions
+from tests.campaign.interrupts import early_interrupts
 from tests.campaign.pipeline import make_pipeline
+from tests.campaign.ranks import QUICK, RANKED, lost_ranks, nodes, references
 from tests.campaign.result import KINDS, Case
 
 
-def cases(folder: Path, seed: int, per_command: int | None, share: float) -> Iterator[Case]:
+def cases(folder: Path, seed: int, per_command: int | None, share: float, *, quick: bool) -> Iterator[Case]:
     """Yield all cases of the campaign."""
     work, reference = folder / "work", folder / "reference"
     make_pipeline(work)
     work.rename(reference)
     yield from interruptions(reference, work, seed, per_command)
     yield from damages(reference, work, seed, share)
+    yield from islice(early_interrupts(reference, work, seed, per_command or 12), 3 if quick else None)
+    found = []
+    for made in references(reference, work, QUICK if quick else RANKED):
+        if isinstance(made, Case):
+            yield made
+        else:
+            found.append(made)
+    yield from lost_ranks(found, reference, work, seed, per_command)
+    yield from nodes(found, reference, work, seed, per_command, torchrun=not quick)
 
 
 def summary(tried: list[Case], options: dict[str, object], seconds: float) -> dict[str, object]:
@@ -54,10 +66,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of all choices")
     parser.add_argument("--per-command", type=int, help="interruptions of each kind for each command (default: all)")
     parser.add_argument("--share", type=float, default=1.0, help="share of the damaged files that is tried, 0 to 1")
+    parser.add_argument("--quick", action="store_true", help="leave out trainings on several ranks, and torchrun")
     arguments = parser.parse_args()
     started, tried = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="movq-campaign-") as folder:
-        for case in cases(Path(folder), arguments.seed, arguments.per_command, arguments.share):
+        for case in cases(Path(folder), arguments.seed, arguments.per_command, arguments.share, quick=arguments.quick):
             tried.append(case)
             for problem in case.problems:
                 print(f"{case.name}: {problem}", flush=True)

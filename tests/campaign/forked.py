@@ -10,8 +10,9 @@ import os
 import resource
 import signal
 import sys
+import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,16 @@ def kill_at(number: int) -> AtOperation:
     return act
 
 
+def kill_other_at(number: int, process: int) -> AtOperation:
+    """Return a function that kills another process before one of the operations."""
+
+    def act(count: int, _path: str) -> None:
+        if count == number:
+            os.kill(process, signal.SIGKILL)
+
+    return act
+
+
 def interrupt_at(number: int, signal_number: int) -> AtOperation:
     """Return a function that sends the process a signal before one of its operations."""
 
@@ -81,6 +92,30 @@ def full_disk_from(number: int) -> AtOperation:
     return act
 
 
+@dataclass(frozen=True)
+class Child:
+    """A forked process that runs `movq`."""
+
+    process: int
+    """Its process id."""
+    logs: tuple[Path, ...]
+    """Files of its output, its messages, and one byte for each of its operations on files."""
+
+    def wait(self, seconds: float = 600) -> Outcome:
+        """Wait for the end of the process, and return it; a process that does not end in time is killed."""
+        end = time.monotonic() + seconds
+        while True:
+            ended, status = os.waitpid(self.process, os.WNOHANG)
+            if ended:
+                break
+            if time.monotonic() > end:
+                os.kill(self.process, signal.SIGKILL)
+                end += seconds
+            time.sleep(0.005)
+        stdout, stderr, operations = (log.read_text(errors="replace") for log in self.logs)
+        return Outcome(os.waitstatus_to_exitcode(status), stdout, stderr, len(operations))
+
+
 def run(
     folder: Path,
     *arguments: str,
@@ -95,15 +130,35 @@ def run(
         at_operation: Function that is called before each operation that changes files below the folder.
         file_limit: Largest size of a file that the process may write, bytes; larger writes fail as on a full disk.
     """
-    logs = [folder.parent / f"{folder.name}.{name}" for name in ("stdout", "stderr", "operations")]
+    return start(folder, *arguments, at_operation=at_operation, file_limit=file_limit).wait()
+
+
+def start(
+    folder: Path,
+    *arguments: str,
+    at_operation: AtOperation | None = None,
+    file_limit: int | None = None,
+    environment: Mapping[str, str] | None = None,
+    name: str = "",
+) -> Child:
+    """Start `movq` in a forked process, as `run` does.
+
+    Args:
+        folder: Working folder of the process.
+        arguments: Arguments of the command line.
+        at_operation: Function that is called before each operation that changes files below the folder.
+        file_limit: Largest size of a file that the process may write, bytes.
+        environment: Environment variables to add.
+        name: Part of the names of its logs, which differs between processes of the same folder.
+    """
+    logs = tuple(folder.parent / f"{folder.name}{name}.{kind}" for kind in ("stdout", "stderr", "operations"))
     for log in logs:
-        log.unlink(missing_ok=True)
+        log.write_bytes(b"")
     child = os.fork()
     if child == 0:
+        os.environ.update(environment or {})
         _run_in_child(folder, arguments, logs, at_operation, file_limit)
-    _, status = os.waitpid(child, 0)
-    stdout, stderr, operations = (log.read_text(errors="replace") for log in logs)
-    return Outcome(os.waitstatus_to_exitcode(status), stdout, stderr, len(operations))
+    return Child(child, logs)
 
 
 def _run_in_child(

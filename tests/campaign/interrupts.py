@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from tests.campaign.forked import run
+from tests.campaign.pipeline import COMMANDS, copy_before, differences
+from tests.campaign.result import Case
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 LEFTOVERS = ("*.partial", "plan.json.*", "blocks", "begun.json", "*.images")
@@ -91,6 +96,31 @@ def interrupt(
         outcome.leftovers += len(found)
         outcome.details += [f"left over: {path}" for path in found]
     return outcome
+
+
+def early_interrupts(reference: Path, folder: Path, seed: int, per_command: int) -> Iterator[Case]:
+    """Yield the result of each interrupt of a command's first second, or of its first five seconds.
+
+    Args:
+        reference: Folder of the complete pipeline.
+        folder: Path at which it was made, for copies of it.
+        seed: Seed of the moments and the signals.
+        per_command: Number of interrupts of each command.
+    """
+    for number in range(per_command):
+        for index, command in enumerate(COMMANDS):
+            seconds = 1.0 if (number + index) % 2 == 0 else 5.0
+            copy = copy_before(reference, command, folder)
+            stopped = Command(command.arguments, seconds)
+            outcome = interrupt([stopped], 1, folder=copy, seed=hash((seed, number, index)), finish=False)
+            kind = "left over" if outcome.survivors else "unclear"
+            problems = [f"{kind}: {text}" for text in outcome.details]
+            again = run(copy, *command.arguments)
+            if again.code != 0:
+                problems.append(f"lost: the command fails when it is run again: {again.stderr.strip()[-300:]}")
+            problems += differences(reference, copy, command.outputs)
+            shutil.rmtree(copy)
+            yield Case(f"interrupt {number} of the first {seconds:.0f} s of {command.name}", problems)
 
 
 def _start(command: Command, folder: Path) -> subprocess.Popen[str]:

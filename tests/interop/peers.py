@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from movq_cli.interop.importer import Imported, ImportOptions, import_tokenizer
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.settings import ModulationSettings, TokenizerSettings
 
@@ -162,3 +165,19 @@ def training_tensors(side: int = 4) -> Tensors:
     )
     state = {f"loss.discriminator.main.{name}": tensor for name, tensor in layers.state_dict().items()}
     return {**state, "loss.perceptual_loss.net.slice1.0.weight": torch.randn(4, 3, 3, 3)}
+
+
+def write(path: Path, values: Any, *, legacy: bool = False) -> Path:
+    """Write values as torch.save does."""
+    torch.save(values, path, _use_new_zipfile_serialization=not legacy)
+    return path
+
+
+def lightning(path: Path, state: Mapping[str, Tensor], **others: Any) -> Path:
+    """Write a state dict as a checkpoint of Lightning."""
+    return write(path, {"epoch": 3, "state_dict": dict(state), "optimizer_states": [{"state": {}}], **others})
+
+
+def load(source: Path, **options: Any) -> Imported:
+    """Import a file with options."""
+    return import_tokenizer(source, ImportOptions(**options))

@@ -4,38 +4,20 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
-from torch import Tensor
 
 from movq_cli.errors import BadRequestError
-from movq_cli.interop.importer import Imported, ImportOptions, import_tokenizer
+from movq_cli.interop.importer import Imported
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.settings import ModulationSettings, TokenizerSettings
 from tests.interop import peers
 from tests.interop.maskgit_reference import MaskGITReference
-
-
-def write(path: Path, values: Any, *, legacy: bool = False) -> Path:
-    """Write values as torch.save does."""
-    torch.save(values, path, _use_new_zipfile_serialization=not legacy)
-    return path
-
-
-def lightning(path: Path, state: Mapping[str, Tensor], **others: Any) -> Path:
-    """Write a state dict as a checkpoint of Lightning."""
-    return write(path, {"epoch": 3, "state_dict": dict(state), "optimizer_states": [{"state": {}}], **others})
-
-
-def load(source: Path, **options: Any) -> Imported:
-    return import_tokenizer(source, ImportOptions(**options))
 
 
 def built(imported: Imported) -> Tokenizer:
@@ -73,25 +55,25 @@ def test_every_tokenizer_of_compvis_is_read_from_every_container(
     path = tmp_path / "last.ckpt"
     match container:
         case "lightning":
-            lightning(path, state)
+            peers.lightning(path, state)
         case "state dict":
-            write(path, state)
+            peers.write(path, state)
         case "older than zip":
-            write(path, {"state_dict": state}, legacy=True)
+            peers.write(path, {"state_dict": state}, legacy=True)
         case "safetensors":
             save_file(state, path)
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(peers.compvis_config(settings, target)))
-    imported = load(path)
+    imported = peers.load(path)
     assert_same(imported, model)
     assert imported.family == "compvis"
 
 
 def test_without_a_config_the_levels_of_attention_are_kept_at_the_given_resolution(tmp_path: Path) -> None:
     model = peers.tokenizer(peers.THREE_LEVELS)
-    path = lightning(tmp_path / "a.ckpt", model.state_dict())
-    assert load(path).settings.attention_resolutions == (128, 64)
-    assert "resolution 256" in " ".join(load(path).assumed)
-    imported = load(path, resolution=32)
+    path = peers.lightning(tmp_path / "a.ckpt", model.state_dict())
+    assert peers.load(path).settings.attention_resolutions == (128, 64)
+    assert "resolution 256" in " ".join(peers.load(path).assumed)
+    imported = peers.load(path, resolution=32)
     assert (imported.settings.resolution, imported.settings.attention_resolutions) == (32, (16, 8))
     assert not [text for text in imported.assumed if "resolution" in text]
     assert torch.equal(built(imported).encode(peers.images()), model.encode(peers.images()))
@@ -102,24 +84,24 @@ def test_a_tokenizer_inside_another_model_is_found_and_the_rest_is_named(tmp_pat
     state = {f"first_stage_model.{name}": tensor for name, tensor in image.state_dict().items()}
     state |= {f"cond_stage_model.{name}": tensor for name, tensor in condition.state_dict().items()}
     state |= {"transformer.pos_emb": torch.zeros(1, 4, 8), "transformer.tok_emb.weight": torch.zeros(9, 8)}
-    path = lightning(tmp_path / "last.ckpt", state)
+    path = peers.lightning(tmp_path / "last.ckpt", state)
     stages = {
         f"{part}_config": peers.compvis_config(model.settings)["model"]
         for part, model in (("first_stage", image), ("cond_stage", condition))
     }
     config = {"model": {"target": "taming.models.cond_transformer.Net2NetTransformer", "params": stages}}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    first = load(path)
+    first = peers.load(path)
     assert_same(first, image)
     assert {"transformer.* (2 tensors)", "epoch", "optimizer_states"} <= set(first.ignored)
-    assert "--part cond_stage" in " ".join(first.alternatives)
-    assert_same(load(path, part="cond_stage"), condition)
+    assert "--part cond_stage" in " ".join(first.notes)
+    assert_same(peers.load(path, part="cond_stage"), condition)
 
 
 def test_a_part_that_the_file_does_not_hold_is_refused(tmp_path: Path) -> None:
-    path = lightning(tmp_path / "a.ckpt", peers.tokenizer(peers.VQGAN).state_dict())
+    path = peers.lightning(tmp_path / "a.ckpt", peers.tokenizer(peers.VQGAN).state_dict())
     with pytest.raises(BadRequestError, match=r"holds no cond_stage_model.*Omit --part"):
-        load(path, part="cond_stage")
+        peers.load(path, part="cond_stage")
 
 
 @pytest.mark.parametrize("kind", ["movqgan", "latent-diffusion", "llamagen"])
@@ -130,7 +112,7 @@ def test_averaged_weights_are_imported_when_they_are_named_and_only_then(tmp_pat
     state = averaged.state_dict()
     if kind == "llamagen":
         values = {key: peers.in_llamagen(model.state_dict(), 2) for key, model in (("model", raw), ("ema", averaged))}
-        write(path, values)
+        peers.write(path, values)
     else:
         twins = {}
         for name, tensor in state.items():
@@ -138,19 +120,19 @@ def test_averaged_weights_are_imported_when_they_are_named_and_only_then(tmp_pat
             dotless = f"model_ema.{name.replace('.', '')}"
             twins[f"ema_{module}.{rest.replace('.', '')}" if kind == "movqgan" else dotless] = tensor
         twins["ema_encoder.decay" if kind == "movqgan" else "model_ema.decay"] = torch.tensor(0.999)
-        lightning(path, {**raw.state_dict(), **twins})
-    assert_same(load(path, resolution=16), raw)
-    assert "--weights ema" in " ".join(load(path).alternatives)
-    assert_same(load(path, resolution=16, weights="ema"), averaged)
+        peers.lightning(path, {**raw.state_dict(), **twins})
+    assert_same(peers.load(path, resolution=16), raw)
+    assert "--weights ema" in " ".join(peers.load(path).notes)
+    assert_same(peers.load(path, resolution=16, weights="ema"), averaged)
 
 
 def test_averages_that_are_missing_are_refused(tmp_path: Path) -> None:
     state = peers.tokenizer(peers.MOVQ).state_dict()
     with pytest.raises(BadRequestError, match=r"no averaged weights.*Omit --weights ema"):
-        load(lightning(tmp_path / "a.ckpt", state), weights="ema")
+        peers.load(peers.lightning(tmp_path / "a.ckpt", state), weights="ema")
     incomplete = {**state, "ema_encoder.conv_inweight": state["encoder.conv_in.weight"]}
     with pytest.raises(BadRequestError, match=r"the average of encoder\.\S+ is missing"):
-        load(lightning(tmp_path / "b.ckpt", incomplete), weights="ema")
+        peers.load(peers.lightning(tmp_path / "b.ckpt", incomplete), weights="ema")
 
 
 DIFFUSERS = {
@@ -175,14 +157,14 @@ def test_every_vqmodel_of_diffusers_is_read(
         case "safetensors":
             save_file(state, f"{stem}.safetensors")
         case "bin":
-            write(Path(f"{stem}.bin"), state)
+            peers.write(Path(f"{stem}.bin"), state)
         case "sharded":
             names = sorted(state)
             places = {name: f"part-{index % 2}.safetensors" for index, name in enumerate(names)}
             for shard in set(places.values()):
                 save_file({name: state[name] for name in names if places[name] == shard}, tmp_path / shard)
             Path(f"{stem}.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
-    imported = load(tmp_path)
+    imported = peers.load(tmp_path)
     assert_same(imported, model)
     assert imported.family == "diffusers"
 
@@ -193,10 +175,10 @@ def test_the_tokenizer_of_amused_reads_images_in_unit_range(tmp_path: Path) -> N
     save_file(peers.in_diffusers(model.state_dict(), 2), tmp_path / "diffusion_pytorch_model.safetensors")
     config = peers.diffusers_config(settings, lookup_from_codebook=True)
     (tmp_path / "config.json").write_text(json.dumps(config))
-    imported = load(tmp_path)
+    imported = peers.load(tmp_path)
     assert_same(imported, model)
     assert "image_range 0,1" in " ".join(imported.assumed)
-    assert load(tmp_path, image_range="-1,1").settings.image_range == "-1,1"
+    assert peers.load(tmp_path, image_range="-1,1").settings.image_range == "-1,1"
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod."])
@@ -204,8 +186,8 @@ def test_llamagen_is_read_with_the_state_of_its_training(tmp_path: Path, prefix:
     model = peers.tokenizer(peers.UNIT)
     state = {f"{prefix}{name}": tensor for name, tensor in peers.in_llamagen(model.state_dict(), 2).items()}
     arguments = argparse.Namespace(codebook_size=20, codebook_embed_dim=6, codebook_l2_norm=True, image_size=16)
-    path = write(tmp_path / "0005000.pt", {"model": state, "optimizer": {}, "steps": 5000, "args": arguments})
-    imported = load(path)
+    path = peers.write(tmp_path / "0005000.pt", {"model": state, "optimizer": {}, "steps": 5000, "args": arguments})
+    imported = peers.load(path)
     assert_same(imported, model)
     assert imported.training["l2_weight"] == 1
     assert {"quantize.codebook_used", "optimizer", "args"} <= {text.removeprefix(prefix) for text in imported.ignored}
@@ -215,7 +197,7 @@ def test_llamagen_without_unit_length_is_known_by_its_arguments(tmp_path: Path) 
     model = peers.tokenizer(peers.VQGAN)
     arguments = argparse.Namespace(codebook_size=20, codebook_embed_dim=6, codebook_l2_norm=False, image_size=16)
     state = peers.in_llamagen(model.state_dict(), 2)
-    assert_same(load(write(tmp_path / "a.pt", {"model": state, "args": arguments})), model)
+    assert_same(peers.load(peers.write(tmp_path / "a.pt", {"model": state, "args": arguments})), model)
 
 
 @pytest.mark.parametrize(("multipliers", "blocks"), [((1, 2), 2), ((1, 1, 2), 1), ((2, 1), 1), ((1,), 1)])
@@ -225,7 +207,7 @@ def test_maskgit_computes_what_its_own_layers_do(tmp_path: Path, multipliers: tu
     for name, parameter in peer.named_parameters():
         if "norm" in name:
             torch.nn.init.uniform_(parameter, 0.5, 1.5)
-    model = built(load(write(tmp_path / "a.bin", peer.state_dict())))
+    model = built(peers.load(peers.write(tmp_path / "a.bin", peer.state_dict())))
     assert (model.settings.image_range, model.settings.mid_attention) == ("0,1", False)
     pictures = peers.images()
     codes, pixels = peer((pictures + 1) / 2)
@@ -238,192 +220,22 @@ def test_maskgit_computes_what_its_own_layers_do(tmp_path: Path, multipliers: tu
 def test_half_precision_and_a_width_that_changes_are_read(tmp_path: Path) -> None:
     model = peers.tokenizer(peers.VQGAN).half().float()
     state = {name: tensor.half() for name, tensor in model.state_dict().items()}
-    assert_same(load(lightning(tmp_path / "a.ckpt", state), resolution=16), model)
+    assert_same(peers.load(peers.lightning(tmp_path / "a.ckpt", state), resolution=16), model)
 
 
 def test_the_discriminator_of_a_file_is_imported_with_its_size(tmp_path: Path) -> None:
     state = peers.tokenizer(peers.VQGAN).state_dict()
-    imported = load(lightning(tmp_path / "a.ckpt", {**state, **peers.training_tensors()}))
+    imported = peers.load(peers.lightning(tmp_path / "a.ckpt", {**state, **peers.training_tensors()}))
     assert imported.discriminator_size == (4, 1)
     PatchDiscriminator(4, 1).load_state_dict(imported.discriminator)
     # A discriminator with other layers is not needed, so that it is named and left out.
     other = {**peers.training_tensors(), "loss.discriminator.main.3.loc": torch.zeros(1, 8, 1, 1)}
-    imported = load(lightning(tmp_path / "b.ckpt", {**state, **other}))
+    imported = peers.load(peers.lightning(tmp_path / "b.ckpt", {**state, **other}))
     assert imported.discriminator == {}
     assert "the discriminator" in imported.ignored[-1]
-
-
-# --- what is wrong is named -------------------------------------------------------------------------------------------
-
-
-def vqgan() -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in peers.tokenizer(peers.VQGAN).state_dict().items()}
-
-
-MISSING = [
-    "encoder.conv_in.weight",
-    "encoder.down.1.block.0.norm2.bias",
-    "encoder.down.0.downsample.conv.weight",
-    "encoder.mid.attn_1.q.weight",
-    "decoder.up.1.attn.1.proj_out.bias",
-    "decoder.conv_in.weight",
-    "quantize.embedding.weight",
-    "quant_conv.bias",
-    "post_quant_conv.weight",
-]
-
-
-@pytest.mark.parametrize("name", MISSING)
-def test_a_missing_tensor_is_named(tmp_path: Path, name: str) -> None:
-    state = vqgan()
-    del state[name]
-    with pytest.raises(BadRequestError, match=rf"{name} is missing"):
-        load(lightning(tmp_path / "a.ckpt", state))
-
-
-@pytest.mark.parametrize(
-    "name", ["encoder.extra.weight", "decoder.up.0.block.2.conv1.weight", "temperature", "quantize.embedding.bias"]
-)
-def test_an_unknown_tensor_is_named(tmp_path: Path, name: str) -> None:
-    with pytest.raises(BadRequestError, match=name.replace(".", r"\.")):
-        load(lightning(tmp_path / "a.ckpt", {**vqgan(), name: torch.ones(32, 32, 3, 3)}))
-
-
-@pytest.mark.parametrize("name", ["decoder.mid.block_2.conv1.weight", "quant_conv.weight", "encoder.norm_out.bias"])
-@pytest.mark.parametrize("change", ["transposed", "longer", "flat", "empty"])
-def test_a_tensor_of_another_shape_is_named(tmp_path: Path, name: str, change: str) -> None:
-    state = vqgan()
-    tensor = state[name]
-    changed = {
-        "transposed": tensor.unsqueeze(0).transpose(0, -1),
-        "longer": torch.cat([tensor, tensor]),
-        "flat": tensor.flatten()[:-1],
-        "empty": tensor[:0],
-    }
-    state[name] = changed[change].contiguous()
-    with pytest.raises(BadRequestError, match=r"is \[|has not"):
-        load(lightning(tmp_path / "a.ckpt", state))
-
-
-def test_names_are_those_of_the_file(tmp_path: Path) -> None:
-    state = peers.in_diffusers(vqgan(), 2)
-    del state["decoder.up_blocks.1.resnets.0.conv_shortcut.bias"]
-    save_file(state, tmp_path / "model.safetensors")
-    with pytest.raises(BadRequestError, match=r"decoder\.up_blocks\.1\.resnets\.0\.conv_shortcut\.bias is missing"):
-        load(tmp_path)
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_a_number_that_is_not_finite_is_named(tmp_path: Path, value: float) -> None:
-    state = vqgan()
-    state["decoder.conv_out.weight"][0, 0, 1, 1] = value
-    with pytest.raises(BadRequestError, match=r"decoder\.conv_out\.weight holds NaN or infinite"):
-        load(lightning(tmp_path / "a.ckpt", state))
-
-
-@pytest.mark.parametrize(
-    "value",
-    [
-        torch.zeros(32, 3, 3, 3, dtype=torch.int64),
-        torch.zeros(32, 3, 3, 3).to_sparse(),
-        torch.zeros(1).expand(32, 3, 3, 3),
-        "text",
-        None,
-    ],
-    ids=["integers", "sparse", "expanded", "text", "nothing"],
-)
-def test_what_is_no_dense_tensor_of_floats_is_named(tmp_path: Path, value: object) -> None:
-    path = lightning(tmp_path / "a.ckpt", {**vqgan(), "encoder.conv_in.weight": value})  # type: ignore[dict-item]
-    with pytest.raises(BadRequestError, match=r"encoder\.conv_in\.weight"):
-        load(path)
-
-
-def test_models_that_are_no_vq_tokenizers_are_refused_by_name(tmp_path: Path) -> None:
-    kl = {name: tensor for name, tensor in vqgan().items() if not name.startswith("quantize.")}
-    kl["encoder.conv_out.weight"] = torch.randn(16, 64, 3, 3)
-    kl["encoder.conv_out.bias"] = torch.randn(16)
-    kl["quant_conv.weight"], kl["quant_conv.bias"] = torch.randn(12, 16, 1, 1), torch.randn(12)
-    cases: dict[str, dict[str, Tensor]] = {
-        "KL autoencoder": kl,
-        "remapped": {**vqgan(), "quantize.used": torch.zeros(5)},
-        "known family": {"fc.weight": torch.zeros(3, 3)},
-    }
-    for reason, state in cases.items():
-        with pytest.raises(BadRequestError, match=reason):
-            load(lightning(tmp_path / "a.ckpt", state))
-
-
-def test_images_of_one_channel_are_refused(tmp_path: Path) -> None:
-    state = vqgan()
-    state["encoder.conv_in.weight"] = state["encoder.conv_in.weight"][:, :1].contiguous()
-    with pytest.raises(BadRequestError, match="1 channels"):
-        load(lightning(tmp_path / "a.ckpt", state))
-
-
-CONTRADICTIONS = {
-    "ch": 64,
-    "ch_mult": [1, 1],
-    "num_res_blocks": 2,
-    "attn_resolutions": [16],
-    "z_channels": 16,
-    "out_ch": 1,
-    "attn_type": "none",
-    "double_z": True,
-    "tanh_out": True,
-}
-
-
-@pytest.mark.parametrize(("key", "value"), CONTRADICTIONS.items(), ids=CONTRADICTIONS)
-def test_a_config_that_contradicts_is_refused_with_its_key(tmp_path: Path, key: str, value: object) -> None:
-    config = peers.compvis_config(peers.VQGAN)
-    config["model"]["params"]["ddconfig"][key] = value
-    path = tmp_path / "other.yaml"
-    path.write_text(yaml.safe_dump(config))
-    weights = lightning(tmp_path / "a.ckpt", vqgan())
-    with pytest.raises(BadRequestError, match=r"other\.yaml (contradicts|describes a model that cannot)"):
-        load(weights, config=path)
-
-
-@pytest.mark.parametrize(("key", "value"), [("n_embed", 21), ("embed_dim", 7)])
-def test_a_config_with_another_codebook_is_refused(tmp_path: Path, key: str, value: int) -> None:
-    config = peers.compvis_config(peers.VQGAN)
-    config["model"]["params"][key] = value
-    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(BadRequestError, match=rf"{key} means \w+ = {value}, but the tensors have"):
-        load(lightning(tmp_path / "a.ckpt", vqgan()))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "- a list",
-        "model: {params: {ddconfig: {ch: 32}}}",
-        "model: {params: {embed_dim: 6, n_embed: 20, ddconfig: {ch: 32, ch_mult: 7}}}",
-        "just: something",
-        "!!python/object/apply:os.system ['touch ran']",
-        "a: &a [*a]\nb: {",
-        "\x00",
-        "[" * 500,
-    ],
-)
-def test_a_file_that_is_no_config_is_refused(tmp_path: Path, text: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    config = tmp_path / "config.yaml"
-    config.write_text(text)
-    weights = lightning(tmp_path / "a.ckpt", vqgan())
-    with pytest.raises(BadRequestError, match=r"config\.yaml"):
-        load(weights, config=config)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.ckpt", "config.yaml"]
-
-
-def test_a_config_beside_the_weights_that_is_another_programs_is_not_used(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2", "n_layer": 12}')
-    imported = load(lightning(tmp_path / "a.ckpt", vqgan()))
-    assert "config.json" not in imported.used
 
 
 def test_a_modulation_of_some_levels_is_read(tmp_path: Path) -> None:
     settings = peers.varied(modulation=ModulationSettings(levels=1, kernel_size=3, source="conv_in"))
     model = peers.tokenizer(settings)
-    assert_same(load(lightning(tmp_path / "a.ckpt", model.state_dict()), resolution=16), model)
+    assert_same(peers.load(peers.lightning(tmp_path / "a.ckpt", model.state_dict()), resolution=16), model)

@@ -167,6 +167,15 @@ def test_a_changed_byte_of_a_tensor_is_found(tmp_path: Path) -> None:
         containers.read(path)
 
 
+def test_a_compressed_file_is_refused_before_it_inflates(tmp_path: Path) -> None:
+    path = tmp_path / "a.pt"
+    with zipfile.ZipFile(io.BytesIO(saved({"a": torch.zeros(3)}))) as source, zipfile.ZipFile(path, "w") as target:
+        for name in source.namelist():
+            target.writestr(name, source.read(name), zipfile.ZIP_DEFLATED)
+    with pytest.raises(BadRequestError, match="it is compressed"):
+        containers.read(path)
+
+
 OTHER_FILES = {
     "empty": (b"", "is empty"),
     "web page": (b"\n<!DOCTYPE html><html><body>Sign in</body></html>", "is a web page"),

@@ -94,6 +94,10 @@ class ToyStage:
         return frozenset()
 
     @property
+    def validates_first(self) -> bool:
+        return False
+
+    @property
     def has_average(self) -> bool:
         return False
 

@@ -39,6 +39,7 @@ class MaskGIT(Family):
         ]
     )
     first_level = "encoder.down.{i}"
+    note = "the layers are rewritten as VQGAN's, exactly: it can be exported to compvis and diffusers, not to MaskGIT"
     settings: ClassVar[Mapping[str, Any]] = {"image_range": "0,1"}
 
     def license(self, names: Collection[str], config: Mapping[str, Any]) -> str:

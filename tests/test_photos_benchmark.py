@@ -1,0 +1,37 @@
+"""The benchmark of the presets for own images: it makes its rows by real commands, and says what was not measured."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import photos
+
+pytestmark = pytest.mark.slow
+
+
+def test_rows_start_from_the_same_checkpoint_and_others_are_not_measured(
+    shapes: Path, tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ["photos", "no-discriminator"]
+    arguments = [shapes, "--preset", tiny_yaml, "--held-out", "12", "--work", tmp_path / "w", "--out", tmp_path]
+    monkeypatch.setattr(sys, "argv", ["photos", *map(str, arguments), "--rows", *rows])
+    photos.main()
+    results = json.loads((tmp_path / "tiny.json").read_text())
+    assert list(results["rows"]) == rows
+    with_loss, without = results["rows"].values()
+    # The tiny preset's discriminator is trained from step 4 on, and every fifth step is validated.
+    assert without["started_from"] == f"{tmp_path / 'w' / 'photos'}@4"
+    assert [len(row["validations"]) for row in (with_loss, without)] == [2, 2]
+    assert "logits_real" in with_loss
+    assert "logits_real" not in without
+    assert with_loss["psnr"] != without["psnr"]
+    text = capsys.readouterr().out
+    assert text.count("not measured") == 2 * 7
+    # Rows that are left out keep their results.
+    monkeypatch.setattr(sys, "argv", ["photos", *map(str, arguments), "--rows", "photos"])
+    photos.main()
+    assert json.loads((tmp_path / "tiny.json").read_text())["rows"] == results["rows"]
