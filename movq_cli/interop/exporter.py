@@ -14,6 +14,7 @@ from torch import Tensor
 
 from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.files import atomic_write
+from movq_cli.image_size import ImageSize
 from movq_cli.interop.families.compvis import FAMILY as COMPVIS
 from movq_cli.interop.families.diffusers import FAMILY as DIFFUSERS
 from movq_cli.interop.family import Family
@@ -84,16 +85,14 @@ def verify(model: Tokenizer, folder: Path) -> float:
     return require_same(model.encode(pictures), again.encode(pictures), model, again.decode, folder)
 
 
-def example_pictures(settings: TokenizerSettings, side: int | None = None) -> Tensor:
+def example_pictures(settings: TokenizerSettings, size: ImageSize | None = None) -> Tensor:
     """Return smooth random pictures [2, 3, H, W] in [-1, 1], always the same.
 
     Args:
         settings: Settings of the tokenizer.
-        side: Height and width, pixels; None = that of the training images, but at most 16 x 16 code positions.
+        size: Size of the pictures; None = that of the training images, but at most 16 x 16 code positions.
     """
-    height, width = (
-        min(length, _POSITIONS * settings.factor) if side is None else side for length in settings.image_size
-    )
+    height, width = size or (min(side, _POSITIONS * settings.factor) for side in settings.image_size)
     noise = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     return F.interpolate(noise, size=(height, width), mode="bicubic", align_corners=False).clamp(-1, 1)
 

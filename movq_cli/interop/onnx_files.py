@@ -87,7 +87,7 @@ def verify_onnx(model: Tokenizer, folder: Path) -> float:
         onnxruntime.InferenceSession(str(folder / name), options, providers=["CPUExecutionProvider"])
         for name in ("encoder.onnx", "decoder.onnx")
     )
-    images = example_pictures(model.settings, model.settings.resolution)
+    images = example_pictures(model.settings, model.settings.image_size)
     codes = model.encode(images)
     batches = [images[:1], torch.cat([images, images])[1:]]  # one image, and three
     again = [torch.from_numpy(encoder.run(None, {"images": batch.numpy()})[0]) for batch in batches]
