@@ -58,15 +58,15 @@ def export_onnx(model: Tokenizer, folder: Path) -> list[str]:
     """
     _require_packages()
     settings = model.settings
-    images = example_pictures(settings, settings.resolution)
+    images = example_pictures(settings, settings.image_size)
     codes = model.encode(images).clone()  # A tensor of inference mode cannot be traced.
     _write(_Encode(model), images, "images", "codes", folder / "encoder.onnx")
     _write(_Decode(model), codes, "codes", "images", folder / "decoder.onnx")
     atomic_write(folder / "config.json", settings.model_dump_json(indent=2).encode() + b"\n")
-    side, grid = settings.resolution, settings.grid
+    size, shape = settings.image_size, settings.code_shape
     return [
-        f"ONNX opset {OPSET}; images are float32 [batch, 3, {side}, {side}] in [-1, 1], and codes int64 [batch, "
-        f"{grid}, {grid}, {settings.chunks}]; the batch has any size"
+        f"ONNX opset {OPSET}; images are float32 [batch, 3, {size.height}, {size.width}] in [-1, 1], and codes int64 [batch, "
+        f"{shape.height}, {shape.width}, {shape.chunks}]; the batch has any size"
     ]
 
 

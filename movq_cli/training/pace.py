@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
@@ -257,7 +257,7 @@ def _evaluation_seconds(
 class _RandomSplit(Split):
     """A split of random images of one size, without files."""
 
-    size: ImageSize = ImageSize(1, 1)
+    size: ImageSize = field(default=ImageSize(1, 1))
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
         """Return random pixels, uint8 [H, W, 3]."""
