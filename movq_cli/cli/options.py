@@ -125,15 +125,6 @@ def with_data_path(overrides: Sequence[str] | None, data: Path | None) -> list[s
     return [*(overrides or ()), *([] if data is None else [f"data.path={json.dumps(str(data))}"])]
 
 
-def chosen_weights(run: Path | None, weights_of: str, kind: Kind) -> Path | None:
-    """Return the run folder or weight file that a command gets, by the options for the run and for --weights-of."""
-    if weights_of == "last":
-        return run
-    from movq_cli.runs import find_best
-
-    return find_best(run, kind)
-
-
 _LARGEST_SIDE = 2**14
 """Largest side of an image that an option can request, in pixels, as in the settings."""
 
@@ -164,6 +155,15 @@ def image_size(text: str | None, option: str, smallest: int) -> ImageSize | None
     if not smallest <= min(size) <= max(size) <= _LARGEST_SIDE:
         raise BadRequestError(f"{option} {text!r} is not within {smallest} and {_LARGEST_SIDE} pixels a side")
     return size
+
+
+def chosen_weights(run: Path | None, weights_of: str, kind: Kind) -> Path | None:
+    """Return the run folder or weight file that a command gets, by the options for the run and for --weights-of."""
+    if weights_of == "last":
+        return run
+    from movq_cli.runs import find_best
+
+    return find_best(run, kind)
 
 
 def split_name(name: str | None) -> Any:  # noqa: ANN401 - a literal of the data layer, which is imported late

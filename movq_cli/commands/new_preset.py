@@ -162,8 +162,9 @@ def _base_for(side: int, data: Path) -> str:
     Raises:
         BadRequestError: There is none.
     """
-    sizes = {name: presets.load(name).vq.image_size for name in presets.available() if name.startswith(_BASES)}
-    resolutions = {name: max(size) for name, size in sizes.items()}
+    resolutions = {
+        name: max(presets.load(name).vq.image_size) for name in presets.available() if name.startswith(_BASES)
+    }
     fitting = {name: resolution for name, resolution in resolutions.items() if resolution <= side}
     if not fitting:
         smallest = min(resolutions.values(), default=0)
@@ -330,13 +331,13 @@ def _peak(draft: _Draft, kind: Kind) -> float:
 def _as_yaml(draft: _Draft, request: NewPresetRequest) -> str:
     """Return the preset as YAML, with the reason of each value as a comment."""
     manifest = draft.images.manifest
-    side = draft.settings.vq.resolution
+    size = draft.settings.vq.image_size
     lines = [
         f"# `movq presets new` wrote this for {manifest.counts['train']:,} training images, {request.hours:g} hours,",
         f"# and a device ({draft.device}) with {draft.memory.total:.1f} GiB of memory.",
         "# `movq presets show` prints all settings, with those that are inherited.",
         f"base: {draft.base}  # the largest of the presets {_BASES}* for images of {manifest.min_side} pixels a side",
-        f"description: {json.dumps(f'own images at {side} pixels, {request.hours:g} hours')}  # for `movq presets`",
+        f"description: {json.dumps(f'own images at {size.in_words}, {request.hours:g} hours')}  # for `movq presets`",
     ]
     sections: dict[str, list[str]] = {}
     for name, (value, reason) in draft.values.items():

@@ -90,10 +90,9 @@ def example_pictures(settings: TokenizerSettings, size: ImageSize | None = None)
 
     Args:
         settings: Settings of the tokenizer.
-        size: Height and width; None = those of the training images, but at most 16 x 16 code positions.
+        size: Size of the pictures; None = that of the training images, but at most 16 x 16 code positions.
     """
-    limit = _POSITIONS * settings.factor
-    height, width = size or (min(side, limit) for side in settings.image_size)
+    height, width = size or (min(side, _POSITIONS * settings.factor) for side in settings.image_size)
     noise = torch.rand(2, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
     return F.interpolate(noise, size=(height, width), mode="bicubic", align_corners=False).clamp(-1, 1)
 

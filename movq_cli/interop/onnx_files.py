@@ -65,8 +65,8 @@ def export_onnx(model: Tokenizer, folder: Path) -> list[str]:
     atomic_write(folder / "config.json", settings.model_dump_json(indent=2).encode() + b"\n")
     size, shape = settings.image_size, settings.code_shape
     return [
-        f"ONNX opset {OPSET}; images are float32 [batch, 3, {size.height}, {size.width}] in [-1, 1], and codes int64 "
-        f"[batch, {shape.height}, {shape.width}, {shape.chunks}]; the batch has any size"
+        f"ONNX opset {OPSET}; images are float32 [batch, 3, {size.height}, {size.width}] in [-1, 1], "
+        f"and codes int64 [batch, {shape.height}, {shape.width}, {shape.chunks}]; the batch has any size"
     ]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Self, TypeVar
@@ -25,6 +25,7 @@ from movq_cli.data.shards import DatasetManifest, PreparedSet, Split, SplitName
 from movq_cli.evaluation import extractors
 from movq_cli.evaluation.fid_evaluator import FIDEvaluator
 from movq_cli.evaluation.pretrained import is_available
+from movq_cli.image_size import ImageSize
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.ranks import SINGLE_PROCESS
 from movq_cli.settings import CodeShape, Preset, TrainSettings, TrainVQSettings
@@ -122,7 +123,7 @@ def of_tokenizer(
     # The network of the loss is added below, with random weights: its cost is the same, and nothing is downloaded.
     image_size, count = settings.vq.image_size, max(1, min(share, validation_images))
     own = _for_measurement(train, share, count).model_copy(update={**changes, "perceptual_weight": 0.0})
-    images = _RandomSet.of(max(image_size), {"train": share, "val": max(count, _FEW + _EVALUATED)})
+    images = _RandomSet.of(image_size, {"train": share, "val": max(count, _FEW + _EVALUATED)})
     stage = TokenizerTraining(settings.model_copy(update={"train_vq": own}), images, device, weights)
     if train.perceptual_weight > 0:
         stage.perceptual = extractors.untrained_lpips("vgg", device)
@@ -256,28 +257,28 @@ def _evaluation_seconds(
 class _RandomSplit(Split):
     """A split of random images of one size, without files."""
 
-    side: int = 1
+    size: ImageSize = field(default=ImageSize(1, 1))
 
     def pixels(self, index: int) -> NDArray[np.uint8]:
-        """Return random pixels, uint8 [side, side, 3]."""
-        return np.random.default_rng(index).integers(0, 256, (self.side, self.side, 3), np.uint8)
+        """Return random pixels, uint8 [H, W, 3]."""
+        return np.random.default_rng(index).integers(0, 256, (*self.size, 3), np.uint8)
 
 
 class _RandomSet(PreparedSet):
     """A prepared set of random images, without files."""
 
     @classmethod
-    def of(cls, side: int, counts: dict[SplitName, int]) -> Self:
+    def of(cls, size: ImageSize, counts: dict[SplitName, int]) -> Self:
         """Return a set.
 
         Args:
-            side: Side of the images in pixels.
+            size: Size of the images.
             counts: Number of images of each split.
         """
         manifest = DatasetManifest(
             source="random",
-            size=side,
-            square=True,
+            size=size.resolution,
+            square=size.is_square,
             filter="none",
             upscale=False,
             background=(0, 0, 0),
@@ -285,8 +286,8 @@ class _RandomSet(PreparedSet):
             counts=counts,
             shards={},
             classes=(),
-            min_side=side,
-            max_side=side,
+            min_side=min(size),
+            max_side=max(size),
             rejects=0,
             hash="",
         )
@@ -295,7 +296,7 @@ class _RandomSet(PreparedSet):
     def split(self, name: SplitName) -> Split:
         """Return the split of this name."""
         extents = np.zeros((self.manifest.counts[name], 4), np.int64)
-        return _RandomSplit((), (), None, extents, side=self.manifest.min_side)
+        return _RandomSplit((), (), None, extents, size=ImageSize.of(self.manifest.size or 1))
 
 
 class _RandomCodes(CodeCache):
