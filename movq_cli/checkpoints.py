@@ -26,7 +26,8 @@ from movq_cli.models import priors
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.priors import CodePrior
 from movq_cli.models.tokenizer import Tokenizer
-from movq_cli.settings import Channels, CodeShape, Depth, PriorSettings, SampleSettings, TokenizerSettings
+from movq_cli.setting_types import Channels, Depth
+from movq_cli.settings import CodeShape, PriorSettings, SampleSettings, TokenizerSettings
 from movq_cli.version import __version__
 
 ModelT = TypeVar("ModelT", bound=nn.Module)

@@ -23,7 +23,7 @@ from pydantic import ValidationError
 
 from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_file, atomic_write
-from movq_cli.settings import Settings
+from movq_cli.setting_types import Settings
 
 HeaderT = TypeVar("HeaderT", bound="Header")
 

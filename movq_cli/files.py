@@ -182,7 +182,8 @@ def locked(folder: Path, command: str, *, shared: bool = False) -> Iterator[None
     """
     if folder.exists() and not folder.is_dir():
         raise BadRequestError(f"{folder} is a file", "Name a folder.")
-    created = [path for path in (folder, *folder.parents) if not path.exists()]
+    # A shared folder may be in use by another process although it is still empty.
+    created = [] if shared else [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(folder, os.O_RDONLY)

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from movq_cli.digests import Header
-from movq_cli.settings import Preset, Settings
+from movq_cli.setting_types import Settings
+from movq_cli.settings import Preset
 from movq_cli.version import __version__
 
 Kind = Literal["vq", "prior"]

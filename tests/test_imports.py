@@ -27,7 +27,7 @@ LAYERS = [
     {"models"},
     {"digests"},
     {"console", "files", "signals", "streams"},
-    {"settings", "setting_names", "image_size"},
+    {"settings", "training_settings", "setting_types", "setting_names", "image_size"},
     {"errors", "version"},
 ]
 """From the top down: a module imports only from its own layer and from the layers below it."""

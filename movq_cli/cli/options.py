@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
 
     from movq_cli.run_manifest import Kind
-    from movq_cli.settings import Settings
+    from movq_cli.setting_types import Settings
 
 Command = Callable[..., None]
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from movq_cli import presets
 from movq_cli.errors import BadRequestError
-from movq_cli.settings import TrainVQSettings
 from movq_cli.training.initial_weights import InitialWeights
+from movq_cli.training_settings import TrainVQSettings
 
 _WARMUP = 500
 """Largest number of steps for which a new discriminator is trained before its loss begins."""

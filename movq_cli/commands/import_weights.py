@@ -13,7 +13,8 @@ from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.run_manifest import ImportRecord
 from movq_cli.runs import Run
-from movq_cli.settings import Preset, TrainVQSettings
+from movq_cli.settings import Preset
+from movq_cli.training_settings import TrainVQSettings
 
 
 @dataclass(frozen=True)

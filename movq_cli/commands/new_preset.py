@@ -19,10 +19,11 @@ from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_write
 from movq_cli.run_manifest import Kind
 from movq_cli.runs import COMMAND
-from movq_cli.settings import Preset, TrainSettings
+from movq_cli.settings import Preset
 from movq_cli.training import fit
 from movq_cli.training.cost import Cost
 from movq_cli.training.pace import Pace
+from movq_cli.training_settings import TrainSettings
 
 _BASES = "photos-"
 """Beginning of the names of the presets from which a new one can inherit."""

@@ -16,12 +16,13 @@ from movq_cli.errors import BadRequestError
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.run_manifest import Kind
 from movq_cli.runs import Run
-from movq_cli.settings import Preset, TrainSettings
+from movq_cli.settings import Preset
 from movq_cli.training import cost, pace
 from movq_cli.training import fit as memory_fit
 from movq_cli.training.cost import Cost
 from movq_cli.training.fit import Fit, advice
 from movq_cli.training.pace import Pace
+from movq_cli.training_settings import TrainSettings
 
 SECTIONS: dict[Kind, str] = {"vq": "train_vq", "prior": "train_prior"}
 """Section of the training settings of each kind of run."""

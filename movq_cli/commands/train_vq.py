@@ -13,10 +13,11 @@ from movq_cli.data.shards import PreparedSet
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.run_manifest import RunManifest
-from movq_cli.settings import Preset, TrainVQSettings
+from movq_cli.settings import Preset
 from movq_cli.training import cost
 from movq_cli.training.initial_weights import InitialWeights
 from movq_cli.training.vq import TokenizerTraining
+from movq_cli.training_settings import TrainVQSettings
 
 
 def train_vq(request: TrainRequest, console: Console) -> None:

@@ -23,11 +23,12 @@ from movq_cli.launcher import is_launched, joined_ranks, launch
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.run_manifest import Kind, RunManifest
 from movq_cli.runs import COMMAND, ROOT, Run
-from movq_cli.settings import Preset, TrainSettings
+from movq_cli.settings import Preset
 from movq_cli.training import checkpointer, loop
 from movq_cli.training.initial_weights import InitialWeights
 from movq_cli.training.log import Metrics
 from movq_cli.training.stage import Stage
+from movq_cli.training_settings import TrainSettings
 from movq_cli.version import __version__
 
 _OF_EACH_MACHINE = {"data.path", "data.workers", "description"}

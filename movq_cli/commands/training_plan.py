@@ -8,8 +8,8 @@ from typing import Any
 from torch import nn
 
 from movq_cli.console import Console
-from movq_cli.settings import TrainSettings
 from movq_cli.training.cost import Cost
+from movq_cli.training_settings import TrainSettings
 
 Plan = dict[str, Any]
 """The plan of a training command, as a JSON object: parameters, length of the run, cost of a step."""

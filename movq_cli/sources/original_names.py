@@ -12,8 +12,8 @@ from movq_cli.data.shards import PLAN, SPLITS, PreparedSet
 from movq_cli.errors import BadRequestError
 from movq_cli.sources.source import is_unsafe
 
-_LONGEST_PART = 250
-"""Largest number of bytes of a part of a name: file systems allow 255, and `.partial` is appended while writing."""
+_LONGEST_PART = 240
+"""Largest number of bytes of a part of a name: file systems allow 255, and `.png.partial` is appended while writing."""
 
 
 def original_names(root: Path, names: Sequence[str]) -> tuple[str, ...]:

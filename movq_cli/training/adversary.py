@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from movq_cli import devices
 from movq_cli.models.discriminator import PatchDiscriminator
-from movq_cli.settings import TrainVQSettings
 from movq_cli.training import losses
 from movq_cli.training.log import DeviceMetrics
 from movq_cli.training.trainable import Trainable
+from movq_cli.training_settings import TrainVQSettings
 
 _INFORMATIVE = 0.1
 """Difference of the mean logits of images and of reconstructions below which a discriminator is useless."""

@@ -16,8 +16,9 @@ from movq_cli.models.autoencoder import AttentionBlock, ResidualBlock
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.models.transformer import Block
-from movq_cli.settings import CodeShape, PriorSettings, TokenizerSettings, TrainSettings, TrainVQSettings
+from movq_cli.settings import CodeShape, PriorSettings, TokenizerSettings
 from movq_cli.training.trainable import checkpoint_activations
+from movq_cli.training_settings import TrainSettings, TrainVQSettings
 
 _FLOAT32_BYTES = 4
 _LPIPS_LAYERS = 30

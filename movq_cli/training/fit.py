@@ -9,8 +9,8 @@ import torch
 
 from movq_cli import devices
 from movq_cli.devices import Memory
-from movq_cli.settings import TrainSettings
 from movq_cli.training.cost import Cost
+from movq_cli.training_settings import TrainSettings
 
 CLEARLY_TOO_MUCH = 1.25
 """Ratio of the estimated peak to the device's memory from which on a training is refused."""

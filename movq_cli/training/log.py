@@ -20,7 +20,7 @@ from movq_cli.console import Console
 from movq_cli.errors import BadRequestError
 from movq_cli.ranks import Ranks
 from movq_cli.runs import Run, now
-from movq_cli.settings import TrainSettings
+from movq_cli.training_settings import TrainSettings
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
-from movq_cli.settings import TrainVQSettings
+from movq_cli.training_settings import TrainVQSettings
 
 _SMALLEST_NORM = 1e-4
 

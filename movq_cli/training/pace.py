@@ -28,11 +28,12 @@ from movq_cli.evaluation.pretrained import is_available
 from movq_cli.image_size import ImageSize
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.ranks import SINGLE_PROCESS
-from movq_cli.settings import CodeShape, Preset, TrainSettings, TrainVQSettings
+from movq_cli.settings import CodeShape, Preset
 from movq_cli.training.prior import PriorTraining
 from movq_cli.training.stage import Stage
 from movq_cli.training.vq import TokenizerTraining
 from movq_cli.training.watch import UNWATCHED
+from movq_cli.training_settings import TrainSettings, TrainVQSettings
 
 _SECONDS_PER_STEP = 2.0
 """Longest measured step on the CPU. The time of a longer one is that of fewer images, times the ratio."""

@@ -22,12 +22,13 @@ from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.models.transformer import Block
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.runs import Run
-from movq_cli.settings import Preset, TrainPriorSettings
+from movq_cli.settings import Preset
 from movq_cli.training.log import DeviceMetrics, Metrics
 from movq_cli.training.loop import step_seed
 from movq_cli.training.stage import Criterion
 from movq_cli.training.trainable import FiniteCheck, Stateful, Trainable, check_shares, checkpoint_activations
 from movq_cli.training.watch import UNWATCHED, Watch, batch_count
+from movq_cli.training_settings import TrainPriorSettings
 
 _PICTURES = 16
 """Number of samples in the pictures of a run."""

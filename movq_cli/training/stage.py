@@ -10,10 +10,10 @@ import torch
 
 from movq_cli.ranks import Ranks
 from movq_cli.runs import Run
-from movq_cli.settings import TrainSettings
 from movq_cli.training.log import DeviceMetrics, Metrics
 from movq_cli.training.trainable import FiniteCheck, Stateful
 from movq_cli.training.watch import Watch
+from movq_cli.training_settings import TrainSettings
 
 
 class Criterion(NamedTuple):

@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from movq_cli import devices
 from movq_cli.errors import BadRequestError
 from movq_cli.ranks import Ranks
-from movq_cli.settings import TrainSettings
 from movq_cli.training.log import DeviceMetrics
+from movq_cli.training_settings import TrainSettings
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 

@@ -23,7 +23,7 @@ from movq_cli.models.quantizer import CodebookHealth
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.runs import Run
-from movq_cli.settings import Preset, TrainVQSettings
+from movq_cli.settings import Preset
 from movq_cli.training import losses
 from movq_cli.training.adversary import Adversary
 from movq_cli.training.color import ColorError
@@ -32,6 +32,7 @@ from movq_cli.training.log import DeviceMetrics, Metrics
 from movq_cli.training.stage import Criterion
 from movq_cli.training.trainable import FiniteCheck, ModelT, Stateful, Trainable, check_shares, checkpoint_activations
 from movq_cli.training.watch import UNWATCHED, Watch, batch_count
+from movq_cli.training_settings import TrainVQSettings
 
 _PICTURES = 8
 """Number of validation images in the pictures of a run."""

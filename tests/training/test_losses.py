@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from movq_cli.settings import TrainVQSettings
 from movq_cli.training.losses import adaptive_weight, discriminator_hinge, generator_hinge, reconstruction
+from movq_cli.training_settings import TrainVQSettings
 
 LIMIT = TrainVQSettings().adaptive_weight_limit
 SHAPES = st.tuples(st.integers(1, 3), st.just(3), st.integers(2, 9), st.integers(2, 9))

@@ -7,8 +7,9 @@ import torch
 
 from movq_cli.data.shards import PreparedSet
 from movq_cli.errors import BadRequestError
-from movq_cli.settings import Preset, TrainVQSettings
+from movq_cli.settings import Preset
 from movq_cli.training.vq import TokenizerTraining
+from movq_cli.training_settings import TrainVQSettings
 
 CPU = torch.device("cpu")
 

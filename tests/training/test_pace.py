@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from movq_cli.settings import Preset, TrainPriorSettings, TrainVQSettings
+from movq_cli.settings import Preset
 from movq_cli.training import pace
 from movq_cli.training.pace import Pace
+from movq_cli.training_settings import TrainPriorSettings, TrainVQSettings
 
 CPU = torch.device("cpu")
 PACE = Pace(step=0.5, adversarial_step=0.8, validation=20.0, evaluation=30.0)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from movq_cli.ranks import SINGLE_PROCESS
-from movq_cli.settings import TrainSettings, TrainVQSettings
 from movq_cli.training import trainable
+from movq_cli.training_settings import TrainSettings, TrainVQSettings
 
 FINITE = torch.ones(())
 

@@ -14,11 +14,12 @@ from movq_cli.console import Console
 from movq_cli.errors import InterruptedRunError
 from movq_cli.ranks import SINGLE_PROCESS
 from movq_cli.runs import Run
-from movq_cli.settings import Preset, TrainVQSettings
+from movq_cli.settings import Preset
 from movq_cli.training import loop
 from movq_cli.training.log import Metrics
 from movq_cli.training.stage import Criterion
 from movq_cli.training.watch import UNWATCHED, StoppedValidationError, Watch, batch_count
+from movq_cli.training_settings import TrainVQSettings
 from tests.training.toy import ToyStage
 
 QUIET = Console(quiet=True)

@@ -19,11 +19,12 @@ from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.quantizer import VectorQuantizer
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.runs import Run, start_or_resume
-from movq_cli.settings import Preset, TrainVQSettings
+from movq_cli.settings import Preset
 from movq_cli.training import loop, losses
 from movq_cli.training.log import DeviceMetrics, Metrics
 from movq_cli.training.vq import TokenizerTraining
 from movq_cli.training.watch import UNWATCHED, Watch
+from movq_cli.training_settings import TrainVQSettings
 
 GOLDEN = Path(__file__).parent / "golden.json"
 CPU = torch.device("cpu")

@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.runs import Run
-from movq_cli.settings import TrainSettings
 from movq_cli.training.log import DeviceMetrics, Metrics
 from movq_cli.training.stage import Criterion
 from movq_cli.training.trainable import FiniteCheck, Stateful
 from movq_cli.training.watch import UNWATCHED, Watch
+from movq_cli.training_settings import TrainSettings
 
 
 class ToyStage:

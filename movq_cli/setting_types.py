@@ -1,0 +1,49 @@
+"""The base class of all settings, and the types of their values with their bounds."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidatorFunctionWrapHandler,
+    WrapValidator,
+)
+
+from movq_cli.image_size import ImageSize, Resolution
+
+Positive = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=1, le=2**14)]
+"""Side of an image or of a code map. The upper bounds are far beyond all models: they protect against damaged files."""
+
+
+def _as_resolution(value: object, validate: ValidatorFunctionWrapHandler) -> Resolution:
+    """Check a resolution as one value, and turn a pair of equal sides into the side of a square."""
+    try:
+        resolution: Resolution = validate(value)
+    except ValidationError:
+        raise ValueError(
+            f"give the side of a square (256) or height and width ([192, 256]), each from 1 to {2**14}"
+        ) from None
+    return ImageSize.of(resolution).resolution
+
+
+SizeSetting = Annotated[Side | tuple[Side, Side], WrapValidator(_as_resolution)]
+"""Size of images: the side of a square, or height and width; a pair of equal numbers becomes the side of a square."""
+
+Channels = Annotated[int, Field(ge=1, le=2**16)]
+Depth = Annotated[int, Field(ge=1, le=2**6)]
+Parts = Annotated[int, Field(ge=1, le=2**10)]
+"""Number of layers, heads or chunks."""
+
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Weight = Annotated[float, Field(ge=0.0)]
+
+
+class Settings(BaseModel):
+    """Base class of all settings: immutable, and an unknown name is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, defer_build=True)
