@@ -35,9 +35,10 @@ def main(data: str, folder: str, *overrides: str) -> None:
     # writes checkpoints, and resumes from them.
     stage = TokenizerTraining(settings, images, device)
     run = runs.Run(Path(folder), "vq")
-    manifest = runs.start_or_resume(
-        run, preset_name="digits", settings=settings, steps=stage.steps, data=images.manifest.hash
+    new = runs.new_manifest(
+        run.kind, preset_name="digits", settings=settings, steps=stage.steps, data=images.manifest.hash
     )
+    manifest = runs.start_or_resume(run, new)
     if manifest.status != "finished":
         metrics = loop.train(stage, run, manifest, Console())
         print(f"PSNR {metrics['psnr']:.2f} dB on the validation split, {metrics['usage']:.0%} of the codebook in use")

@@ -131,25 +131,45 @@ class Run:
         digests.write_header(self.manifest_file, manifest)
 
 
-def start_or_resume(
-    run: Run,
+def new_manifest(
+    kind: Kind,
     *,
     preset_name: str,
     settings: Preset,
     steps: int,
     data: str,
     tokenizer: str | None = None,
-    initial: tuple[str, tuple[str, ...]] | None = None,
+    hours: float | None = None,
 ) -> RunManifest:
-    """Start a run, or resume the run that is in the folder.
+    """Return the manifest of a run that starts now; nothing is written.
 
     Args:
-        run: Run folder.
-        preset_name: Name of the preset, or path of the preset file, for the manifest.
+        kind: Kind of the run.
+        preset_name: Name of the preset, or path of the preset file.
         settings: Settings of the preset, with all overrides.
         steps: Number of steps of the complete run.
         data: Hash of the prepared set.
         tokenizer: SHA-256 of the tokenizer's weight file, for a prior.
+        hours: Time that the request gave to the run; None if it gave the number of steps or epochs.
+    """
+    return RunManifest(
+        kind=kind,
+        preset=preset_name,
+        steps=steps,
+        started=now(),
+        data=data,
+        tokenizer=tokenizer,
+        hours=hours,
+        settings=settings,
+    )
+
+
+def start_or_resume(run: Run, manifest: RunManifest, initial: tuple[str, tuple[str, ...]] | None = None) -> RunManifest:
+    """Start a run, or resume the run that is in the folder.
+
+    Args:
+        run: Run folder.
+        manifest: Manifest of the run if it starts now; a run in the folder gets its settings, steps and hours.
         initial: Path of the weight file with which the run begins, and its `Change.weights`; None begins with random
             weights, or resumes a run whatever it began with.
 
@@ -160,18 +180,9 @@ def start_or_resume(
         BadRequestError: The folder contains a run of another kind, or with other settings, data, tokenizer or initial
             weights.
     """
-    manifest = RunManifest(
-        kind=run.kind,
-        preset=preset_name,
-        steps=steps,
-        started=now(),
-        data=data,
-        tokenizer=tokenizer,
-        settings=settings,
-    )
     if run.manifest_file.exists():
         before = run.read()
-        changes = changed_settings(before.settings, settings, run.kind)
+        changes = changed_settings(before.settings, manifest.settings, run.kind)
         different = {name: values for name, values in changes.items() if name not in _FREE_TO_CHANGE}
         _require_same_run(run, before, manifest, different, "Name another folder with --run, or remove this one.")
         if initial is not None and initial[1] not in {change.weights for change in before.history}:
@@ -179,12 +190,13 @@ def start_or_resume(
                 f"{run.folder} did not begin with the weights in {initial[0]}",
                 "Name another folder with --run, or omit --init.",
             )
-        is_finished = before.status == "finished" and before.step >= steps
+        is_finished = before.status == "finished" and before.step >= manifest.steps
         entry = Change(step=before.step, time=now(), settings=changes)
         manifest = before.model_copy(
             update={
-                "steps": steps,
-                "settings": settings,
+                "steps": manifest.steps,
+                "hours": manifest.hours,
+                "settings": manifest.settings,
                 "status": "finished" if is_finished else "running",
                 "history": (*before.history, entry) if changes else before.history,
             }
@@ -223,47 +235,25 @@ def write(run: Run, manifest: RunManifest) -> None:
     run.write(manifest)
 
 
-def branch(
-    origin: Run,
-    step: int,
-    *,
-    preset_name: str,
-    settings: Preset,
-    steps: int,
-    data: str,
-    tokenizer: str | None = None,
-) -> RunManifest:
+def branch(origin: Run, step: int, manifest: RunManifest) -> RunManifest:
     """Return the manifest of a run that goes on from a state of another run; nothing is written.
 
     Args:
         origin: Run whose state is the start.
-        step: Number of steps that this state has done.
-        preset_name: Name of the preset, or path of the preset file, for the manifest.
-        settings: Settings of the new run.
-        steps: Number of steps of the complete run, with those of the origin.
-        data: Hash of the prepared set.
-        tokenizer: SHA-256 of the tokenizer's weight file, for a prior.
+        step: Number of steps that this state has done; they count as steps of the new run.
+        manifest: Manifest of the new run, as `new_manifest` returned it.
 
     Raises:
         BadRequestError: The models have another architecture, or the data or the tokenizer differ.
     """
     before = origin.read()
-    manifest = RunManifest(
-        kind=origin.kind,
-        preset=preset_name,
-        steps=steps,
-        started=now(),
-        data=data,
-        tokenizer=tokenizer,
-        settings=settings,
-    )
     fixed = {"vq": ("vq.",), "prior": ("vq.", "prior.")}[origin.kind]
-    changes = changed_settings(before.settings, settings, origin.kind)
+    changes = changed_settings(before.settings, manifest.settings, origin.kind)
     different = {name: values for name, values in changes.items() if name.startswith(fixed)}
     _require_same_run(origin, before, manifest, different, "Go on with these settings, or train from the start.")
     entry = Change(step=step, time=now(), branched_from=str(origin.folder), settings=changes)
     earlier = tuple(change for change in before.history if change.step <= step)
-    return manifest.model_copy(update={"history": (*earlier, entry)})
+    return manifest.model_copy(update={"step": step, "history": (*earlier, entry)})
 
 
 def find_run(path: Path | None, kind: Kind, *, fits: TokenizerSettings | None = None, root: Path = ROOT) -> Run:

@@ -54,7 +54,9 @@ def test_a_run_of_the_other_stage_is_refused(tmp_path: Path, tiny: Preset) -> No
 
 
 def start(run: Run, tiny: Preset, *, steps: int = 10, data: str = "d", tokenizer: str | None = None) -> RunManifest:
-    return runs.start_or_resume(run, preset_name="tiny", settings=tiny, steps=steps, data=data, tokenizer=tokenizer)
+    return runs.start_or_resume(
+        run, runs.new_manifest(run.kind, preset_name="tiny", settings=tiny, steps=steps, data=data, tokenizer=tokenizer)
+    )
 
 
 def changed(tiny: Preset, section: str, **values: object) -> Preset:

@@ -1,4 +1,4 @@
-"""What a training will take on this device: its hours and its memory, and the number of steps for given hours."""
+"""The hours and the memory of a training on this device, and the number of steps for given hours."""
 
 from __future__ import annotations
 
@@ -88,6 +88,23 @@ def remedies(
     )
 
 
+def require_one_length(kind: Kind, overrides: Sequence[str], hours: float | None) -> None:
+    """Refuse a request that gives the hours of a run beside its number of steps or epochs.
+
+    Raises:
+        BadRequestError: It gives both.
+    """
+    given = _lengths(kind, overrides)
+    if hours is not None and given:
+        raise BadRequestError(f"--hours and -o {given[0]} both give the length of the run", "Leave out one of them.")
+
+
+def _lengths(kind: Kind, overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that give the length of a run."""
+    names = {f"{SECTIONS[kind]}.steps", f"{SECTIONS[kind]}.epochs"}
+    return [override for override in overrides if override.partition("=")[0] in names]
+
+
 @dataclass
 class Outlook:
     """The length, the hours and the memory of the training of a request, on one rank."""
@@ -120,17 +137,8 @@ class Outlook:
             overrides: Settings that the request changes.
             hours: Time for the complete training; None leaves the length to the settings or to the run.
             run: Folder of the run.
-
-        Raises:
-            BadRequestError: The request gives the hours and the number of steps or epochs.
         """
-        section = SECTIONS[self.kind]
-        names = {f"{section}.steps", f"{section}.epochs"}
-        given = [override for override in overrides if override.partition("=")[0] in names]
-        if hours is not None and given:
-            raise BadRequestError(
-                f"--hours and -o {given[0]} both give the length of the run", "Leave out one of them."
-            )
+        section, given = SECTIONS[self.kind], _lengths(self.kind, overrides)
         before = self.ranks.from_first(lambda: run.read() if run.manifest_file.exists() else None)
         self.done = max(self.done, 0 if before is None else before.step)
         if before is not None and before.hours is not None and not given and hours in {None, before.hours}:

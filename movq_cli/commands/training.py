@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from movq_cli import agreement, devices, files, presets, runs
-from movq_cli.commands.outlook import Outlook
+from movq_cli.commands.outlook import Outlook, require_one_length
 from movq_cli.commands.training_plan import Plan, announce, flatten, show_plan, warn_of_late_discriminator
 from movq_cli.console import Console
 from movq_cli.data.shards import MANIFEST, PreparedSet, SplitName
@@ -76,6 +76,8 @@ class TrainContext:
 
     request: TrainRequest
     settings: Preset
+    hours: float | None
+    """Time that `--hours` gives to the run; None if the settings give its length."""
     images: PreparedSet
     run: Run
     device: torch.device
@@ -126,6 +128,7 @@ def run_training(
         FailureError: Training failed.
         InterruptedRunError: The process received SIGINT, SIGTERM or SIGHUP.
     """
+    require_one_length(kind, request.overrides, request.hours)
     if request.dry_run:
         _dry_run(request, console, kind, plan, folder_suffix)
         return
@@ -149,11 +152,8 @@ def run_training(
             planned |= outlook.entries(settings, planned, console)
             announce(planned, console)
             warn_of_late_discriminator(planned, console)
-            context = TrainContext(request, settings, images, run, device, ranks, planned, console)
+            context = TrainContext(request, settings, hours, images, run, device, ranks, planned, console)
             stage, manifest = set_up(context)
-            if manifest.hours != hours:
-                manifest = manifest.model_copy(update={"hours": hours})
-                ranks.from_first(lambda: run.write(manifest))
             train(stage, run, manifest, console, planned)
 
 
@@ -278,45 +278,33 @@ def start_run(context: TrainContext, steps: int, tokenizer: str | None = None) -
     Raises:
         BadRequestError: The folder has another run, or the origin has no such state.
     """
-    run, preset_name, data = context.run, context.request.preset_name, context.images.manifest.hash
-    if context.request.origin is None:
-        initial = context.request.initial
-        return runs.start_or_resume(
-            run,
-            preset_name=preset_name,
-            settings=context.settings,
-            steps=steps,
-            data=data,
-            tokenizer=tokenizer,
-            initial=None if initial is None else (str(initial.path), initial.digests),
-        )
-    origin, step = origin_of(context.request.origin, run.kind)
+    run, request = context.run, context.request
+    manifest = runs.new_manifest(
+        run.kind,
+        preset_name=request.preset_name,
+        settings=context.settings,
+        steps=steps,
+        data=context.images.manifest.hash,
+        tokenizer=tokenizer,
+        hours=context.hours,
+    )
+    if request.origin is None:
+        initial = request.initial
+        return runs.start_or_resume(run, manifest, None if initial is None else (str(initial.path), initial.digests))
+    origin, step = origin_of(request.origin, run.kind)
     if origin.folder.resolve() == run.folder.resolve():
         raise BadRequestError(
             f"{origin.folder} is both the run to start from and the new run", "Name a new folder with --run."
         )
-    if run.manifest_file.exists():  # The branch was started before, and is now resumed.
-        if str(origin.folder) not in {change.branched_from for change in run.read().history}:
-            raise BadRequestError(
-                f"{run.folder} already has a run, which did not start from {origin.folder}",
-                "Name a new folder with --run.",
-            )
-        return runs.start_or_resume(
-            run, preset_name=preset_name, settings=context.settings, steps=steps, data=data, tokenizer=tokenizer
+    if not run.manifest_file.exists():
+        return checkpointer.branch(origin, step, run, manifest)
+    # The branch was started before, and is now resumed.
+    if str(origin.folder) not in {change.branched_from for change in run.read().history}:
+        raise BadRequestError(
+            f"{run.folder} already has a run, which did not start from {origin.folder}",
+            "Name a new folder with --run.",
         )
-
-    def manifest(done: int) -> RunManifest:
-        return runs.branch(
-            origin,
-            done,
-            preset_name=preset_name,
-            settings=context.settings,
-            steps=steps,
-            data=data,
-            tokenizer=tokenizer,
-        )
-
-    return checkpointer.branch(origin, step, manifest, run)
+    return runs.start_or_resume(run, manifest)
 
 
 def origin_of(text: str, kind: Kind) -> tuple[Run, int | None]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -158,14 +157,14 @@ class Checkpointer:
         self.run.write(self.manifest.model_copy(update=update))
 
 
-def branch(origin: Run, step: int | None, manifest: Callable[[int], RunManifest], run: Run) -> RunManifest:
+def branch(origin: Run, step: int | None, run: Run, manifest: RunManifest) -> RunManifest:
     """Start a run from a training state of another run.
 
     Args:
         origin: The other run.
         step: Number of steps that the state has done; None takes the last checkpoint.
-        manifest: Function that returns the manifest of the new run for this number of steps.
         run: The new run, whose checkpoint and manifest are written.
+        manifest: Manifest of the new run, as `runs.new_manifest` returned it.
 
     Returns:
         The manifest as it now is on disk.
@@ -182,7 +181,7 @@ def branch(origin: Run, step: int | None, manifest: Callable[[int], RunManifest]
         known = ", ".join(map(str, sorted(stored)))
         remedy = f"It has those of the steps {known}." if known else "Resume it, and it writes one."
         raise BadRequestError(f"{origin.folder} has no checkpoint of step {chosen}", remedy)
-    after = manifest(chosen).model_copy(update={"step": chosen})
+    after = runs.branch(origin, chosen, manifest)
     if after.steps <= chosen:
         raise BadRequestError(
             f"the run would end at step {after.steps}, but the state in {origin.folder} has done {chosen} steps",

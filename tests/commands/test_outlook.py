@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 
+from movq_cli import devices
 from movq_cli.commands.train_prior import train_prior
 from movq_cli.commands.train_vq import train_vq
 from movq_cli.commands.training import TrainRequest
 from movq_cli.console import Console
 from movq_cli.data.shards import PreparedSet
+from movq_cli.devices import Memory
 from movq_cli.errors import BadRequestError
 from movq_cli.ranks import Ranks
 from movq_cli.run_manifest import RunManifest
@@ -66,7 +68,7 @@ def test_a_run_of_given_hours_is_one_of_so_many_steps_and_goes_on_as_one(
     capsys.readouterr()
 
 
-@pytest.mark.parametrize("length", ["steps=5", "steps=7"])
+@pytest.mark.parametrize("length", ["steps=5", "epochs=1"])
 def test_hours_beside_steps_or_epochs_are_refused(prepared: PreparedSet, tiny_yaml: Path, length: str) -> None:
     with pytest.raises(BadRequestError, match=rf"--hours and -o train_vq\.{length} both give the length"):
         train_vq(TrainRequest(str(tiny_yaml), [f"train_vq.{length}"], device_name="cpu", hours=1), JSON)
@@ -86,8 +88,11 @@ def test_a_dry_run_with_hours_has_a_length_of_about_these_hours(
 
 
 def test_what_cannot_fit_is_refused_and_every_named_remedy_fits(
-    prepared: PreparedSet, tiny_yaml: Path, capsys: pytest.CaptureFixture[str]
+    prepared: PreparedSet, tiny_yaml: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # What other programs leave of this machine's memory changes between the remedy and its trial.
+    monkeypatch.setattr(devices, "memory", lambda device: Memory(64.0, 60.0))
+    monkeypatch.setattr(devices, "process_memory", lambda: 1.0)
     with pytest.raises(BadRequestError, match=r"needs about [\d.]+ GiB of memory, but cpu has") as refused:
         train_vq(TrainRequest(str(tiny_yaml), HUGE, device_name="cpu"), JSON)
     assert not (Path("runs") / "tiny-vq" / "run.json").exists()
@@ -102,7 +107,7 @@ def test_what_cannot_fit_is_refused_and_every_named_remedy_fits(
         out, err = capsys.readouterr()
         plan = json.loads(out)
         assert plan["peak_memory_gib"] < plan["device_memory_gib"]["total"]
-        assert "on this machine" not in err
+        assert err == ""
 
 
 def _lengths(ranks: Ranks, argument: tuple[Path, Path]) -> tuple[int, float | None]:

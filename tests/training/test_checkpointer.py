@@ -25,7 +25,9 @@ def run(tmp_path: Path) -> Run:
 
 
 def start(run: Run, tiny: Preset, steps: int = 10) -> RunManifest:
-    return runs.start_or_resume(run, preset_name="tiny", settings=tiny, steps=steps, data="d")
+    return runs.start_or_resume(
+        run, runs.new_manifest(run.kind, preset_name="tiny", settings=tiny, steps=steps, data="d")
+    )
 
 
 def test_a_resumed_run_has_the_weights_the_step_and_the_best_score(run: Run, tiny: Preset) -> None:

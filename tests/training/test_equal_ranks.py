@@ -43,7 +43,9 @@ def train(ranks: Ranks, folder: Path, steps: int, drift_at: int | None = None) -
     run, stage = Run(Path("run"), "vq"), DriftingStage(settings, ranks)
     stage.drift_at = drift_at
     manifest = ranks.from_first(
-        lambda: runs.start_or_resume(run, preset_name="tiny", settings=tiny, steps=steps, data="d")
+        lambda: runs.start_or_resume(
+            run, runs.new_manifest(run.kind, preset_name="tiny", settings=tiny, steps=steps, data="d")
+        )
     )
     try:
         loop.train(stage, run, manifest, QUIET)

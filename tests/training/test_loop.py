@@ -27,7 +27,9 @@ QUIET = Console(quiet=True)
 
 
 def train(stage: ToyStage, run: Run, tiny: Preset, steps: int) -> Metrics:
-    manifest = runs.start_or_resume(run, preset_name="tiny", settings=tiny, steps=steps, data="d")
+    manifest = runs.start_or_resume(
+        run, runs.new_manifest(run.kind, preset_name="tiny", settings=tiny, steps=steps, data="d")
+    )
     return loop.train(stage, run, manifest, QUIET)
 
 
@@ -153,7 +155,9 @@ class Ill(ToyStage):
 
 
 def test_a_warning_is_printed_when_it_begins(tmp_path: Path, tiny: Preset, capsys: pytest.CaptureFixture[str]) -> None:
-    manifest = runs.start_or_resume(Run(tmp_path, "vq"), preset_name="tiny", settings=tiny, steps=9, data="d")
+    manifest = runs.start_or_resume(
+        Run(tmp_path, "vq"), runs.new_manifest("vq", preset_name="tiny", settings=tiny, steps=9, data="d")
+    )
     loop.train(Ill(settings(tiny)), Run(tmp_path, "vq"), manifest, Console(quiet=True))
     lines = [line for line in capsys.readouterr().err.splitlines() if "something is wrong" in line]
     assert [line.split(":")[1].strip() for line in lines] == ["step 3", "step 7"]

@@ -12,7 +12,7 @@ import torch
 from movq_cli.console import Console
 from movq_cli.data.code_cache import CodeCache, CodeCacheHeader
 from movq_cli.models.tokenizer import Tokenizer
-from movq_cli.runs import Run, start_or_resume
+from movq_cli.runs import Run, new_manifest, start_or_resume
 from movq_cli.settings import Preset, SampleSettings
 from movq_cli.training import loop
 from movq_cli.training.prior import PriorTraining, parameter_groups
@@ -155,7 +155,9 @@ def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(tiny: Preset, tmp_
     def train_to(name: str, steps: int, again: str = "") -> None:
         stage = stage_of(tiny, tmp_path / f"codes-{name}{again}")
         run = Run(tmp_path / name, "prior")
-        manifest = start_or_resume(run, preset_name="tiny", settings=tiny, steps=steps, data="d", tokenizer="t")
+        manifest = start_or_resume(
+            run, new_manifest(run.kind, preset_name="tiny", settings=tiny, steps=steps, data="d", tokenizer="t")
+        )
         loop.train(stage, run, manifest, Console(quiet=True))
 
     train_to("whole", 10)

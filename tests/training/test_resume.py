@@ -38,11 +38,15 @@ def test_a_foreign_checkpoint_is_refused_in_one_line_and_can_be_removed(
     tmp_path: Path, tiny: Preset, content: dict[str, object]
 ) -> None:
     run = Run(tmp_path, "vq")
-    manifest = runs.start_or_resume(run, preset_name="tiny", settings=tiny, steps=10, data="d")
+    manifest = runs.start_or_resume(
+        run, runs.new_manifest(run.kind, preset_name="tiny", settings=tiny, steps=10, data="d")
+    )
     own = {"run": manifest.started, **content} if isinstance(content, dict) else content
     checkpoints.save_state(run.checkpoint, own)
     with pytest.raises(BadRequestError, match=r"checkpoint\.pt is not a checkpoint of this run \(.+\)\. Remove "):
         Checkpointer(ToyStage(tiny.train_vq), run, manifest).resume(QUIET)
     shutil.rmtree(run.folder)
-    manifest = runs.start_or_resume(run, preset_name="tiny", settings=tiny, steps=10, data="d")
+    manifest = runs.start_or_resume(
+        run, runs.new_manifest(run.kind, preset_name="tiny", settings=tiny, steps=10, data="d")
+    )
     assert Checkpointer(ToyStage(tiny.train_vq), run, manifest).resume(QUIET) == 0

@@ -26,7 +26,9 @@ QUIET = Console(quiet=True)
 
 
 def train(stage: ToyStage, run: Run, tiny: Preset, steps: int) -> Metrics:
-    manifest = runs.start_or_resume(run, preset_name="tiny", settings=tiny, steps=steps, data="d")
+    manifest = runs.start_or_resume(
+        run, runs.new_manifest(run.kind, preset_name="tiny", settings=tiny, steps=steps, data="d")
+    )
     return loop.train(stage, run, manifest, QUIET)
 
 

@@ -18,7 +18,7 @@ from movq_cli.errors import FailureError
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.quantizer import VectorQuantizer
 from movq_cli.models.tokenizer import Tokenizer
-from movq_cli.runs import Run, start_or_resume
+from movq_cli.runs import Run, new_manifest, start_or_resume
 from movq_cli.settings import Preset
 from movq_cli.training import loop, losses
 from movq_cli.training.log import DeviceMetrics, Metrics
@@ -123,7 +123,9 @@ def test_a_resumed_run_ends_bit_equal_to_an_uninterrupted_one(
     def train_to(folder: Path, steps: int) -> None:
         stage = TokenizerTraining(tiny, prepared, CPU)
         run = Run(folder, "vq")
-        manifest = start_or_resume(run, preset_name="tiny", settings=tiny, steps=steps, data=prepared.manifest.hash)
+        manifest = start_or_resume(
+            run, new_manifest(run.kind, preset_name="tiny", settings=tiny, steps=steps, data=prepared.manifest.hash)
+        )
         loop.train(stage, run, manifest, Console(quiet=True))
 
     train_to(tmp_path / "whole", 10)
@@ -221,12 +223,16 @@ def test_a_run_killed_between_its_last_checkpoint_and_its_end_still_ends(
     tiny: Preset, prepared: PreparedSet, tmp_path: Path
 ) -> None:
     run = Run(tmp_path / "run", "vq")
-    manifest = start_or_resume(run, preset_name="tiny", settings=tiny, steps=10, data=prepared.manifest.hash)
+    manifest = start_or_resume(
+        run, new_manifest(run.kind, preset_name="tiny", settings=tiny, steps=10, data=prepared.manifest.hash)
+    )
     loop.train(TokenizerTraining(tiny, prepared, CPU), run, manifest, Console(quiet=True))
     weights = run.weights.read_bytes()
     run.weights.unlink()
     run.write(manifest.model_copy(update={"step": 5}))
-    manifest = start_or_resume(run, preset_name="tiny", settings=tiny, steps=10, data=prepared.manifest.hash)
+    manifest = start_or_resume(
+        run, new_manifest(run.kind, preset_name="tiny", settings=tiny, steps=10, data=prepared.manifest.hash)
+    )
     figures = loop.train(TokenizerTraining(tiny, prepared, CPU), run, manifest, Console(quiet=True))
     assert "psnr" in figures
     assert run.weights.read_bytes() == weights
@@ -244,7 +250,9 @@ def train(
 ) -> TokenizerTraining:
     stage = kind(preset, prepared, CPU)
     run = Run(folder, "vq")
-    manifest = start_or_resume(run, preset_name="tiny", settings=preset, steps=steps, data=prepared.manifest.hash)
+    manifest = start_or_resume(
+        run, new_manifest(run.kind, preset_name="tiny", settings=preset, steps=steps, data=prepared.manifest.hash)
+    )
     loop.train(stage, run, manifest, Console(quiet=True))
     return stage
 
