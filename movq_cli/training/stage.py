@@ -58,7 +58,7 @@ class Stage(Protocol):
 
     @property
     def loss_formula(self) -> str:
-        """What the metric "loss" of a step is the sum of, for the log."""
+        """The terms of the metric "loss" with their weights, for the log."""
 
     @property
     def criterion(self) -> Criterion:

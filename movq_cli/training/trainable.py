@@ -123,8 +123,17 @@ class Trainable(Generic[ModelT]):
         self.steps = steps
         device = next(model.parameters()).device
         self.average: AveragedModel | None = None
+        self._averaged: tuple[list[Tensor], list[Tensor]] = [], []
+        """The averages, and the weights that they follow.
+
+        A frozen weight is not among them: it equals its average, which rounding would change.
+        """
         if average and settings.ema_decay > 0:
             self.average = AveragedModel(model)
+            for own, weight in zip(self.average.module.parameters(), model.parameters(), strict=True):
+                if weight.requires_grad:
+                    self._averaged[0].append(own)
+                    self._averaged[1].append(weight)
         if devices.enabled_on_cuda(settings.compile, device):
             model.compile()
         self.forward = ranks.wrap(model)
@@ -181,14 +190,7 @@ class Trainable(Generic[ModelT]):
         """
         # The number of updates is a tensor on the CPU.
         share = (1 - average_decay(self.settings, int(average.n_averaged))) * is_finite
-        # A frozen weight is equal to its average, which rounding would change.
-        pairs = [
-            (own, weight)
-            for own, weight in zip(average.module.parameters(), self.model.parameters(), strict=True)
-            if weight.requires_grad
-        ]
-        averages: list[Tensor] = [own for own, _ in pairs]
-        weights: list[Tensor] = [weight for _, weight in pairs]
+        averages, weights = self._averaged
         torch._foreach_mul_(averages, 1 - share)
         torch._foreach_add_(averages, list(torch._foreach_mul(weights, share)))
         average.n_averaged += 1

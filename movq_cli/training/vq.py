@@ -14,9 +14,8 @@ from movq_cli.data import loader, pixels
 from movq_cli.data.sampler import EpochOrder
 from movq_cli.data.shards import PreparedSet
 from movq_cli.errors import BadRequestError
-from movq_cli.evaluation import extractors, paired
+from movq_cli.evaluation import extractors
 from movq_cli.evaluation.fid_evaluator import FIDEvaluator
-from movq_cli.evaluation.metrics import load_scorers
 from movq_cli.models.autoencoder import AttentionBlock, ResidualBlock
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.quantizer import CodebookHealth
@@ -26,9 +25,9 @@ from movq_cli.runs import Run
 from movq_cli.settings import Preset
 from movq_cli.training import losses
 from movq_cli.training.adversary import Adversary
-from movq_cli.training.color import ColorError
 from movq_cli.training.initial_weights import InitialWeights
 from movq_cli.training.log import DeviceMetrics, Metrics
+from movq_cli.training.reconstruction_metrics import CRITERIA, ReconstructionMetrics, best_criterion, validation_scorers
 from movq_cli.training.stage import Criterion
 from movq_cli.training.trainable import FiniteCheck, ModelT, Stateful, Trainable, check_shares, checkpoint_activations
 from movq_cli.training.watch import UNWATCHED, Watch, batch_count
@@ -36,13 +35,6 @@ from movq_cli.training_settings import TrainVQSettings
 
 _PICTURES = 8
 """Number of validation images in the pictures of a run."""
-
-_CRITERIA = {
-    "rfid": Criterion("rfid", higher_is_better=False),
-    "lpips": Criterion("lpips", higher_is_better=False),
-    "psnr": Criterion("psnr", higher_is_better=True),
-}
-"""The criteria of the best weights, the best criterion first."""
 
 
 class TokenizerTraining:
@@ -86,20 +78,19 @@ class TokenizerTraining:
         self.steps = settings.total_steps(len(self.training_split))
         self.discriminator_start = settings.discriminator_step(self.steps, self.order.steps_per_epoch)
         self.perceptual = extractors.load_lpips("vgg", weights, device) if settings.perceptual_weight > 0 else None
-        self.metrics = _validation_metrics(min(self.size), weights, device)
-        self.validation_criterion = _criterion({metric.key for metric in self.metrics})
+        self.metrics = validation_scorers(min(self.size), weights, device)
+        self.validation_criterion = best_criterion({metric.key for metric in self.metrics})
         self.criterion = self._best_criterion()
         check_shares(settings, ranks)
         self.finite_check = FiniteCheck(device, ranks)
         torch.manual_seed(settings.seed)
         self.tokenizer = self._trainable(_frozen(Tokenizer(all_settings.vq), settings.freeze))
         self.model = self.tokenizer.model
-        self.discriminator: Trainable[PatchDiscriminator] | None = None
         self.adversary: Adversary | None = None
         if settings.adversarial_weight > 0:
             discriminator = PatchDiscriminator(settings.discriminator_channels, settings.discriminator_layers)
-            self.discriminator = self._trainable(discriminator, settings.discriminator_learning_rate, average=False)
-            self.adversary = Adversary(self.discriminator, settings, self.discriminator_start, device)
+            trained = self._trainable(discriminator, settings.discriminator_learning_rate, average=False)
+            self.adversary = Adversary(trained, settings, self.discriminator_start, device)
         if settings.activation_checkpointing:
             checkpoint_activations(self.model, (ResidualBlock, AttentionBlock))
         self.uses = CodebookHealth(1, all_settings.vq.codebook_size).to(device)
@@ -107,6 +98,11 @@ class TokenizerTraining:
         """SHA-256 of the weight files whose codes the exported weights give, beside their own."""
         self.validates_first = False
         """Whether the initial weights are validated before the first step."""
+
+    @property
+    def discriminator(self) -> Trainable[PatchDiscriminator] | None:
+        """The discriminator with its optimizer; None without an adversarial loss."""
+        return None if self.adversary is None else self.adversary.discriminator
 
     def start_from(self, initial: InitialWeights) -> None:
         """Replace the initial random weights by trained ones; a checkpoint of the run replaces them again."""
@@ -248,10 +244,7 @@ class TokenizerTraining:
         model = self.tokenizer.in_eval_mode(averaged=averaged)
         limit = self.settings.validate_images or len(self.validation_split)
         chosen = pixels.evenly_spaced(len(self.validation_split), limit)
-        health = CodebookHealth(self.all_settings.vq.chunks, self.all_settings.vq.codebook_size).to(self.device)
-        # For each metric, the sum of its finite scores and their number.
-        totals = torch.zeros(len(self.metrics), 2, dtype=torch.float64, device=self.device)
-        colors = ColorError(self.device)
+        metrics = ReconstructionMetrics(self.metrics, self.all_settings.vq, self.device)
         batches = loader.validation_batches(
             self.validation_split,
             chosen,
@@ -262,25 +255,8 @@ class TokenizerTraining:
             ranks=self.ranks,
         )
         for batch in watch.batches(batches, batch_count(len(chosen), self._images_at_once, self.ranks), "validating"):
-            codes, reconstructed = self._reconstruct(batch, model)
-            health.update(codes)
-            colors.update(reconstructed, batch)
-            for row, metric in enumerate(self.metrics):
-                scores = metric.score(reconstructed, batch).double()
-                finite = scores.isfinite()
-                totals[row] += torch.stack([torch.where(finite, scores, 0).sum(), finite.sum()])
-        self.ranks.sum(totals)
-        self.ranks.sum(health.counts)
-        self.ranks.sum(colors.totals)
-        metrics: Metrics = {
-            metric.key: total / count
-            for metric, (total, count) in zip(self.metrics, totals.tolist(), strict=True)
-            if count
-        }
-        metrics |= colors.metrics()
-        for name, (overall, of_chunks) in (("usage", health.usage()), ("perplexity", health.perplexity())):
-            metrics |= {name: overall, f"{name}_of_chunks": of_chunks}
-        return metrics
+            metrics.update(*self._reconstruct(batch, model), batch)
+        return metrics.metrics(self.ranks)
 
     @torch.inference_mode()
     def evaluate(self, watch: Watch = UNWATCHED) -> Metrics:
@@ -357,13 +333,13 @@ class TokenizerTraining:
         computed = {metric.key for metric in self.metrics} | ({"rfid"} if self.evaluation_interval else set())
         chosen = self.settings.best_by
         if chosen is None:
-            return _criterion(computed)
+            return best_criterion(computed)
         if chosen not in computed:
             raise BadRequestError(
                 f"train_vq.best_by is {chosen}, which is not computed here",
                 "Fetch the weights (movq weights --fetch), or choose another metric: null takes the best there is.",
             )
-        return _CRITERIA[chosen]
+        return CRITERIA[chosen]
 
     @torch.inference_mode()
     def draw(self, run: Run, step: int) -> None:
@@ -410,23 +386,3 @@ def _frozen(model: Tokenizer, parts: Collection[str]) -> Tokenizer:
         for module in modules[part]:
             module.requires_grad_(False)
     return model
-
-
-def _validation_metrics(side: int, weights: Path | None, device: torch.device) -> list[paired.PairScorer]:
-    """Return PSNR, SSIM and, if its weights are available, LPIPS; a metric that needs larger images is left out.
-
-    LPIPS has a single trunk here, AlexNet's if possible: with VGG's too, a validation would take several times as long.
-    """
-    keys = {"psnr", "ssim"} | ({"lpips"} if extractors.available_trunks(weights) else set())
-    fitting = {scorer.key: scorer for scorer in load_scorers(keys, weights, device) if side >= scorer.smallest_side}
-    if "lpips" in fitting:
-        fitting.pop("lpips_vgg", None)
-    return list(fitting.values())
-
-
-def _criterion(metrics: Collection[str]) -> Criterion:
-    """Return the best criterion among these metrics.
-
-    Adversarial training lowers PSNR although images look better; it lowers FID, which compares distributions.
-    """
-    return next((criterion for name, criterion in _CRITERIA.items() if name in metrics), _CRITERIA["psnr"])

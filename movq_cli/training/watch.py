@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import TypeVar
 
 from movq_cli.console import Console
@@ -47,7 +48,7 @@ class Watch:
             for _ in range(count):
                 if self.ranks.any(self.stops()):
                     raise StoppedValidationError
-                yield from _at_most_one(remaining)
+                yield from islice(remaining, 1)  # A rank with fewer batches has none left in the last round.
                 progress.advance()
 
 
@@ -58,9 +59,3 @@ UNWATCHED = Watch(Console(quiet=True), SINGLE_PROCESS, lambda: False)
 def batch_count(images: int, batch_size: int, ranks: Ranks) -> int:
     """Return the largest number of batches that a rank gets, if each rank divides its share of images into batches."""
     return math.ceil(math.ceil(images / ranks.world_size) / batch_size)
-
-
-def _at_most_one(items: Iterator[T]) -> Iterator[T]:
-    for item in items:
-        yield item
-        return

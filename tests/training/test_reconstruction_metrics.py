@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from movq_cli.training.color import ColorError
+from movq_cli.training.reconstruction_metrics import ColorError
 
 CPU = torch.device("cpu")
 
