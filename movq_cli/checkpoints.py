@@ -103,7 +103,7 @@ def same_codes(path: Path) -> tuple[str, ...]:
     Raises:
         BadRequestError: The file is missing, damaged, or not a tokenizer that movq wrote.
     """
-    _, text = _read_weights(path)
+    _, text = _read_weights(path, with_tensors=False)
     return (sha256(path), *_header(path, text, TokenizerHeader).same_codes)
 
 
@@ -188,7 +188,8 @@ def load_state(path: Path, device: torch.device, remedy: str) -> dict[str, Any]:
     return state
 
 
-def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
+def _read_weights(path: Path, *, with_tensors: bool = True) -> tuple[dict[str, Tensor], str]:
+    """Return the tensors of a weight file, or none of them on request, and the text of its header."""
     if not path.is_file():
         raise BadRequestError(
             f"there are no weights at {path}", "Name a run folder or a .safetensors file that movq wrote."
@@ -198,7 +199,7 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], str]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             text = metadata.get("movq", "")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()} if with_tensors else {}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise BadRequestError(f"{path} is not a complete safetensors file: {error}", _WEIGHTS_REMEDY) from None
     if '"digest"' in text and not has_digest:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,6 +26,9 @@ from movq_cli.cli.options import (
 )
 from movq_cli.errors import BadRequestError
 from movq_cli.settings import PriorSettings
+
+if TYPE_CHECKING:
+    from movq_cli.training.initial_weights import InitialWeights
 
 Origin = Annotated[
     str | None,
@@ -50,20 +53,50 @@ Hours = Annotated[
 ]
 
 
-def preset_or_settings(preset_name: str | None, origin: str | None) -> str:
+def preset_or_settings(preset_name: str | None, origin: str | None, run: Path | None) -> str:
     """Return the preset, or without one the settings of the run to start from.
 
     Raises:
-        BadRequestError: There is neither.
+        BadRequestError: There is neither, or the new run has no name.
     """
     if preset_name is not None:
         return preset_name
     if origin is None:
         raise BadRequestError("no preset is given", "Name one with --preset; `movq presets` lists them.")
+    _require_name(run)
     from movq_cli.commands.training import origin_of
 
-    run, _ = origin_of(origin, "vq")
-    return str(run.folder / "settings.yaml")
+    folder, _ = origin_of(origin, "vq")
+    return str(folder.folder / "settings.yaml")
+
+
+def _require_name(run: Path | None) -> None:
+    """Refuse a new run whose name can follow neither from --run nor from a preset."""
+    if run is None:
+        raise BadRequestError("the new run has no name", "Name its folder with --run, or give a preset with --preset.")
+
+
+def _fine_tuning(
+    init: Path, preset_name: str | None, origin: str | None, run: Path | None, overrides: list[str]
+) -> tuple[InitialWeights, str, list[str]]:
+    """Return the weights of --init, the preset, and the overrides with the architecture of the weights.
+
+    Raises:
+        BadRequestError: The weights cannot be used with the other options.
+    """
+    if preset_name is None:
+        _require_name(run)
+    if origin is not None:
+        raise BadRequestError(
+            "--init and --from both say with which weights the run begins",
+            "Give --from to go on with a training, or --init to begin one with trained weights.",
+        )
+    from movq_cli.commands import fine_tuning
+    from movq_cli.training import initial_weights
+
+    initial = initial_weights.load(init)
+    name = preset_name or _settings_beside(initial.path)
+    return initial, name, fine_tuning.overrides(initial, name, overrides)
 
 
 def _settings_beside(weights: Path) -> str:
@@ -122,25 +155,13 @@ def train_vq(
     from movq_cli.commands import train_vq as command
     from movq_cli.commands.training import TrainRequest
 
-    if run is None and preset_name is None and (init is not None or origin is not None):
-        raise BadRequestError("the new run has no name", "Name its folder with --run, or give a preset with --preset.")
     changes = with_data_path(overrides, data)
     if freeze is not None:
         changes.append(f"train_vq.freeze=[{freeze}]")
     if init is None:
-        initial, name = None, preset_or_settings(preset_name, origin)
-    elif origin is not None:
-        raise BadRequestError(
-            "--init and --from both say with which weights the run begins",
-            "Give --from to go on with a training, or --init to begin one with trained weights.",
-        )
+        initial, name = None, preset_or_settings(preset_name, origin, run)
     else:
-        from movq_cli.commands import fine_tuning
-        from movq_cli.training import initial_weights
-
-        initial = initial_weights.load(init)
-        name = preset_name or _settings_beside(initial.path)
-        changes = fine_tuning.overrides(initial, name, changes)
+        initial, name, changes = _fine_tuning(init, preset_name, origin, run, changes)
     request = TrainRequest(
         preset_name=name,
         origin=origin,
@@ -203,7 +224,7 @@ def train_prior(
     from movq_cli.commands.training import TrainRequest
 
     request = TrainRequest(
-        preset_name=preset_or_settings(preset_name, origin),
+        preset_name=preset_or_settings(preset_name, origin, run),
         origin=origin,
         overrides=[*with_data_path(overrides, data), *([] if mode is None else [f"prior.mode={mode}"])],
         run=run,
