@@ -1,17 +1,25 @@
-"""The member of a shard that says which labels and sources its images have."""
+"""The member of a shard that has the labels and the sources of its images, and the errors of a damaged shard."""
 
 from __future__ import annotations
 
 import json
+import struct
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
+
+from movq_cli.errors import BadRequestError
 
 INDEX = "dataset.json"
 """Member of each shard with the labels as NVIDIA's tools read them, the source of each image, and the rejects."""
 
 _MAX_BYTES = 2**26
 """Largest size of this member: a shard has a thousand images, and a path has at most 4,096 bytes."""
+
+SHARD_REMEDY = "Remove it and run the same `movq prepare` again."
+"""Remedy in the error of a damaged shard."""
 
 
 def read_index(archive: zipfile.ZipFile) -> dict[str, Any]:
@@ -52,3 +60,25 @@ def labels_of(index: dict[str, Any], names: Sequence[str], classes: int) -> list
         if type(label) is not int or not 0 <= label < classes:
             raise ValueError(f"{name} has the label {label}, but there are {classes} classes")
     return [label for _, label in labels]
+
+
+def sources_of(path: Path) -> dict[str, str]:
+    """Return the name in its source of each image of a shard, by its name in the shard.
+
+    Raises:
+        BadRequestError: The file is damaged.
+    """
+    with reading(path), zipfile.ZipFile(path) as archive:
+        sources = read_index(archive)["sources"]
+        if not isinstance(sources, dict) or not all(isinstance(source, str) for source in sources.values()):
+            raise ValueError("its sources are not names")
+        return sources
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn the exceptions of a damaged shard into an error that names it."""
+    try:
+        yield
+    except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError, struct.error) as error:
+        raise BadRequestError(f"shard {path} is damaged ({error})", SHARD_REMEDY) from None

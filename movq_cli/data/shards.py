@@ -25,7 +25,6 @@ import json
 import struct
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, get_args
@@ -37,7 +36,7 @@ from pydantic import Field
 from movq_cli import digests
 from movq_cli.data import png
 from movq_cli.data.images import MAX_PIXELS, BadImageError, decode
-from movq_cli.data.shard_index import INDEX, labels_of, read_index
+from movq_cli.data.shard_index import INDEX, SHARD_REMEDY, labels_of, read_index, reading
 from movq_cli.digests import Header
 from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.files import PositionalFiles, atomic_file, sha256
@@ -195,8 +194,8 @@ def inspect_shard(path: Path, sources: Iterable[str] | None = None) -> ShardRepo
     Raises:
         BadRequestError: The file is missing, damaged, or was made from other images.
     """
-    digests.check(path, _SHARD_REMEDY)
-    with _reading(path), zipfile.ZipFile(path) as archive:
+    digests.check(path, SHARD_REMEDY)
+    with reading(path), zipfile.ZipFile(path) as archive:
         index = read_index(archive)
         found = [*index["sources"].values(), *(name for name, _ in index["rejects"])]
         if sources is not None and sorted(found) != sorted(sources):
@@ -335,7 +334,7 @@ class Split:
         """
         for index in range(len(self)):
             header = self._read(index, _PNG_HEADER)
-            with _reading(self.paths[int(self.extents[index, 0])]):
+            with reading(self.paths[int(self.extents[index, 0])]):
                 width, height = struct.unpack(">II", header[16:])
             yield ImageSize(height, width)
 
@@ -349,7 +348,7 @@ class Split:
             return decode_stored(self.read(index))
         except BadImageError as error:
             path = self.paths[int(self.extents[index, 0])]
-            raise FailureError(f"{self.name(index)} in shard {path} is damaged ({error})", _SHARD_REMEDY) from None
+            raise FailureError(f"{self.name(index)} in shard {path} is damaged ({error})", SHARD_REMEDY) from None
 
 
 def decode_stored(data: bytes) -> NDArray[np.uint8]:
@@ -383,7 +382,7 @@ def _member(name: str) -> zipfile.ZipInfo:
 
 def _read_directory(shard: int, path: Path, classes: int) -> tuple[NDArray[np.int64], list[int]]:
     """Return the extents of a shard's images, as in `Split`, and their labels."""
-    with _reading(path), zipfile.ZipFile(path) as archive:
+    with reading(path), zipfile.ZipFile(path) as archive:
         members = [info for info in archive.infolist() if info.filename != INDEX]
         labels = labels_of(read_index(archive), [info.filename for info in members], classes)
         extents = [
@@ -407,21 +406,9 @@ def _check_shard(path: Path, digest: str | None) -> None:
     try:
         stored = digests.stored_in(path)
     except OSError as error:
-        raise BadRequestError(f"shard {path} cannot be read: {error.strerror}", _SHARD_REMEDY) from None
+        raise BadRequestError(f"shard {path} cannot be read: {error.strerror}", SHARD_REMEDY) from None
     if digest is not None and stored != digest:
-        raise BadRequestError(f"shard {path} is damaged, or it belongs to another set", _SHARD_REMEDY)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """Turn the exceptions of a damaged shard into an error that names it."""
-    try:
-        yield
-    except (OSError, zipfile.BadZipFile, KeyError, ValueError, TypeError, struct.error) as error:
-        raise BadRequestError(f"shard {path} is damaged ({error})", _SHARD_REMEDY) from None
-
-
-_SHARD_REMEDY = "Remove it and run the same `movq prepare` again."
+        raise BadRequestError(f"shard {path} is damaged, or it belongs to another set", SHARD_REMEDY)
 
 
 def _remedy(root: Path) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import zipfile
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from movq_cli.data.shard_index import read_index
+from movq_cli.data.shard_index import sources_of
 from movq_cli.data.shards import PLAN, SPLITS, PreparedSet
 from movq_cli.errors import BadRequestError
 from movq_cli.sources.source import is_unsafe
@@ -38,14 +38,9 @@ def original_names(root: Path, names: Sequence[str]) -> tuple[str, ...]:
     sources: dict[str, str] = {}
     for split in SPLITS:
         for path in prepared.split(split).paths:
-            try:
-                with zipfile.ZipFile(path) as archive:
-                    index = read_index(archive)["sources"]
-            except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-                raise BadRequestError(f"{path} is damaged: {error}", f"Check it: movq prepare {root} --check") from None
-            sources |= {f"{split}/{member}": source for member, source in index.items()}
+            sources |= {f"{split}/{member}": source for member, source in sources_of(path).items()}
     for name in names:
-        _check(sources[name], name, root)
+        _check(sources.get(name, ""), name, root)
     counts = Counter(sources[name] for name in names)
     return tuple(
         sources[name] if counts[sources[name]] == 1 else f"{Path(name).with_suffix('')}/{sources[name]}"
@@ -55,8 +50,11 @@ def original_names(root: Path, names: Sequence[str]) -> tuple[str, ...]:
 
 def _check(source: str, name: str, root: Path) -> None:
     """Refuse a name that is not one of a file below a folder."""
-    is_long = any(len(part.encode(errors="surrogateescape")) > _LONGEST_PART for part in source.split("/"))
-    if source.startswith("/") or is_unsafe(source) or is_long or "\0" in source:
+    try:
+        is_long = any(len(os.fsencode(part)) > _LONGEST_PART for part in source.split("/"))
+    except UnicodeEncodeError:  # No file system has such a name.
+        is_long = True
+    if not source or source.startswith("/") or is_unsafe(source) or is_long or "\0" in source:
         raise BadRequestError(
             f"{root}: the image {name} was called {source[:100]!r}, which is not the name of a file below a folder",
             "Omit --source-names.",

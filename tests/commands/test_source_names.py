@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,17 +34,19 @@ def test_reconstructions_of_a_prepared_set_have_the_names_of_the_users_files(mov
     assert "pictures is not a prepared set, so that --source-names has no effect" in refused
 
 
-def rename(monkeypatch: pytest.MonkeyPatch, sources: dict[str, str]) -> None:
+def rename(monkeypatch: pytest.MonkeyPatch, sources: Mapping[str, object]) -> None:
     """Let the shards say other names of their sources, as those of a set that somebody else made could."""
 
     def index(archive: zipfile.ZipFile) -> dict[str, Any]:
         content = read_index(archive)
         return {**content, "sources": {**content["sources"], **sources}}
 
-    monkeypatch.setattr("movq_cli.sources.original_names.read_index", index)
+    monkeypatch.setattr("movq_cli.data.shard_index.read_index", index)
 
 
-@pytest.mark.parametrize("source", ["/etc/passwd", "../up.png", "a/../../b.png", "x" * 300 + ".png", "a\0.png"])
+@pytest.mark.parametrize(
+    "source", ["/etc/passwd", "../up.png", "a/../../b.png", "x" * 300 + ".png", "a\0.png", "\ud800.png", ""]
+)
 def test_a_name_that_leads_elsewhere_is_refused(
     prepared: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str
 ) -> None:
@@ -62,3 +65,11 @@ def test_images_of_one_name_have_their_name_in_the_set_before_it(
         "val/00000/img00000004/same.jpg",
         "other.jpg",
     )
+
+
+def test_sources_that_are_not_names_are_those_of_a_damaged_shard(
+    prepared: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rename(monkeypatch, {"00000/img00000003.png": 3})
+    with pytest.raises(BadRequestError, match=r"shard .*00000\.zip is damaged \(its sources are not names\)"):
+        original_names(tmp_path / "data", ["val/00000/img00000003.png"])
