@@ -31,7 +31,7 @@ class Memory(NamedTuple):
     total: float
     """All of it; on the CPU at most the limit of this process's control group."""
     available: float
-    """What new tensors can take now."""
+    """Memory that new tensors can take now, in GiB."""
 
 
 def select(name: str | None = None) -> torch.device:

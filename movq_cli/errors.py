@@ -51,7 +51,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-"""What PyTorch says about the memory of a GPU, and about that of the CPU on Linux and on Windows."""
+"""Texts of PyTorch about the memory of a GPU, and about that of the CPU on Linux and on Windows."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -41,11 +41,11 @@ class ImportRecord(Settings):
     family: str
     """Name of the family of public weights."""
     used: str
-    """What was used of the file, in words."""
+    """Description of the parts of the file that were used, in words."""
     assumed: tuple[str, ...]
-    """What neither the tensors nor a config say, in words."""
+    """Assumptions where neither the tensors nor a config gave a value, in words."""
     license: str
-    """What is known about the license of the weights."""
+    """License of the weights as far as it is known."""
 
 
 class RunManifest(Header):

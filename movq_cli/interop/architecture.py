@@ -13,7 +13,7 @@ from movq_cli.interop.names import count
 from movq_cli.settings import ModulationSettings, TokenizerSettings
 
 Facts = dict[str, Any]
-"""What the tensors say about a tokenizer, by name."""
+"""Facts about a tokenizer that follow from its tensors, by name."""
 
 _MOST_LEVELS = 14
 """Largest number of levels, that of `TokenizerSettings.multipliers`."""

@@ -36,7 +36,7 @@ _NAMES_IN_FOLDERS = tuple(
 
 @dataclass(frozen=True)
 class Contents:
-    """What a weight file, or the weight files of a folder, hold."""
+    """The content of a weight file, or of the weight files of a folder."""
 
     path: Path
     """The file that was read; of several files, their index."""

@@ -16,7 +16,7 @@ from movq_cli.settings import TokenizerSettings
 
 @dataclass(frozen=True)
 class Claims:
-    """What a config says about a tokenizer.
+    """The statements of a config about a tokenizer.
 
     `facts` are compared with the tensors, and `settings` are taken, because the tensors do not show them. Both map a
     name of ours to the key in the config and its value.
@@ -47,7 +47,7 @@ class Family(ABC):
     ignored: ClassVar[Sequence[str]] = ()
     """Names of tensors that the model does not need, theirs."""
     note: ClassVar[str] = ""
-    """What the user has to know about all models of the family, in words; empty if there is nothing."""
+    """Note for the user about all models of the family, in words; empty if there is none."""
     settings: ClassVar[Mapping[str, Any]] = {}
     """Settings of the tokenizer that all models of the family have, whatever their tensors show."""
     training: ClassVar[Mapping[str, Any]] = {}

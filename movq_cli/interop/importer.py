@@ -31,7 +31,7 @@ _RESOLUTION = 256
 
 @dataclass(frozen=True)
 class ImportOptions:
-    """What the user says about a file that is imported; None leaves it to the file."""
+    """Options of the user for a file that is imported; None leaves the choice to the file."""
 
     config: Path | None = None
     """Config of the model; None uses the one beside the weights, if there is one."""
@@ -60,13 +60,13 @@ class Imported:
     license: str
     sha256: str
     used: str
-    """What was used of the file, in words."""
+    """Description of the parts of the file that were used, in words."""
     ignored: list[str] = field(default_factory=list)
-    """What the file holds besides, in words."""
+    """Descriptions of the parts of the file that were not used, in words."""
     assumed: list[str] = field(default_factory=list)
-    """What neither the tensors nor a config say, in words."""
+    """Assumptions where neither the tensors nor a config gave a value, in words."""
     notes: list[str] = field(default_factory=list)
-    """What else could be imported from the file, and what the user has to know, in words."""
+    """Other parts of the file that could be imported, and notes for the user, in words."""
 
 
 def import_tokenizer(source: Path, options: ImportOptions) -> Imported:
