@@ -116,6 +116,14 @@ def test_a_prior_is_branched_too(movq: Movq, trained: Path) -> None:
     movq("sample", "out", "--n", "1", "--run", "runs/slow")
 
 
+@pytest.mark.parametrize("command", ["train-vq", "train-prior"])
+def test_a_branch_without_a_name_is_refused(movq: Movq, trained: Path, command: str) -> None:
+    origin = "runs/tiny-vq" if command == "train-vq" else "runs/tiny-prior"
+    refused = movq(command, "--from", origin, code=2).stderr
+    assert "the new run has no name. Name its folder with --run, or give a preset with --preset" in refused
+    assert not (trained / "runs" / "settings-prior").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
