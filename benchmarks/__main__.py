@@ -50,7 +50,7 @@ def main() -> int:
     parser.add_argument("--taming", type=Path, help="a clone of CompVis/taming-transformers, a peer")
     arguments = parser.parse_args()
     end = None if arguments.minutes is None else time.monotonic() + 60 * arguments.minutes
-    work = {"tests": ["-m", "pytest", "-n", "0", "-vv", arguments.tests]} if arguments.tests else {}
+    work = {"tests": ["-m", "pytest", "-n", "4", "-vv", arguments.tests]} if arguments.tests else {}
     for name in arguments.names or NAMES:
         options = ["--device", arguments.device, "--out", str(arguments.out)]
         if name in ("training", "autoencoder") and arguments.taming:

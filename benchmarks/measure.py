@@ -83,7 +83,9 @@ def race(contenders: Sequence[Contender], device: torch.device, repeats: int) ->
         with torch.compiler.set_stance("force_eager"), Arithmetic() as arithmetic:
             contender.work()
         contender.flops = arithmetic.flops
-        contender.work()  # compiled, if the work is to be compiled
+        first = devices.seconds(contender.work, device)  # compiled, if the work is to be compiled
+        if device.type == "cuda":
+            print(f"{contender.name}: first run, including compilation, {first:.1f} s", flush=True)
         contender.memory = peak_memory(contender.work, device)
     for _ in range(repeats):
         for contender in contenders:

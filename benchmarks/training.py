@@ -9,17 +9,19 @@ called as its training loop (PyTorch Lightning 1.0.8) calls them: each batch goe
 optimizer, with the parameters of the other one frozen. The package index has them as `taming-transformers-rom1504`
 (`--no-deps`); they also need the packages `einops` and `requests`. Nothing is downloaded: both sides use the same
 LPIPS, whose trunk has random weights of a fixed seed. The steps alternate, and the results are medians. On CUDA, movq
-runs as it trains, compiled and in bf16; the peer runs under bf16 autocast and in float32, which is its own default. The
-floor is the arithmetic of the step at the rate of one large matrix product, measured in the same run.
+runs as it trains, compiled and in bf16, and also not compiled; the peer runs under bf16 autocast and in float32, which
+is its own default. The floor is the arithmetic of the step at the rate of one large matrix product, measured in the
+same run.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import chdir, contextmanager, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -72,7 +74,9 @@ PEER_MODEL = {
 """Settings of the peer's published model for faces, with the discriminator on from the first step."""
 
 
-def report(device: torch.device, batch_size: int, repeats: int, clone: Path | None) -> dict[str, Any]:
+def report(
+    device: torch.device, batch_size: int, repeats: int, clone: Path | None, compiled: Sequence[str]
+) -> dict[str, Any]:
     """Run the benchmark and return its results.
 
     Args:
@@ -80,6 +84,7 @@ def report(device: torch.device, batch_size: int, repeats: int, clone: Path | No
         batch_size: Number of images per step.
         repeats: Number of timed steps of each contender.
         clone: Source tree of the peer; None uses the package `taming`, if it is installed.
+        compiled: Presets whose step is also timed compiled, on CUDA.
     """
     skipped = why_no_peer(clone)
     precision, *others = ("bf16", "float32") if device.type == "cuda" else ("float32",)
@@ -88,7 +93,13 @@ def report(device: torch.device, batch_size: int, repeats: int, clone: Path | No
         draw_lpips(work)
         batch = draw_images(work, batch_size).to(device)
         ours = {name: our_training(name, precision, batch, work) for name in OURS}
-        contenders = [Contender(name, partial(training.step, batch, 0)) for name, training in ours.items()]
+        steps: dict[str, Callable[[], object]] = {
+            name: partial(training.step, batch, 0) for name, training in ours.items()
+        }
+        if device.type == "cuda":
+            eager = {f"{name}, not compiled": partial(not_compiled, step) for name, step in steps.items()}
+            steps = eager | {name: steps[name] for name in compiled}
+        contenders = [Contender(name, step) for name, step in steps.items()]
         rivals = peers(ours["vqgan-ffhq"], work, batch, (precision, *others)) if skipped is None else {}
         measure.race([*contenders, *rivals.values()], device, repeats)
     rates = {name: devices.matrix_rate(device, name) for name in (precision, *others)}
@@ -168,6 +179,7 @@ def our_training(preset: str, precision: str, batch: Tensor, work: Path) -> Toke
     overrides = [
         f"train_vq.batch_size={len(batch)}",
         f"train_vq.precision={precision}",
+        f"train_vq.compile={json.dumps(batch.is_cuda)}",
         "train_vq.discriminator_start=0",
         "train_vq.epochs=null",
         "train_vq.steps=1000",
@@ -260,6 +272,12 @@ def check_equal_work(ours: TokenizerTraining, peer: Any, images: Tensor) -> None
     assert layouts[0] == layouts[1], "the discriminators differ"
 
 
+def not_compiled(step: Callable[[], object]) -> None:
+    """Make a training step without the compiled programs of its models."""
+    with torch.compiler.set_stance("force_eager"):
+        step()
+
+
 def count(module: nn.Module) -> int:
     """Return the number of parameters of a module."""
     return sum(parameter.numel() for parameter in module.parameters())
@@ -270,7 +288,7 @@ def row(contender: Contender, rival: Contender | None, precision: str, batch_siz
     return {
         "name": contender.name,
         "precision": precision,
-        "parameters": PARAMETERS[contender.name],
+        "parameters": PARAMETERS[contender.name.split(",")[0]],
         **measure.figures(contender, rival, rate),
         "images_per_second": batch_size / contender.median,
     }
@@ -281,10 +299,13 @@ def main() -> None:
     parser = measure.parser("Time a training step of stage 1.", repeats=5)
     parser.add_argument("--batch-size", type=int, help="images per step [default: 16 on CUDA, otherwise 1]")
     parser.add_argument("--taming", type=Path, help="a clone of CompVis/taming-transformers")
+    parser.add_argument(
+        "--compiled", nargs="*", choices=OURS, default=OURS, help="presets that are timed compiled too, on CUDA"
+    )
     arguments = parser.parse_args()
     device = devices.select(arguments.device)
     batch_size = arguments.batch_size or (16 if device.type == "cuda" else 1)
-    figures = report(device, batch_size, arguments.repeats, arguments.taming)
+    figures = report(device, batch_size, arguments.repeats, arguments.taming, arguments.compiled)
     measure.show(f"one training step, {batch_size} x {SIDE} x {SIDE}", figures["rows"])
     print(f"peer: {figures['peer']}")
     measure.save(figures, arguments.out, "training", device)

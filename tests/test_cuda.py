@@ -40,15 +40,17 @@ def test_codes_are_those_of_the_cpu_under_bf16_autocast() -> None:
     assert (found == expected).float().mean() > 0.999
 
 
-def test_the_papers_tokenizer_gives_the_cpus_images() -> None:
+def test_the_papers_tokenizer_gives_the_cpus_images(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     model = Tokenizer(presets.load("ffhq").vq).eval()
     codes = torch.randint(0, 1024, (2, 16, 16, 4))
     expected = model.decode(codes)
     model = model.to(CUDA).to(memory_format=torch.channels_last)
-    assert (model.decode(codes.to(CUDA)).cpu() - expected).abs().max() < 1e-3
+    assert (model.decode(codes.to(CUDA)).cpu() - expected).abs().mean() < 2e-3  # TF32
     with devices.autocast(CUDA, "bf16"):
         assert (model.decode(codes.to(CUDA)).cpu() - expected).abs().mean() < 0.02
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    assert (model.decode(codes.to(CUDA)).cpu() - expected).abs().max() < 1e-3
 
 
 def test_samples_on_the_device_are_those_of_the_cpu() -> None:
@@ -61,6 +63,7 @@ def test_samples_on_the_device_are_those_of_the_cpu() -> None:
     assert (found == expected).float().mean() > 0.99
 
 
+@pytest.mark.usefixtures("no_tf32")
 def test_a_training_step_on_the_device_gives_the_cpus_loss(tiny: Preset, prepared: PreparedSet) -> None:
     losses = []
     for device in (torch.device("cpu"), CUDA):
@@ -71,6 +74,7 @@ def test_a_training_step_on_the_device_gives_the_cpus_loss(tiny: Preset, prepare
     assert losses[1] == pytest.approx(losses[0], rel=2e-3)
 
 
+@pytest.mark.usefixtures("no_tf32")
 def test_a_compiled_step_gives_the_losses_of_the_plain_one(tiny: Preset, prepared: PreparedSet) -> None:
     losses = []
     for compiled in (False, True):
@@ -95,6 +99,12 @@ def test_tensors_are_brought_while_the_next_one_is_made() -> None:
         assert tensor.device.type == "cpu"
         assert (tensor == number).all()
         assert made == list(range(min(number + 2, 5)))
+
+
+@pytest.fixture
+def no_tf32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compute the convolutions in float32, as the CPU does, instead of TF32, PyTorch's default on CUDA."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
 
 
 @pytest.fixture
@@ -157,6 +167,17 @@ def test_a_recorded_step_is_what_was_run_before_and_is_called_no_more() -> None:
     assert called == [1, 10, 1, 10]
 
 
+@pytest.mark.parametrize("mode", ["mask", "auto", "depth"])
+def test_the_same_seeds_draw_the_same_codes_again(mode: str) -> None:
+    torch.manual_seed(0)
+    preset = presets.load("ffhq", [f"prior.mode={mode}", "prior.layers=4"])
+    model = priors.build(preset.prior, preset.vq.code_shape).to(CUDA).eval()
+    devices.cast_linear_layers(model, CUDA, "bf16")
+    with devices.autocast(CUDA, "bf16"):
+        first, *others = (model.decode(range(6), None, SampleSettings()) for _ in range(4))
+    assert all(torch.equal(first, other) for other in others)
+
+
 @pytest.mark.parametrize("guidance", [0.0, 1.5])
 @pytest.mark.parametrize("mode", ["auto", "depth"])
 def test_recorded_steps_draw_the_codes_of_plain_ones(
@@ -190,7 +211,9 @@ def test_compiled_steps_are_recorded_too(mode: str) -> None:
         for _ in range(2):
             found = model.decode(range(4), None, SampleSettings(), codes)
             assert torch.equal(found[:, :8], codes[:, :8])
-            assert (found[:, 8] == expected[:, 8]).float().mean() > 0.9  # later ones part where one rounds otherwise
+            # bf16 rounds otherwise in compiled kernels, which moves a code drawn from 1,024 almost equal ones by a few
+            # places; two independent draws are 340 places apart on average.
+            assert (found - expected).abs().float().mean() < 10
 
 
 def test_compiled_blocks_give_the_logits_of_plain_ones() -> None:

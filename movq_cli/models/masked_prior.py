@@ -19,6 +19,7 @@ from torch import Tensor
 from movq_cli.errors import BadRequestError
 from movq_cli.models import draws
 from movq_cli.models.code_prior import CodePrior
+from movq_cli.models.transformer import reproducible_attention
 from movq_cli.settings import CodeShape, SampleSettings
 
 _ROUNDING = 1e-9
@@ -132,7 +133,8 @@ class MaskedPrior(CodePrior):
 
     def _guided_logits(self, codes: Tensor, classes: Tensor | None, settings: SampleSettings, step: int) -> Tensor:
         rows = draws.guided_rows(len(codes), classes, settings)
-        logits = self(draws.repeat_guided(codes, rows), draws.guided_classes(classes, self.no_class, settings))
+        with reproducible_attention():
+            logits = self(draws.repeat_guided(codes, rows), draws.guided_classes(classes, self.no_class, settings))
         return draws.guide(logits, len(codes), settings.guidance_at(step, settings.steps))
 
     def _first_logits(self, images: int, classes: Tensor | None, settings: SampleSettings) -> Tensor:

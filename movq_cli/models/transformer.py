@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from movq_cli.settings import CodeShape, PriorSettings
 
@@ -22,6 +24,9 @@ CACHE_INCREMENT = 128
 
 _ALIGNMENT = 8
 """The cache's length is a multiple of this number of tokens: CUDA's attention kernels copy any other attention mask."""
+
+
+_REPRODUCIBLE = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 
 
 class Block(nn.Module):
@@ -161,6 +166,15 @@ def aligned_length(tokens: int) -> int:
     return math.ceil(tokens / _ALIGNMENT) * _ALIGNMENT
 
 
+def reproducible_attention() -> AbstractContextManager[None]:
+    """Return a context in which attention gives the same bits each time, so that a seed gives the same image.
+
+    cuDNN's kernel does not: PyTorch 2.11 selects it on an H200 for a query with a mask, and two runs with the same
+    seeds drew different codes.
+    """
+    return sdpa_kernel(list(_REPRODUCIBLE))
+
+
 def step_blocks(blocks: Sequence[Block], caches: Sequence[Tensor], x: Tensor, index: Tensor, length: int) -> Tensor:
     """Map the newest token through blocks with KV caches.
 
@@ -176,8 +190,9 @@ def step_blocks(blocks: Sequence[Block], caches: Sequence[Tensor], x: Tensor, in
     """
     indices = torch.arange(aligned_length(length), device=x.device)
     bias = torch.zeros(1, len(indices), dtype=caches[0].dtype, device=x.device).masked_fill(indices > index, -math.inf)
-    for block, cache in zip(blocks, caches, strict=True):
-        x = block.step(x, cache, index, bias)
+    with reproducible_attention():
+        for block, cache in zip(blocks, caches, strict=True):
+            x = block.step(x, cache, index, bias)
     return x
 
 

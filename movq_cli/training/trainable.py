@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -16,11 +17,14 @@ from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 from torch.utils.checkpoint import checkpoint
 
-from movq_cli import devices
 from movq_cli.errors import BadRequestError
 from movq_cli.ranks import Ranks
 from movq_cli.training.log import DeviceMetrics
 from movq_cli.training_settings import TrainSettings
+
+COMPILED_FROM = 10_000
+"""Number of steps from which a training on CUDA is compiled, unless the settings say otherwise: compilation takes a
+minute or more."""
 
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
@@ -134,7 +138,10 @@ class Trainable(Generic[ModelT]):
                 if weight.requires_grad:
                     self._averaged[0].append(own)
                     self._averaged[1].append(weight)
-        if devices.enabled_on_cuda(settings.compile, device):
+        is_long = device.type == "cuda" and steps >= COMPILED_FROM
+        if is_long if settings.compile is None else settings.compile:
+            # The products that stay in float32 stay there on purpose.
+            warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
             model.compile()
         self.forward = ranks.wrap(model)
         """The function that a training step calls: the model, whose gradients become means over the ranks."""
