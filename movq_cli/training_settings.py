@@ -32,7 +32,7 @@ class TrainSettings(Settings):
         "auto", description="number format of matrix products; auto = bf16 if the hardware supports it"
     )
     accumulate: Positive = Field(1, description="number of parts in which a batch is processed, to save memory")
-    compile: bool | None = Field(None, description="use torch.compile; null = on CUDA, from 10,000 steps on")
+    compile: bool | None = Field(None, description="use torch.compile; null = on CUDA, from 2,000 steps on")
     activation_checkpointing: bool = Field(
         False, description="compute activations again in the backward pass: much less memory, a third more time"
     )
