@@ -20,6 +20,7 @@ from movq_cli.models.quantizer import VectorQuantizer
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.settings import Preset, SampleSettings
 from movq_cli.training import cost
+from movq_cli.training.trainable import COMPILED_FROM
 from movq_cli.training.vq import TokenizerTraining
 
 if TYPE_CHECKING:
@@ -83,6 +84,13 @@ def test_a_compiled_step_gives_the_losses_of_the_plain_one(tiny: Preset, prepare
         batches = stage.batches(0)
         losses.append([stage.step(next(batches), step)["loss"].item() for step in range(3)])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+
+
+def test_a_long_training_is_compiled_and_a_short_one_is_not(tiny: Preset, prepared: PreparedSet) -> None:
+    for steps in (COMPILED_FROM - 1, COMPILED_FROM):
+        settings = tiny.train_vq.model_copy(update={"steps": steps})
+        stage = TokenizerTraining(tiny.model_copy(update={"train_vq": settings}), prepared, CUDA)
+        assert (stage.model._compiled_call_impl is not None) == (steps >= COMPILED_FROM)
 
 
 def test_tensors_are_brought_while_the_next_one_is_made() -> None:

@@ -17,7 +17,7 @@ from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.models.transformer import Block
 from movq_cli.settings import CodeShape, PriorSettings, TokenizerSettings
-from movq_cli.training.trainable import checkpoint_activations
+from movq_cli.training.trainable import checkpoint_activations, is_compiled
 from movq_cli.training_settings import TrainSettings, TrainVQSettings
 
 _FLOAT32_BYTES = 4
@@ -31,11 +31,23 @@ _LPIPS_PASSES = 2 + 1  # Forward on reconstructions and originals, backward to t
 _DISCRIMINATOR_PASSES = 2 + 2 * 3  # Generator loss: forward, backward to its images. Then training on two batches.
 
 
+_TRANSIENT = 0.3
+"""Transient memory over that of the activations: the largest ratio that was measured on the CPU."""
+
+_TRANSIENT_ON_CUDA = 0.1
+"""The same for the tokenizer on CUDA; the ratio of preset ffhq on an H200 is 0.04 (docs/measured.md)."""
+
+_COMPILED_ACTIVATIONS = 0.55
+"""Activations of the compiled tokenizer over those of the uncompiled one; for ffhq, with the transient memory of both,
+the ratio is 0.54."""
+
+
 class Cost(NamedTuple):
     """Cost of one step on one rank."""
 
     memory: dict[str, float]
-    """Memory in GiB by purpose, and its "total", without compilation, which would save some of the activations."""
+    """Memory in GiB by purpose, and its "total". "transient" is what a step holds beside the tensors that it saves:
+    gradients of activations in the backward pass, and the work space of convolutions."""
     flops: int
     """Floating-point operations of matrix products and convolutions, without what checkpointing computes again."""
 
@@ -73,7 +85,10 @@ def of_tokenizer(vq: TokenizerSettings, train: TrainVQSettings, device: torch.de
     # The graphs of the discriminator and of LPIPS exist one after the other, each beside the tokenizer's graph.
     saved_bytes = own.saved_bytes + 2 * max(adversarial.saved_bytes, perceptual.saved_bytes)
     flops = _TRAINING_PASSES * own.flops + _DISCRIMINATOR_PASSES * adversarial.flops + _LPIPS_PASSES * perceptual.flops
-    return Cost(_memory(trained, train, saved_bytes, averaged=model), train.accumulate * flops)
+    if is_compiled(train, train.steps, device):
+        saved_bytes = int(_COMPILED_ACTIVATIONS * saved_bytes)
+    transient = _TRANSIENT_ON_CUDA if device.type == "cuda" else _TRANSIENT
+    return Cost(_memory(trained, train, saved_bytes, transient, averaged=model), train.accumulate * flops)
 
 
 def of_prior(prior: PriorSettings, shape: CodeShape, train: TrainSettings, device: torch.device, ranks: int) -> Cost:
@@ -100,7 +115,7 @@ def of_prior(prior: PriorSettings, shape: CodeShape, train: TrainSettings, devic
 
         with devices.autocast(device, train.precision), devices.attention_kernels(device, model.length):
             own = _forward_pass(loss, model)
-    memory = _memory([model], train, own.saved_bytes, averaged=model)
+    memory = _memory([model], train, own.saved_bytes, _TRANSIENT, averaged=model)
     return Cost(memory, train.accumulate * _TRAINING_PASSES * own.flops)
 
 
@@ -169,7 +184,7 @@ _CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _a
 
 
 def _memory(
-    trained: list[nn.Module], train: TrainSettings, activations: int, *, averaged: nn.Module
+    trained: list[nn.Module], train: TrainSettings, activations: int, transient: float, *, averaged: nn.Module
 ) -> dict[str, float]:
     """Return the memory of training in GiB by purpose, and its total.
 
@@ -177,6 +192,7 @@ def _memory(
         trained: Models with an optimizer.
         train: Training settings.
         activations: Bytes saved for the backward pass.
+        transient: Transient memory over that of the activations.
         averaged: Model of which a running average may be kept.
     """
     weights = _FLOAT32_BYTES * sum(parameter.numel() for model in trained for parameter in model.parameters())
@@ -187,5 +203,6 @@ def _memory(
         "optimizer": 2 * weights,
         "average": average if train.ema_decay > 0 else 0,
         "activations": activations,
+        "transient": transient * activations,
     }
     return {name: round(size / 2**30, 2) for name, size in (sizes | {"total": sum(sizes.values())}).items()}

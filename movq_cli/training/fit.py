@@ -18,10 +18,6 @@ CLEARLY_TOO_MUCH = 1.25
 _SHARE = 0.9
 """Share of the device's memory that a suggested setting may use."""
 
-_TRANSIENT = 0.3
-"""Memory beside the tensors that a step saves, over that of its activations: gradients of activations in the backward
-pass, and the work space of convolutions. The largest ratio that was measured on the CPU is 0.3."""
-
 _LIBRARIES = 0.75
 """Memory in GiB of libraries, of the networks of LPIPS and of metrics, of validations and of writing a checkpoint."""
 
@@ -73,7 +69,7 @@ def fit(cost: Cost, device: torch.device, ranks: int, memory: Memory | None = No
 
 def needed_memory(cost: Cost) -> float:
     """Return the peak memory of a step in GiB, beside what the process holds before the training."""
-    return _LIBRARIES + cost.memory["total"] + _TRANSIENT * cost.memory["activations"]
+    return _LIBRARIES + cost.memory["total"]
 
 
 def remedies(section: str, train: TrainSettings, cost_of: CostOf, limit: float, ranks: int) -> list[str]:
@@ -134,6 +130,6 @@ def most_images(train: TrainSettings, cost_of: CostOf, limit: float, ranks: int)
         if excess <= 0:
             return most
         # The activations grow with the number of images, and the other parts do not.
-        of_image = max((1 + _TRANSIENT) * cost.memory["activations"] / most, 1e-9)
+        of_image = max((cost.memory["activations"] + cost.memory["transient"]) / most, 1e-9)
         most = min(most - 1, int(most - excess / of_image))
     return 0

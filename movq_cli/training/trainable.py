@@ -141,8 +141,7 @@ class Trainable(Generic[ModelT]):
                 if weight.requires_grad:
                     self._averaged[0].append(own)
                     self._averaged[1].append(weight)
-        is_long = device.type == "cuda" and steps >= COMPILED_FROM
-        if is_long if settings.compile is None else settings.compile:
+        if is_compiled(settings, steps, device):
             # The products that stay in float32 stay there on purpose.
             warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores")
             model.compile()
@@ -305,3 +304,17 @@ class FiniteCheck:
         # The names of the metrics change when the discriminator starts. Values were stored for one set of names only.
         names, values = next((names, values) for names, values in self._failed_metrics.items() if values.any())
         return step, dict(zip(names, values.tolist(), strict=True))
+
+
+def is_compiled(settings: TrainSettings, steps: int | None, device: torch.device) -> bool:
+    """Return whether the models of a training are compiled.
+
+    Args:
+        settings: Training settings.
+        steps: Number of steps of the complete run; None if it depends on a number of images that is not known yet, and
+            then it counts as long.
+        device: Device of the training.
+    """
+    if settings.compile is not None:
+        return settings.compile
+    return device.type == "cuda" and (steps is None or steps >= COMPILED_FROM)
