@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from multiprocessing import forkserver
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
@@ -42,6 +43,10 @@ def context() -> ForkServerContext:
     """Return the context of processes that are forked from the server."""
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload([__name__])
+    # The server looks for this module in the folder in which it starts. In another one it would find torch-fidelity's
+    # package `tests`.
+    with contextlib.chdir(Path(__file__).parents[1]):
+        forkserver.ensure_running()
     return server
 
 
