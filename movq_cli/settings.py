@@ -235,6 +235,15 @@ class SampleSettings(Settings):
         return self.guidance * (1.0 if self.guidance_schedule == "constant" else (step + 1) / steps)
 
 
+class SampleTargets(Settings):
+    """Published values of the samples of one prior; null where the source gives none."""
+
+    fid: float | None = Field(None, description="FID of samples; null = not published")
+    isc: float | None = Field(None, description="Inception Score of samples; null = not published")
+    precision: float | None = Field(None, description="precision of samples; null = not published")
+    recall: float | None = Field(None, description="recall of samples; null = not published")
+
+
 class Targets(Settings):
     """Published values that a preset should reproduce; null where the source gives none."""
 
@@ -243,10 +252,21 @@ class Targets(Settings):
     ssim: float | None = Field(None, description="SSIM of reconstructions; null = not published")
     lpips: float | None = Field(None, description="LPIPS of reconstructions; null = not published")
     rfid: float | None = Field(None, description="FID of reconstructions; null = not published")
-    fid: float | None = Field(None, description="FID of samples; null = not published")
-    isc: float | None = Field(None, description="Inception Score of samples; null = not published")
-    precision: float | None = Field(None, description="precision of samples; null = not published")
-    recall: float | None = Field(None, description="recall of samples; null = not published")
+    mask: SampleTargets = Field(default_factory=SampleTargets, description="samples of the masked prior")
+    auto: SampleTargets = Field(default_factory=SampleTargets, description="samples of the autoregressive prior")
+
+    def of_reconstructions(self) -> dict[str, float]:
+        """Return the values of reconstructions that are published, by their names."""
+        return self.model_dump(exclude={"source", "mask", "auto"}, exclude_none=True)
+
+    def of_samples(self, mode: str | None) -> dict[str, float]:
+        """Return the values of samples that are published, by their names.
+
+        Args:
+            mode: Mode of the prior that drew the samples; None if it is not known, and then none is comparable.
+        """
+        known = {"mask": self.mask, "auto": self.auto}
+        return known[mode].model_dump(exclude_none=True) if mode in known else {}
 
 
 class Preset(Settings):

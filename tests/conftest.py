@@ -15,6 +15,7 @@ from pathlib import Path
 from types import CodeType, FunctionType
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -31,6 +32,9 @@ from movq_cli.launcher import joined_ranks
 from movq_cli.ranks import Ranks
 from movq_cli.settings import Preset
 from tests import forked_movq
+
+hypothesis.settings.register_profile("movq", deadline=None)  # A deadline measures the machine, not the code.
+hypothesis.settings.load_profile("movq")
 
 TINY = {
     "description": "seconds on a CPU",

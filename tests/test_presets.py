@@ -99,11 +99,11 @@ def write(folder: Path, **files: str) -> None:
 
 def test_a_child_states_only_what_differs(tmp_path: Path) -> None:
     write(tmp_path, child=f"base: {tmp_path}/middle.yaml\nvq: {{chunks: 8}}\n")
-    write(tmp_path, middle="base: ffhq\nvq: {codebook_size: 512}\ntarget: {fid: null}\n")
+    write(tmp_path, middle="base: ffhq\nvq: {codebook_size: 512}\ntarget: {mask: {fid: null}}\n")
     child, base = presets.load(f"{tmp_path}/child.yaml"), presets.load("ffhq")
     assert (child.vq.chunks, child.vq.codebook_size) == (8, 512)
     assert child.vq.model_copy(update={"chunks": 4, "codebook_size": 1024}) == base.vq
-    assert (child.target.fid, child.target.psnr) == (None, base.target.psnr)
+    assert (child.target.mask.fid, child.target.psnr) == (None, base.target.psnr)
 
 
 @pytest.mark.parametrize(

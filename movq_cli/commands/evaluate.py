@@ -57,8 +57,14 @@ def _compare(
     for line in cautions.after(sides.with_images):
         console.warn(line)
     if targets is not None and request.preset is not None:
+        mode = None if selection.has_pairs else cautions.sampled_mode(sides.fake)
+        if not selection.has_pairs and mode is None:
+            console.warn(
+                f"{second} has no manifest of `movq sample`, which says what drew the images: "
+                "no published values of samples are shown"
+            )
         comparison.protocol["published"] = protocol.published_values(
-            values, request.preset, targets, reconstructed=selection.has_pairs
+            values, request.preset, targets, mode, reconstructed=selection.has_pairs
         )
     if process.ranks.is_first:
         protocol.report(values, comparison.protocol, request.out, console)

@@ -40,4 +40,6 @@ def show_preset(preset_name: str, overrides: Sequence[str], console: Console) ->
 
 
 def _published(target: Targets) -> dict[str, float]:
-    return target.model_dump(exclude={"source"}, exclude_none=True)
+    """Return all published values, those of samples with the mode of their prior in front."""
+    samples = {f"{mode} {name}": value for mode in ("mask", "auto") for name, value in target.of_samples(mode).items()}
+    return target.of_reconstructions() | samples

@@ -56,7 +56,7 @@ def describe_weights(networks: Iterable[Network], folder: Path | None, console: 
 
 
 def published_values(
-    values: MetricValues, preset_name: str, targets: Targets, *, reconstructed: bool
+    values: MetricValues, preset_name: str, targets: Targets, mode: str | None, *, reconstructed: bool
 ) -> dict[str, Any]:
     """Return the published values of the metrics that were computed, with their source.
 
@@ -64,9 +64,10 @@ def published_values(
         values: The computed values.
         preset_name: Name of the preset.
         targets: Published values of the preset.
+        mode: Mode of the prior that drew the fake images, from their manifest; None if they have none.
         reconstructed: Whether the fake images are reconstructions, which papers compare by other values than samples.
     """
-    known = targets.model_dump(exclude_none=True)
+    known = targets.of_reconstructions() if reconstructed else targets.of_samples(mode)
     published: dict[str, Any] = {"preset": preset_name, "source": targets.source}
     for key in values:
         metric = metrics.with_result_key(key)

@@ -19,10 +19,11 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-from movq_cli import Tokenizer
+from movq_cli import Tokenizer, digests
 from movq_cli.commands.evaluate import codebook, evaluate
 from movq_cli.commands.statistics import statistics
 from movq_cli.console import Console
+from movq_cli.data.sample_files import SampleManifest
 from movq_cli.data.shards import PreparedSet
 from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.evaluation import distributions, extractors
@@ -538,8 +539,17 @@ def test_published_figures_stand_beside_and_reconstructions_are_held_against_rfi
     )
     published = result["protocol"]["published"]
     assert (published["psnr"], published["fid"], published["preset"]) == (26.72, 2.26, "ffhq")
-    samples, _ = run(tmp_path / "real", tmp_path / "fake", "fid", capsys=capsys, weights=inception[0], preset="ffhq")
-    assert samples["protocol"]["published"]["fid"] == 8.78
+    unknown, err = run(tmp_path / "real", tmp_path / "fake", "fid", capsys=capsys, weights=inception[0], preset="ffhq")
+    assert "fid" not in unknown["protocol"]["published"]
+    assert "no manifest of `movq sample`" in err
+    for mode, published_fid in (("mask", 8.78), ("auto", 8.52), ("depth", None)):
+        manifest = SampleManifest(settings={"mode": mode}, made_with={}, images=[])
+        digests.write_header(tmp_path / "fake" / "manifest.json", manifest)
+        samples, err = run(
+            tmp_path / "real", tmp_path / "fake", "fid", capsys=capsys, weights=inception[0], preset="ffhq"
+        )
+        assert samples["protocol"]["published"].get("fid") == published_fid
+        assert "no manifest" not in err
     printed, _ = run(tmp_path / "real", tmp_path / "fake", "psnr", capsys=capsys, as_json=False, preset="ffhq")
     assert printed.splitlines()[0].split("\t") == ["metric", "value", "published", "variant"]
     assert printed.splitlines()[1].split("\t")[2] == "26.72"
