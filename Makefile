@@ -135,36 +135,135 @@ demo/auto.json demo/depth.json: demo/%.json: demo/train-vq.json
 clean-demo:
 	rm -rf demo data/digits runs/digits-vq runs/digits-prior runs/digits-auto runs/digits-depth
 
-# --- the paper's pipelines ------------------------------------------------------------------------------------------
-# make ffhq FFHQ=/path/to/ffhq; make imagenet IMAGENET=/path/to/imagenet (with train/ and val/ class folders)
+# --- the paper's tables and figures ----------------------------------------------------------------------------------
+# make tables FFHQ=/path/to/ffhq IMAGENET=/path/to/imagenet     all of them (IMAGENET has train/ and val/ class folders)
+# make table1|table2|table3|fig6a|fig6b|fig6c|figA1             one of them
+# make ffhq, make imagenet                                      the rows of the preset of that name alone
+# make plan                                                     what each training costs, before it is started
+# make tables-small SMALL=/path/to/images                       the same rules with tiny networks at 32 pixels, in minutes
+#
+# GPUS=8 uses eight GPUs, and WEIGHTS=FOLDER the pretrained networks in a folder. Each file in $(RESULTS) is the result of one command, which resumes when it is run again. A table
+# shows the published values beside the measured ones: $(RESULTS)/table1.md, and the same as JSON.
 
-.PHONY: ffhq imagenet
+DATA ?= data
+RUNS ?= runs
+RESULTS ?= out
+GPUS ?=
+WEIGHTS ?=
 
-ffhq: out/ffhq.json
-imagenet: out/imagenet.json
+# What differs at a small size.
+SIDE ?= 256
+FFHQ_VAL ?= 10000
+FFHQ_SAMPLES ?= 60000
+IMAGENET_SAMPLES ?= 50000
+IMAGENET_VAL ?=
+VQ_OPTIONS ?=
+PRIOR_OPTIONS ?=
+IMAGENET_PRIOR_OPTIONS ?=
+RECONSTRUCTION_METRICS ?= --psnr --ssim --lpips --fid
+SAMPLE_METRICS ?= --fid --is --prc
 
-data/ffhq/manifest.json: | $(INSTALLED)
-	@test -n "$(FFHQ)" || { echo "error: name the folder of FFHQ's images: make ffhq FFHQ=/path" >&2; exit 2; }
-	$(MOVQ) prepare $(FFHQ) data/ffhq --size 256 --square --val 10000 --no-labels
+TABLES := table1 table2 table3 fig6a fig6b fig6c
 
-data/imagenet/manifest.json: | $(INSTALLED)
-	@test -n "$(IMAGENET)" || { echo "error: name ImageNet's folder: make imagenet IMAGENET=/path" >&2; exit 2; }
-	$(MOVQ) prepare $(IMAGENET) data/imagenet --size 256 --upscale
+# The rows: presets, of which reconstructions are compared, and presets with the mode of a prior, of which samples are.
+table1 := $(addsuffix -reconstructions,vqgan-ffhq ffhq vqgan-imagenet vqgan-imagenet-16384 imagenet)
+table2 := $(addsuffix -samples,ffhq-auto ffhq-mask)
+table3 := $(addsuffix -samples,imagenet-auto imagenet-mask)
+rows6a := vqgan-ffhq multichannel-ffhq sinusoid-ffhq constant-ffhq ffhq
+fig6a := $(foreach row,$(rows6a),$(row)-reconstructions $(row)-mask-samples)
+fig6b := $(addsuffix -reconstructions,vqgan-imagenet vqgan-imagenet-16384 imagenet imagenet-16384)
+rows6c := ffhq-1ch ffhq-2ch ffhq ffhq-8ch
+fig6c := $(foreach row,$(rows6c),$(row)-reconstructions $(row)-mask-samples)
 
-out/%-vq.json: data/%/manifest.json
-	@mkdir -p out
-	$(MOVQ) train-vq --preset $* --json > $@.partial && mv $@.partial $@
+# The data set of a row, by the name of its preset.
+set = $(if $(findstring imagenet,$(1)),imagenet,ffhq)
+gpus := $(if $(GPUS),--gpus $(GPUS))
+weights := $(if $(WEIGHTS),--weights $(WEIGHTS))
+samples = $(if $(findstring imagenet,$(1)),$(IMAGENET_SAMPLES),$(FFHQ_SAMPLES))
 
-out/%-prior.json: out/%-vq.json
-	$(MOVQ) train-prior --preset $* --tokenizer runs/$*-vq --json > $@.partial && mv $@.partial $@
+.PHONY: tables $(TABLES) figA1 ffhq imagenet plan tables-small
+.SECONDARY:
+.SECONDEXPANSION:
 
-out/ffhq-samples.json: N := 60000
-out/imagenet-samples.json: N := 50000
-out/%-samples.json: out/%-prior.json
-	$(MOVQ) sample --n $(N) --run runs/$*-prior --json out/$*-samples > $@.partial && mv $@.partial $@
+tables: $(TABLES) figA1
 
-out/%.json: out/%-samples.json
-	$(MOVQ) evaluate --fid --is --prc --crop 256 --preset $* --split train data/$* out/$*-samples --json \
+$(TABLES): %: $(RESULTS)/%.md
+	@cat $<
+
+figA1: $(RESULTS)/figA1.png
+	@echo $<
+
+ffhq: $(addprefix $(RESULTS)/metrics/ffhq-,reconstructions.json mask-samples.json)
+imagenet: $(addprefix $(RESULTS)/metrics/imagenet-,reconstructions.json mask-samples.json)
+
+$(DATA)/ffhq/manifest.json: | $(INSTALLED)
+	@test -n "$(FFHQ)" || { echo "error: name the folder of FFHQ's images: make $(MAKECMDGOALS) FFHQ=/path" >&2; exit 2; }
+	$(MOVQ) prepare $(FFHQ) $(DATA)/ffhq --size $(SIDE) --square --upscale --val $(FFHQ_VAL) --no-labels
+
+$(DATA)/imagenet/manifest.json: | $(INSTALLED)
+	@test -n "$(IMAGENET)" || { echo "error: name ImageNet's folder: make $(MAKECMDGOALS) IMAGENET=/path" >&2; exit 2; }
+	$(MOVQ) prepare $(IMAGENET) $(DATA)/imagenet --size $(SIDE) --upscale $(if $(IMAGENET_VAL),--val $(IMAGENET_VAL))
+
+$(RESULTS)/%-vq.json: $(DATA)/$$(call set,$$*)/manifest.json
+	@mkdir -p $(RESULTS)
+	$(MOVQ) train-vq --preset $* --data $(DATA)/$(call set,$*) --run $(RUNS)/$*-vq $(gpus) $(weights) $(VQ_OPTIONS) --json \
 		> $@.partial && mv $@.partial $@
 
-.PRECIOUS: data/%/manifest.json out/%-vq.json out/%-prior.json out/%-samples.json
+# The original images are cropped as in VQGAN's validation: to the central square.
+$(RESULTS)/%-reconstructions.json: $(RESULTS)/%-vq.json
+	$(MOVQ) reconstruct $(DATA)/$(call set,$*) $(RESULTS)/$*-reconstructions --split val --crop $(SIDE) \
+		--run $(RUNS)/$*-vq --json > $@.partial && mv $@.partial $@
+
+$(RESULTS)/metrics/%-reconstructions.json: $(RESULTS)/%-reconstructions.json
+	$(MOVQ) evaluate $(RECONSTRUCTION_METRICS) --crop $(SIDE) --preset $* --split val $(gpus) $(weights) \
+		$(DATA)/$(call set,$*) $(RESULTS)/$*-reconstructions --out $@
+
+# The prior of one mode, its samples and their metrics.
+define prior_of_mode
+$(RESULTS)/%-$(1)-prior.json: $(RESULTS)/%-vq.json
+	$(MOVQ) train-prior --preset $$* --mode $(1) --data $(DATA)/$$(call set,$$*) --tokenizer $(RUNS)/$$*-vq \
+		--run $(RUNS)/$$*-$(1) $(gpus) $(weights) $(PRIOR_OPTIONS) $$(if $$(findstring imagenet,$$*),$(IMAGENET_PRIOR_OPTIONS)) --json > $$@.partial && mv $$@.partial $$@
+
+$(RESULTS)/%-$(1)-samples.json: $(RESULTS)/%-$(1)-prior.json
+	$(MOVQ) sample --n $$(call samples,$$*) --run $(RUNS)/$$*-$(1) $(gpus) --json $(RESULTS)/$$*-$(1)-samples \
+		> $$@.partial && mv $$@.partial $$@
+
+$(RESULTS)/metrics/%-$(1)-samples.json: $(RESULTS)/%-$(1)-samples.json
+	$(MOVQ) evaluate $(SAMPLE_METRICS) --crop $(SIDE) --preset $$* --split train $(gpus) $(weights) \
+		$(DATA)/$$(call set,$$*) $(RESULTS)/$$*-$(1)-samples --out $$@
+endef
+$(foreach mode,mask auto,$(eval $(call prior_of_mode,$(mode))))
+
+$(RESULTS)/%.md: $$(foreach row,$$($$*),$(RESULTS)/metrics/$$(row).json)
+	$(MOVQ) evaluate --table $^ --json > $(RESULTS)/$*.json.partial && mv $(RESULTS)/$*.json.partial $(RESULTS)/$*.json
+	$(MOVQ) evaluate --table $^ --quiet > $@.partial && mv $@.partial $@
+
+$(RESULTS)/figA1.png: $(RESULTS)/ffhq-mask-prior.json
+	$(MOVQ) reconstruct $(DATA)/ffhq $(RESULTS)/figA1 --split val --mask-ratio 0.95 --samples 3 --prior $(RUNS)/ffhq-mask \
+		--figure $@.partial.png && mv $@.partial.png $@
+
+plan: $(INSTALLED)
+	$(BIN)/python -m benchmarks.plan
+
+# Tiny networks: the same presets with other sizes.
+small_vq := vq.resolution=32 vq.channels=32 vq.multipliers=[1,1,2] vq.blocks=1 vq.attention_resolutions=[8] \
+	vq.z_channels=64 vq.embed_dim=32 train_vq.batch_size=16 train_vq.epochs=null train_vq.steps=$(STEPS) \
+	train_vq.perceptual_weight=0 train_vq.adversarial_weight=0 train_vq.validate_every=$(STEPS) train_vq.evaluate_every=0
+small_prior := prior.layers=2 prior.width=64 prior.heads=2 prior.hidden=128 views.scales=[] train_prior.batch_size=16 \
+	train_prior.epochs=null train_prior.steps=$(STEPS) train_prior.validate_every=$(STEPS) train_prior.evaluate_every=0
+STEPS ?= 60
+SMALL_VAL ?= 100
+SMALL_SAMPLES ?= 64
+
+# `make table2-small` and so on make one of them.
+tables-small: small := tables
+$(addsuffix -small,$(TABLES) figA1): small = $(@:-small=)
+.PHONY: $(addsuffix -small,$(TABLES) figA1)
+tables-small $(addsuffix -small,$(TABLES) figA1):
+	@test -n "$(SMALL)" || { echo "error: name a folder of images with class folders: make $@ SMALL=/path" >&2; exit 2; }
+	$(MAKE) $(small) DATA=$(RESULTS)/small/data RUNS=$(RESULTS)/small/runs RESULTS=$(RESULTS)/small \
+		FFHQ="$(SMALL)" IMAGENET="$(SMALL)" SIDE=32 FFHQ_VAL=$(SMALL_VAL) IMAGENET_VAL=$(SMALL_VAL) \
+		FFHQ_SAMPLES=$(SMALL_SAMPLES) IMAGENET_SAMPLES=$(SMALL_SAMPLES) \
+		VQ_OPTIONS="$(addprefix -o ,$(small_vq))" PRIOR_OPTIONS="$(addprefix -o ,$(small_vq) $(small_prior))" \
+		IMAGENET_PRIOR_OPTIONS="-o prior.classes=$(words $(wildcard $(SMALL)/*/))" \
+		RECONSTRUCTION_METRICS="--psnr --ssim --fid" SAMPLE_METRICS=--fid

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from movq_cli.cli.options import (
+    SIZE,
     BatchSize,
     DeviceName,
     Json,
@@ -18,6 +19,7 @@ from movq_cli.cli.options import (
     WeightsOf,
     chosen_weights,
     console_for,
+    image_size,
     setting_option,
     split_name,
 )
@@ -37,6 +39,16 @@ Output = Annotated[Path, typer.Argument(metavar="OUT", help="Folder for the PNG 
 Split = Annotated[
     str | None,
     typer.Option(help="Split of a source that has splits: train or val. [default: all images]", show_default=False),
+]
+
+Crop = Annotated[
+    str | None,
+    typer.Option(
+        metavar=SIZE,
+        help="Reconstruct the central squares of this side, or rectangles of this size, in pixels, after resizing "
+        "images to the smallest size that covers them. [default: images as they are]",
+        show_default=False,
+    ),
 ]
 
 Grid = Annotated[
@@ -108,6 +120,7 @@ def reconstruct(
     run: TokenizerRun = None,
     weights_of: WeightsOf = "last",
     split: Split = None,
+    crop: Crop = None,
     batch_size: BatchSize = 16,
     grid: Grid = None,
     mask_ratio: MaskRatio = None,
@@ -130,6 +143,7 @@ def reconstruct(
     console = console_for(as_json, quiet)
     without_mask = {
         "--run": run,
+        "--crop": crop,
         "--grid": grid,
         "--metrics": metrics,
         "--codes": codes,
@@ -162,6 +176,7 @@ def reconstruct(
         out=out,
         run=chosen_weights(run, weights_of, "vq"),
         split=split_name(split),
+        crop=image_size(crop, "--crop", 8),
         batch_size=batch_size,
         grid=grid,
         metrics=metrics,

@@ -31,8 +31,11 @@ def tabulate(files: Sequence[str], console: Console) -> None:
         images = result["protocol"].get("fake", {}).get("images")
         rows.append((Path(file).stem, {"images": images} | result))
         published = result["protocol"].get("published")
-        if published and (f"{published['preset']}, {published['source']}", published) not in rows:
-            rows.append((f"{published['preset']}, {published['source']}", published))
+        if published:
+            parts = [str(published[key]) for key in ("preset", "mode") if key in published]
+            name = f"{' '.join(parts)}, {published['source']}"
+            if (name, published) not in rows:
+                rows.append((name, published))
     columns = ["images", *keys]
     lines = [f"| | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
     for name, row in rows:

@@ -19,13 +19,14 @@ from movq_cli.console import Console, Progress
 from movq_cli.data import pixels
 from movq_cli.data.array_files import is_integer, load_array
 from movq_cli.data.coding import decode_batch, encode_batch, naming_images
-from movq_cli.data.images import BadImageError, encode_png
+from movq_cli.data.images import BadImageError, covering_crop, encode_png
 from movq_cli.data.shards import SplitName
 from movq_cli.digests import NO_DIGEST
 from movq_cli.errors import BadRequestError
 from movq_cli.evaluation import extractors, paired
 from movq_cli.evaluation.metrics import load_scorers
 from movq_cli.files import atomic_write
+from movq_cli.image_size import Resolution
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.settings import TokenizerSettings
 from movq_cli.sources import stream
@@ -50,6 +51,9 @@ class ReconstructRequest:
     """Run folder or weight file of the tokenizer; None = the newest finished run."""
     split: SplitName | None
     """Split of a source that has splits; None = all images."""
+    crop: Resolution | None
+    """Size of the central part that is reconstructed, after an image has been resized to the smallest size that covers
+    it; None = images as they are."""
     batch_size: int
     """Number of images in a batch."""
     grid: Path | None
@@ -78,6 +82,8 @@ def reconstruct(request: ReconstructRequest, console: Console) -> None:
     """
     folder = Path(request.source)
     maps = sorted(folder.rglob("*.npy")) if folder.is_dir() else []
+    if maps and request.crop is not None:
+        raise BadRequestError(f"--crop has no meaning for {request.source}, a folder of code maps", "Leave it out.")
     images = None if maps else open_source(request.source, request.split)
     tokenizer = runs.find_weights(request.run, "vq")
     console.log(f"tokenizer: {tokenizer}")
@@ -100,7 +106,7 @@ def _reconstruct_images(
     unreadable: list[str] = []
     with console.progress(len(images), "reconstructing", "images") as progress:
         for indices, originals in stream.same_size_batches(
-            _decode_readable(images, unreadable, progress), request.batch_size
+            _decode_readable(images, request.crop, unreadable, progress), request.batch_size
         ):
             sources = [images.names[index] for index in indices.tolist()]
             with naming_images(sources, originals.shape[-2:]):
@@ -203,14 +209,22 @@ def _encode_npy(codes: Tensor) -> bytes:
     return digests.with_digest(buffer.getvalue() + NO_DIGEST.encode())  # Readers of arrays ignore what follows them.
 
 
-def _decode_readable(images: Source, unreadable: list[str], progress: Progress) -> Iterator[tuple[int, Tensor]]:
+def _decode_readable(
+    images: Source, crop: Resolution | None, unreadable: list[str], progress: Progress
+) -> Iterator[tuple[int, Tensor]]:
     """Yield the index and pixels of each readable image; append the name and error of each other to `unreadable`."""
     for index, image in stream.decoded(images, range(len(images))):
         progress.advance()
-        if isinstance(image, BadImageError):
-            unreadable.append(f"{images.names[index]} ({image})")
-        else:
-            yield index, image
+        try:
+            if isinstance(image, BadImageError):
+                raise image
+            yield index, image if crop is None else _cropped(image, crop)
+        except BadImageError as error:
+            unreadable.append(f"{images.names[index]} ({error})")
+
+
+def _cropped(image: Tensor, crop: Resolution) -> Tensor:
+    return pixels.from_array(np.asarray(covering_crop(pixels.to_image(image), crop)))
 
 
 def output_names(names: tuple[str, ...]) -> list[str]:

@@ -87,13 +87,16 @@ def _set_up(weights: Path, context: TrainContext) -> tuple[PriorTraining, RunMan
     console.log(f"tokenizer: {weights}")
     caches = context.ranks.from_first(lambda: _code_caches(context, weights))
     agreement.require_shared(context.ranks, caches)  # All ranks read the codes that each rank encodes.
+    model = checkpoints.load_tokenizer(weights).to(context.device)
+    _check_tokenizer(settings, model, weights)
+    loader.check_size(context.images, settings.vq)
     # The run is started before the encoding, which may take hours, so that a folder of another run is refused at once.
     digest = sha256(weights)
     agreement.require_same_content(context.ranks, "the tokenizer", weights, digest)
     manifest = context.ranks.from_first(lambda: _start_or_resume(context, weights, digest))
     evaluator = training.fid_evaluator(context, settings.train_prior, "train", _REFERENCES)
     with signals.interruptible("the codes encoded", launched=context.ranks.world_size > 1):
-        stage = _stage(context, weights, caches, digest, evaluator)
+        stage = _stage(context, model, caches, digest, evaluator)
     console.log(
         f"train-prior {context.request.preset_name} on {context.device}, to {context.run.folder}; "
         f"an epoch is {context.plan['views']:,} image views"
@@ -110,13 +113,10 @@ def _code_caches(context: TrainContext, weights: Path) -> Path:
 
 
 def _stage(
-    context: TrainContext, weights: Path, caches: Path, digest: str, evaluator: FIDEvaluator | None
+    context: TrainContext, model: Tokenizer, caches: Path, digest: str, evaluator: FIDEvaluator | None
 ) -> PriorTraining:
     """Encode the images that are not encoded yet, and build the training of the prior."""
     settings, images, device = context.settings, context.images, context.device
-    model = checkpoints.load_tokenizer(weights).to(device)
-    _check_tokenizer(settings, model, weights)
-    loader.check_size(images, settings.vq)
 
     def codes(split: SplitName) -> code_cache.CodeCache:
         return code_cache.load_or_encode(

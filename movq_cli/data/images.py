@@ -193,6 +193,15 @@ def center_crop(image: Image.Image, resolution: Resolution) -> Image.Image:
     return crop(image, resolution, (image.width - width) // 2, (image.height - height) // 2)
 
 
+def covering_crop(image: Image.Image, resolution: Resolution) -> Image.Image:
+    """Resize an RGB image to the smallest size that covers a crop, smaller images too, and return the central crop.
+
+    Raises:
+        BadImageError: The resized image would have more pixels than `MAX_PIXELS`.
+    """
+    return center_crop(resize_to_cover(image, resolution, upscale=True), resolution)
+
+
 def encode_png(image: Image.Image, compress_level: int = 1, text: str | None = None) -> bytes:
     """Encode an image as a PNG file.
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from movq_cli.console import Console
 from movq_cli.data import pixels
-from movq_cli.data.images import FILTER, BadImageError, center_crop, decode, resize_to_cover
+from movq_cli.data.images import FILTER, BadImageError, covering_crop, decode
 from movq_cli.data.shards import DatasetManifest, SplitName
 from movq_cli.errors import FailureError
 from movq_cli.image_size import ImageSize, Resolution
@@ -198,7 +198,7 @@ class ImageSet:
         image = decode(data)
         size = Size(*image.size)
         if self.crop is not None:
-            image = center_crop(resize_to_cover(image, self.crop, upscale=True), self.crop)
+            image = covering_crop(image, self.crop)
         return pixels.from_array(np.asarray(image)), size
 
 

@@ -69,6 +69,8 @@ def published_values(
     """
     known = targets.of_reconstructions() if reconstructed else targets.of_samples(mode)
     published: dict[str, Any] = {"preset": preset_name, "source": targets.source}
+    if mode is not None:
+        published["mode"] = mode
     for key in values:
         metric = metrics.with_result_key(key)
         target = key if metric is None else metric.target_key(key, reconstructed=reconstructed)
