@@ -31,6 +31,13 @@ from movq_cli.version import __version__
 
 _MADE = f"Uploaded by movq {__version__}."
 
+_METADATA = """---
+library_name: movq
+---
+
+"""
+"""Beginning of a model card on the Hugging Face hub, which shows a warning for one without it."""
+
 _USE_OF_TOKENIZER = """```python
 from movq_cli import Tokenizer
 
@@ -93,7 +100,9 @@ class Tokenizer(models.tokenizer.Tokenizer):
         with TemporaryDirectory(prefix="movq-") as folder:
             new = Path(folder) / runs.WEIGHTS["vq"]
             weights = _weight_file(self, TokenizerHeader(vq=self.settings), self.weight_file, new)
-            return hub.upload(repository, {new.name: weights, "README.md": card.encode()}, private=private)
+            return hub.upload(
+                repository, {new.name: weights, "README.md": (_METADATA + card).encode()}, private=private
+            )
 
     @classmethod
     def from_preset(cls, preset_name: str, *overrides: str) -> Self:
@@ -178,7 +187,7 @@ class Prior(nn.Module):
             files: dict[str, Path | bytes] = {
                 new.name: _weight_file(self.transformer, self.header, self.weight_file, new),
                 new_tokenizer.name: tokenizer,
-                "README.md": card.encode(),
+                "README.md": (_METADATA + card).encode(),
             }
             return hub.upload(repository, files, private=private)
 

@@ -10,7 +10,7 @@ from typing import Literal
 from movq_cli import checkpoints, files, runs
 from movq_cli.console import Console
 from movq_cli.files import atomic_write, link_or_copy
-from movq_cli.interop import exporter, model_card, onnx_files
+from movq_cli.interop import exporter, hub, model_card, onnx_files
 from movq_cli.interop.families.compvis import FAMILY as COMPVIS
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.version import __version__
@@ -79,8 +79,10 @@ def export(request: ExportRequest, console: Console) -> None:
     model = checkpoints.load_tokenizer(weights)
     with files.new_folder(request.out, "movq export") as folder:
         notes, difference = _write(model, weights, folder, request.to)
-        made = f"Exported by movq {__version__} (`movq export {weights.parent} OUT --to {request.to}`)."
-        card = model_card.of_tokenizer(model, weights, weights.parent.name, made, _use(model, request.to), notes)
+        run = hub.address_of(request.run) or weights.parent
+        made = f"Exported by movq {__version__} (`movq export {run} OUT --to {request.to}`)."
+        name = run.name if isinstance(run, Path) else run.repository
+        card = model_card.of_tokenizer(model, weights, name, made, _use(model, request.to), notes)
         atomic_write(folder / "README.md", card.encode())
         names = sorted(path.name for path in folder.iterdir())
     for note in notes:

@@ -234,13 +234,15 @@ def _error(address: Address, error: Exception) -> MovqError:
         cause = cause.__cause__ or cause.__context__ or cause
     if isinstance(cause, errors.HfHubHTTPError):
         return _http_error(address, cause, cause.response.status_code)
-    hub, reason = constants.ENDPOINT, _first_line(cause)
+    hub = constants.ENDPOINT
     if isinstance(error, errors.HFValidationError):
-        return BadRequestError(f"{address} is no address on the Hugging Face hub: {reason}")
+        return BadRequestError(f"{address} is no address on the Hugging Face hub: {_first_line(error)}")
     if isinstance(error, (ValueError, TypeError, KeyError, AttributeError)):
-        return FailureError(f"{hub} does not answer like a hub: {reason}", "Check HF_ENDPOINT and the proxy.")
+        return FailureError(
+            f"{hub} does not answer like a hub: {_first_line(error)}", "Check HF_ENDPOINT and the proxy."
+        )
     return FailureError(
-        f"{address} cannot be reached at {hub}: {reason}",
+        f"{address} cannot be reached at {hub}: {_first_line(cause)}",
         "Check the network, or download the files on another machine and name their folder.",
     )
 

@@ -15,6 +15,9 @@ from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
+from huggingface_hub import constants
+
 TOKEN = "hf_loopback"
 """The token of an account that may read and write every repository."""
 
@@ -225,3 +228,21 @@ def _mode(name: str) -> str:
 def _sibling(name: str, data: bytes) -> dict[str, Any]:
     lfs = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 100}
     return {"rfilename": name, "size": len(data)} | ({"lfs": lfs} if _mode(name) == "lfs" else {})
+
+
+def connect(hub: LoopbackHub, cache: Path, patch: pytest.MonkeyPatch) -> None:
+    """Let huggingface_hub use a hub and a cache in this process, and in those that it starts, without a token."""
+    settings = {
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
+        "HF_HUB_CACHE": str(cache),
+        "HF_HUB_DISABLE_XET": True,
+        "HF_TOKEN_PATH": str(cache / "token"),
+    }
+    for name, value in settings.items():
+        patch.setattr(constants, name, value)
+    patch.setenv("HF_ENDPOINT", hub.url)
+    patch.setenv("HF_HOME", str(cache.parent))
+    patch.setenv("HF_HUB_CACHE", str(cache))
+    patch.setenv("HF_HUB_DISABLE_XET", "1")
+    patch.delenv("HF_TOKEN", raising=False)
