@@ -100,9 +100,8 @@ class Tokenizer(models.tokenizer.Tokenizer):
         with TemporaryDirectory(prefix="movq-") as folder:
             new = Path(folder) / runs.WEIGHTS["vq"]
             weights = _weight_file(self, TokenizerHeader(vq=self.settings), self.weight_file, new)
-            return hub.upload(
-                repository, {new.name: weights, "README.md": (_METADATA + card).encode()}, private=private
-            )
+            files = {new.name: weights, "README.md": (_METADATA + card).encode()}
+            return hub.upload(repository, files, private=private)
 
     @classmethod
     def from_preset(cls, preset_name: str, *overrides: str) -> Self:

@@ -53,7 +53,8 @@ PriorRun = Annotated[
 TokenizerOfPrior = Annotated[
     Path | None,
     typer.Option(
-        help="Run folder of the tokenizer, its .safetensors file, or hf://owner/name. [default: the one in the prior's folder]",
+        help="Run folder of the tokenizer, its .safetensors file, or hf://owner/name. "
+        "[default: the one in the prior's folder]",
         show_default=False,
     ),
 ]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 # Path("hf://owner/name") has one slash, as every path on the command line.
-_SCHEME = re.compile(r"hf:/+")
+_SCHEME = re.compile(r"hf:(/+|$)")
 _ADDRESS = re.compile(r"hf:/+(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[^/@]+))?(/(?P<path>.+?))?/*")
 _TIMEOUT = 20.0  # seconds without an answer of the hub
 _LOG_IN = "For a private repository, run `hf auth login`, or set HF_TOKEN to a token that may read it."

@@ -64,9 +64,17 @@ class LoopbackHub:
         self.uploads: dict[str, bytes] = {}
         self.url = ""
 
-    def add(self, name: str, files: Files | None = None, folder: Path | None = None, **properties: bool) -> str:
-        """Add a repository with files, or with those of a folder, and return its commit."""
-        stored = self.repositories.setdefault(name, Stored(**properties))
+    def add(
+        self,
+        name: str,
+        files: Files | None = None,
+        folder: Path | None = None,
+        *,
+        is_private: bool = False,
+        is_gated: bool = False,
+    ) -> str:
+        """Add files, or those of a folder, to a repository, and return its commit."""
+        stored = self.repositories.setdefault(name, Stored(is_private=is_private, is_gated=is_gated))
         if folder is not None:
             files = {
                 path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()

@@ -1,4 +1,4 @@
-"""Addresses on the Hugging Face hub, against a hub on loopback: what is downloaded, what is uploaded, and each error."""
+"""Addresses on the Hugging Face hub, against a hub on loopback: downloads, uploads, and each error."""
 
 from __future__ import annotations
 
@@ -131,7 +131,7 @@ def test_a_tokenizer_is_loaded_from_a_repository_a_revision_and_a_path(server: L
     expected = peers.tokenizer(peers.MOVQ)
     for address in (f"hf://owner/name@{old}", "hf://owner/name/a/b/mine.safetensors"):
         assert same_weights(Tokenizer.load(address), expected)
-    assert server.downloaded() == ["tokenizer.safetensors", "a/b/mine.safetensors"]
+    assert server.downloaded() == ["tokenizer.safetensors"]  # The other file is equal to it.
 
 
 def test_a_file_is_downloaded_once_and_again_if_it_is_damaged(server: LoopbackHub, weights: Path) -> None:
@@ -169,7 +169,7 @@ def test_without_a_network_what_was_downloaded_before_is_used(
 
 
 def test_a_prior_is_loaded_with_the_tokenizer_beside_it(server: LoopbackHub, prior: Path, weights: Path) -> None:
-    server.add("owner/prior", {"run.json": b"{}"}, folder=None)
+    server.add("owner/prior", {"run.json": b"{}"})
     server.add("owner/prior", folder=prior)
     server.add("owner/other", folder=weights)
     assert same_weights(Prior.load("hf://owner/prior"), Prior.load(prior))
@@ -243,10 +243,9 @@ def test_what_a_hub_does_not_have_is_named(server: LoopbackHub) -> None:
     assert "has no folder/x.ckpt. It has README.md, model.ckpt." in refused("hf://owner/name/folder/x.ckpt")
     assert "It is empty" in refused("hf://owner/empty")
     remedy = "movq import hf://owner/name runs/NAME"
-    assert f"hf://owner/name holds no tokenizer.safetensors, the weight file of movq. Import {'weights of'}" in refused(
-        "hf://owner/name"
-    )
-    assert remedy in refused("hf://owner/name")
+    refusal = refused("hf://owner/name")
+    assert "hf://owner/name holds no tokenizer.safetensors, the weight file of movq" in refusal
+    assert refusal.endswith(remedy)
 
 
 def test_a_web_page_in_place_of_a_file_or_of_an_answer_is_named_and_leaves_nothing_behind(
@@ -255,7 +254,7 @@ def test_a_web_page_in_place_of_a_file_or_of_an_answer_is_named_and_leaves_nothi
     server.add("owner/name", folder=weights)
     server.replaced = PAGE
     assert "arrived with another content than the hub states" in refused("hf://owner/name", FailureError)
-    assert [path for path in (tmp_path / "home").rglob("*.safetensors")] == []
+    assert not list((tmp_path / "home").rglob("*.safetensors"))
     server.page = PAGE
     assert "does not answer like a hub: " in refused("hf://owner/new", FailureError)
     server.replaced = server.page = None
@@ -294,7 +293,7 @@ def test_an_uploaded_tokenizer_is_loaded_again_with_the_same_weights(
         assert model.push_to_hub("owner/name", private=True).startswith(f"{server.url}/owner/name/commit/")
     stored = server.repositories["owner/name"]
     assert stored.is_private
-    files = next(iter(stored.commits.values())) and stored.commits[stored.branches["main"]]
+    files = stored.commits[stored.branches["main"]]
     assert sorted(files) == ["README.md", "tokenizer.safetensors"]
     assert files["tokenizer.safetensors"] == (weights / "tokenizer.safetensors").read_bytes()
     assert same_weights(Tokenizer.load("hf://owner/name"), model)
