@@ -100,7 +100,7 @@ class Tokenizer(models.tokenizer.Tokenizer):
         with TemporaryDirectory(prefix="movq-") as folder:
             new = Path(folder) / runs.WEIGHTS["vq"]
             weights = _weight_file(self, TokenizerHeader(vq=self.settings), self.weight_file, new)
-            files = {new.name: weights, "README.md": (_METADATA + card).encode()}
+            files: dict[str, Path | bytes] = {new.name: weights, "README.md": (_METADATA + card).encode()}
             return hub.upload(repository, files, private=private)
 
     @classmethod

@@ -5,6 +5,7 @@ Nothing that is downloaded is executed. This module needs no torch, and it impor
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 # Path("hf://owner/name") has one slash, as every path on the command line.
 _SCHEME = re.compile(r"hf:(/+|$)")
 _ADDRESS = re.compile(r"hf:/+(?P<repository>[\w.-]+/[\w.-]+)(@(?P<revision>[^/@]+))?(/(?P<path>.+?))?/*")
+_STORAGE = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST),
+}
+"""Error numbers of the folder in which downloads are stored."""
 _TIMEOUT = 20.0  # seconds without an answer of the hub
 _LOG_IN = "For a private repository, run `hf auth login`, or set HF_TOKEN to a token that may read it."
 
@@ -241,6 +247,8 @@ def _error(address: Address, error: Exception) -> MovqError:
         return FailureError(
             f"{hub} does not answer like a hub: {_first_line(error)}", "Check HF_ENDPOINT and the proxy."
         )
+    if isinstance(cause, OSError) and cause.errno in _STORAGE:
+        return FailureError(f"{address} cannot be stored: {_first_line(cause)}", "Set HF_HOME to another folder.")
     return FailureError(
         f"{address} cannot be reached at {hub}: {_first_line(cause)}",
         "Check the network, or download the files on another machine and name their folder.",

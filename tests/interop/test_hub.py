@@ -280,6 +280,17 @@ def test_a_hub_that_cannot_be_reached_is_named(server: LoopbackHub, monkeypatch:
     assert "hf://owner/name cannot be reached at http://127.0.0.1:9: [Errno 111] Connection refused. Check" in text
 
 
+def test_a_cache_that_cannot_be_written_is_named_and_another_one_helps(
+    server: LoopbackHub, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.add("owner/name", folder=weights)
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "file" / "hub"))
+    assert "hf://owner/name cannot be stored: [Errno" in refused("hf://owner/name", FailureError)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "other"))
+    Tokenizer.load("hf://owner/name")
+
+
 # --- uploads ----------------------------------------------------------------------------------------------------------
 
 
