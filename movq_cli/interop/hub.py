@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Collection, Iterator, Mapping
+import sys
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from movq_cli.errors import BadRequestError, FailureError, MovqError
@@ -29,6 +31,7 @@ _STORAGE = {
 }
 """Error numbers of the folder in which downloads are stored."""
 _TIMEOUT = 20.0  # seconds without an answer of the hub
+_LONGEST_CHAIN = 50  # causes of an error; a chain of causes can be a circle
 _LOG_IN = "For a private repository, run `hf auth login`, or set HF_TOKEN to a token that may read it."
 
 
@@ -87,8 +90,8 @@ class Repository:
         if stated is not None and sha256_once(local) != stated:
             local = self._fetch(path, again=True)  # The file in the cache may have been damaged after its download.
             if sha256_once(local) != stated:
-                local.resolve().unlink()  # So that no other program takes it for the file.
-                local.unlink()
+                for name_in_cache in (local.resolve(), local):  # So that no other program takes it for the file.
+                    name_in_cache.unlink(missing_ok=True)
                 raise FailureError(
                     f"{path} in {self.address.repository} arrived with another content than the hub states",
                     "Run the command again; a proxy in between may have replaced the file.",
@@ -150,7 +153,7 @@ def open_repository(address: Address) -> Repository:
         files, commit = dict.fromkeys(names), snapshot.name
     folder, file = address.path, None
     if folder in files:
-        file, folder = PurePosixPath(folder).name, str(PurePosixPath(folder).parent).removeprefix(".")
+        folder, _, file = folder.rpartition("/")
     beginning = f"{folder}/" if folder else ""
     inside = {name.removeprefix(beginning): stated for name, stated in files.items() if name.startswith(beginning)}
     if not inside:
@@ -223,23 +226,30 @@ def _api() -> HfApi:
 @contextmanager
 def _failures(address: Address) -> Iterator[None]:
     """Turn the errors of huggingface_hub, and of the packages that it uses, into one line."""
+    handled = sys.exc_info()[1]
     try:
         yield
     except MovqError:
         raise
     except Exception as error:  # Its errors and those of the HTTP client have no base class, and changed with versions.
-        raise _error(address, error) from None
+        raise _error(address, list(islice(_chain(error, handled), _LONGEST_CHAIN))) from None
 
 
-def _error(address: Address, error: Exception) -> MovqError:
-    """Return what an error of huggingface_hub means."""
+def _chain(error: BaseException | None, handled: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and its causes, up to the error that the caller was handling before, which is none of them."""
+    while error is not None and error is not handled:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _error(address: Address, chain: Sequence[BaseException]) -> MovqError:
+    """Return what an error of huggingface_hub means; `chain` holds the error and its causes, the deepest one last."""
     from huggingface_hub import constants, errors
 
-    cause: BaseException = error
-    while not isinstance(cause, errors.HfHubHTTPError) and (cause.__cause__ or cause.__context__) is not None:
-        cause = cause.__cause__ or cause.__context__ or cause
-    if isinstance(cause, errors.HfHubHTTPError):
-        return _http_error(address, cause, cause.response.status_code)
+    error, cause = chain[0], chain[-1]
+    for link in chain:
+        if isinstance(link, errors.HfHubHTTPError):
+            return _http_error(address, link, link.response.status_code)
     hub = constants.ENDPOINT
     if isinstance(error, errors.HFValidationError):
         return BadRequestError(f"{address} is no address on the Hugging Face hub: {_first_line(error)}")

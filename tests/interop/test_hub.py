@@ -24,6 +24,7 @@ from movq_cli.files import sha256
 from movq_cli.interop import containers, hub
 from movq_cli.models.masked_prior import MaskedPrior
 from movq_cli.settings import Preset
+from movq_cli.training import initial_weights
 from tests.interop import loopback_hub, peers
 from tests.interop.loopback_hub import TOKEN, LoopbackHub
 
@@ -126,10 +127,10 @@ def test_without_huggingface_hub_an_error_names_the_extra(monkeypatch: pytest.Mo
 
 def test_a_tokenizer_is_loaded_from_a_repository_a_revision_and_a_path(server: LoopbackHub, weights: Path) -> None:
     data = (weights / "tokenizer.safetensors").read_bytes()
-    old = server.add("owner/name", {"tokenizer.safetensors": data, "a/b/mine.safetensors": data})
+    old = server.add("owner/name", {"tokenizer.safetensors": data, "a/b/other.safetensors": data})
     server.add("owner/name", {"tokenizer.safetensors": b"nothing"})
     expected = peers.tokenizer(peers.MOVQ)
-    for address in (f"hf://owner/name@{old}", "hf://owner/name/a/b/mine.safetensors"):
+    for address in (f"hf://owner/name@{old}", "hf://owner/name/a/b/other.safetensors"):
         assert same_weights(Tokenizer.load(address), expected)
     assert server.downloaded() == ["tokenizer.safetensors"]  # The other file is equal to it.
 
@@ -153,6 +154,22 @@ def test_weights_that_the_publisher_damaged_are_refused_by_their_digest(server: 
     data[-5] ^= 1
     server.add("owner/name", {"tokenizer.safetensors": bytes(data)})
     assert "its content does not fit its digest" in refused("hf://owner/name")
+
+
+def test_a_branch_that_moves_during_a_download_gives_no_mixture(server: LoopbackHub) -> None:
+    server.add("owner/name", {"model.bin": b"old", "config.json": b"{}"})
+    repository = hub.open_repository(hub.Address("owner/name", None, ""))
+    server.add("owner/name", {"model.bin": b"new"})
+    with pytest.raises(FailureError, match=r"hf://owner/name was changed during the download. Run the command again"):
+        repository.download("model.bin")
+    assert hub.open_repository(repository.address).download("model.bin").read_bytes() == b"new"
+
+
+def test_a_fine_tuning_begins_with_an_address(server: LoopbackHub, weights: Path) -> None:
+    server.add("owner/name", folder=weights)
+    initial = initial_weights.load(Path("hf://owner/name"))
+    assert same_weights(initial.tokenizer, peers.tokenizer(peers.MOVQ))
+    assert initial.digests == (sha256(weights / "tokenizer.safetensors"),)
 
 
 def test_without_a_network_what_was_downloaded_before_is_used(
@@ -255,8 +272,9 @@ def test_a_web_page_in_place_of_a_file_or_of_an_answer_is_named_and_leaves_nothi
     server.replaced = PAGE
     assert "arrived with another content than the hub states" in refused("hf://owner/name", FailureError)
     assert not list((tmp_path / "home").rglob("*.safetensors"))
-    server.page = PAGE
-    assert "does not answer like a hub: " in refused("hf://owner/new", FailureError)
+    for page in (PAGE, b"[]", b"{}", b'{"id": "owner/new", "siblings": [{}]}', b"\xff"):
+        server.page = page
+        assert "does not answer like a hub: " in refused("hf://owner/new", FailureError)
     server.replaced = server.page = None
     Tokenizer.load("hf://owner/name")
 
@@ -278,6 +296,16 @@ def test_a_hub_that_cannot_be_reached_is_named(server: LoopbackHub, monkeypatch:
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     text = refused("hf://owner/name", FailureError)
     assert "hf://owner/name cannot be reached at http://127.0.0.1:9: [Errno 111] Connection refused. Check" in text
+    with pytest.raises(FailureError, match="Connection refused"):  # whatever error the caller is handling
+        try:
+            raise RuntimeError("another error")
+        except RuntimeError:
+            Tokenizer.load("hf://owner/name")
+
+
+def test_a_file_in_a_hidden_folder_is_found(server: LoopbackHub, weights: Path) -> None:
+    server.add("owner/name", {".hidden/a.safetensors": (weights / "tokenizer.safetensors").read_bytes()})
+    assert runs.find_weights(Path("hf://owner/name/.hidden/a.safetensors"), "vq").parent.name == ".hidden"
 
 
 def test_a_cache_that_cannot_be_written_is_named_and_another_one_helps(
