@@ -107,6 +107,20 @@ def same_codes(path: Path) -> tuple[str, ...]:
     return (sha256(path), *_header(path, text, TokenizerHeader).same_codes)
 
 
+def holds(path: Path, model: nn.Module) -> bool:
+    """Return whether a weight file holds exactly the weights of a model.
+
+    Raises:
+        BadRequestError: The file is damaged.
+    """
+    if not path.is_file():
+        return False
+    tensors, state = _read_weights(path)[0], model.state_dict()
+    return tensors.keys() == state.keys() and all(
+        tensor.dtype == state[name].dtype and torch.equal(tensor, state[name].cpu()) for name, tensor in tensors.items()
+    )
+
+
 def load_prior(path: Path) -> tuple[CodePrior, PriorHeader]:
     """Load the prior of a weight file, in eval mode on the CPU, and the file's header.
 

@@ -109,7 +109,7 @@ def link_or_copy(source: Path, target: Path) -> None:
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             partial.unlink(missing_ok=True)
-            os.link(source, partial)
+            os.link(source.resolve(), partial)  # Of a symbolic link, the file: a relative link is broken elsewhere.
             partial.replace(target)  # Has no effect if both are the same file already; then the next line removes it.
             partial.unlink(missing_ok=True)
             _sync(target.parent)

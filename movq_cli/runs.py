@@ -13,6 +13,7 @@ import yaml
 from movq_cli import digests
 from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_write
+from movq_cli.interop import hub
 from movq_cli.run_manifest import Change, ImportRecord, Kind, RunManifest
 from movq_cli.settings import Preset, TokenizerSettings
 
@@ -293,7 +294,13 @@ def find_run(path: Path | None, kind: Kind, *, fits: TokenizerSettings | None = 
 
 
 def find_weights(path: Path | None, kind: Kind, *, fits: TokenizerSettings | None = None) -> Path:
-    """Return the weight file that a command uses: `path` itself if it is a file, else that of the run at `path`."""
+    """Return the weight file that a command uses: `path` itself if it is a file, else that of the run at `path`.
+
+    An address on the Hugging Face hub is downloaded first, a prior with its tokenizer.
+    """
+    address = hub.address_of(path)
+    if address is not None:
+        return hub.download_weights(address, WEIGHTS[kind], beside=() if kind == "vq" else (WEIGHTS["vq"],))
     return path if path is not None and path.is_file() else find_run(path, kind, fits=fits).weights
 
 
@@ -301,14 +308,21 @@ def find_best(path: Path | None, kind: Kind) -> Path:
     """Return the weights of a run's best validation.
 
     Args:
-        path: Run folder; None finds the newest finished run.
+        path: Run folder; None finds the newest finished run. For an address on the Hugging Face hub, the result is the
+            address of the file.
         kind: Kind of the run.
 
     Raises:
         BadRequestError: There is no such run, or it has no such weights.
     """
-    if path is not None and path.is_file():
-        raise BadRequestError(f"{path} is a weight file already", "Omit --weights-of, or name the run folder.")
+    address = hub.address_of(path)
+    is_weight_file = path is not None and (path.is_file() if address is None else path.suffix == ".safetensors")
+    if is_weight_file:
+        raise BadRequestError(
+            f"{address or path} is a weight file already", "Omit --weights-of, or name the run folder."
+        )
+    if path is not None and address is not None:
+        return path / Run(path, kind).best.name
     run = find_run(path, kind)
     if not run.best.is_file():
         raise BadRequestError(

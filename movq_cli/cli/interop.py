@@ -15,7 +15,8 @@ def import_weights(
         Path,
         typer.Argument(
             metavar="SRC",
-            help="Weight file (.ckpt, .pt, .bin, .safetensors), or folder of diffusers with a config.json.",
+            help="Weight file (.ckpt, .pt, .bin, .safetensors), folder of diffusers with a config.json, or "
+            "hf://owner/name[@revision][/path].",
         ),
     ],
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder to make.")],
@@ -77,7 +78,10 @@ def import_weights(
 
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Run folder of the tokenizer, or its .safetensors file.")],
+    run: Annotated[
+        Path,
+        typer.Argument(metavar="RUN", help="Run folder of the tokenizer, its .safetensors file, or hf://owner/name."),
+    ],
     out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to make.")],
     to: Annotated[
         Literal["compvis", "diffusers", "safetensors", "onnx"],

@@ -94,7 +94,8 @@ TokenizerRun = Annotated[
     Path | None,
     typer.Option(
         "--run",
-        help="Run folder of the tokenizer, or its .safetensors file. [default: the newest finished run]",
+        help="Run folder of the tokenizer, its .safetensors file, or hf://owner/name. "
+        "[default: the newest finished run]",
         show_default=False,
     ),
 ]

@@ -82,7 +82,7 @@ Prior = Annotated[
     Path | None,
     typer.Option(
         "--prior",
-        help="Run folder of the masked prior that fills in, or its .safetensors file. "
+        help="Run folder of the masked prior that fills in, its .safetensors file, or hf://owner/name. "
         "[default: the newest finished run]",
         show_default=False,
     ),

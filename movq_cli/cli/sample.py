@@ -45,7 +45,7 @@ PriorRun = Annotated[
     Path | None,
     typer.Option(
         "--run",
-        help="Run folder of the prior, or its .safetensors file. [default: the newest finished run]",
+        help="Run folder of the prior, its .safetensors file, or hf://owner/name. [default: the newest finished run]",
         show_default=False,
     ),
 ]
@@ -53,7 +53,8 @@ PriorRun = Annotated[
 TokenizerOfPrior = Annotated[
     Path | None,
     typer.Option(
-        help="Run folder of the tokenizer, or its .safetensors file. [default: the one in the prior's folder]",
+        help="Run folder of the tokenizer, its .safetensors file, or hf://owner/name. "
+        "[default: the one in the prior's folder]",
         show_default=False,
     ),
 ]

@@ -184,7 +184,8 @@ def train_prior(
         Path | None,
         typer.Option(
             "--tokenizer",
-            help="Run folder of the tokenizer, or its .safetensors file. [default: the newest finished run with these "
+            help="Run folder of the tokenizer, its .safetensors file, or hf://owner/name. "
+            "[default: the newest finished run with these "
             "vq settings]",
             show_default=False,
         ),

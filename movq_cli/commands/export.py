@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,13 +9,10 @@ from typing import Literal
 
 from movq_cli import checkpoints, files, runs
 from movq_cli.console import Console
-from movq_cli.errors import MovqError
 from movq_cli.files import atomic_write, link_or_copy
-from movq_cli.interop import exporter, onnx_files
+from movq_cli.interop import exporter, hub, model_card, onnx_files
 from movq_cli.interop.families.compvis import FAMILY as COMPVIS
 from movq_cli.models.tokenizer import Tokenizer
-from movq_cli.run_manifest import RunManifest
-from movq_cli.runs import Run
 from movq_cli.version import __version__
 
 Format = Literal["compvis", "diffusers", "safetensors", "onnx"]
@@ -83,7 +79,10 @@ def export(request: ExportRequest, console: Console) -> None:
     model = checkpoints.load_tokenizer(weights)
     with files.new_folder(request.out, "movq export") as folder:
         notes, difference = _write(model, weights, folder, request.to)
-        card = _model_card(model, weights, request.to, notes)
+        run = hub.address_of(request.run) or weights.parent
+        made = f"Exported by movq {__version__} (`movq export {run} OUT --to {request.to}`)."
+        name = run.name if isinstance(run, Path) else run.repository
+        card = model_card.of_tokenizer(model, weights, name, made, _use(model, request.to), notes)
         atomic_write(folder / "README.md", card.encode())
         names = sorted(path.name for path in folder.iterdir())
     for note in notes:
@@ -110,82 +109,9 @@ def _write(model: Tokenizer, weights: Path, folder: Path, to: Format) -> tuple[l
     return write(model, folder), verify(model, folder)
 
 
-def _model_card(model: Tokenizer, weights: Path, to: Format, notes: list[str]) -> str:
-    """Return the model card: what the tokenizer is, how it was trained, its metrics, and the commands to use it."""
-    settings = model.settings
-    manifest = _manifest(weights)
-    lines = [
-        f"# Image tokenizer {weights.parent.name}",
-        "",
-        f"Exported by movq {__version__} (`movq export {weights.parent} OUT --to {to}`).",
-        "",
-        "| property | value |",
-        "| --- | --- |",
-        f"| pixels of a code position | {settings.factor} x {settings.factor} |",
-        f"| codes of a position | {settings.chunks} |",
-        f"| codebook | {settings.codebook_size:,} entries of {settings.code_dim} channels |",
-        f"| image range | [{settings.image_range}] |",
-        f"| training resolution | {settings.image_size} |",
-        f"| parameters | {sum(parameter.numel() for parameter in model.parameters()):,} |",
-        "",
-        *[f"Note: {note}.\n" for note in notes],
-        "## Use",
-        "",
-        _use(model, to),
-        "",
-    ]
-    if manifest is not None:
-        lines += _origin(manifest, Run(weights.parent, "vq"))
-    lines += ["## Settings", "", "```json", settings.model_dump_json(indent=2), "```", ""]
-    return "\n".join(lines)
-
-
 def _use(model: Tokenizer, to: Format) -> str:
     """Return the text of the model card that says how the tokenizer is loaded."""
     if to != "compvis":
         return _USE[to]
     module, _, name = COMPVIS.config(model.settings)["model"]["target"].rpartition(".")
     return _USE[to].replace("{module}", module).replace("{name}", name)
-
-
-def _origin(manifest: RunManifest, run: Run) -> list[str]:
-    """Return the section of the model card about the origin of the weights, and that about their metrics."""
-    if manifest.imported is not None:
-        origin = manifest.imported
-        return [
-            "## Origin",
-            "",
-            f"Imported from `{origin.source}` (SHA-256 {origin.sha256}), family {origin.family}.",
-            f"License: {origin.license}.",
-            "",
-        ]
-    lines = [
-        "## Training",
-        "",
-        f"`movq train-vq --preset {manifest.preset}`, {manifest.step:,} steps, movq {manifest.version};",
-        f"data: the prepared set with the hash {manifest.data}.",
-        "",
-    ]
-    metrics = _last_validation(run)
-    if metrics:
-        lines += ["## Metrics of the last validation", "", "| metric | value |", "| --- | --- |"]
-        lines += [f"| {name} | {value:.4f} |" for name, value in metrics.items()] + [""]
-    return lines
-
-
-def _last_validation(run: Run) -> dict[str, float]:
-    """Return the scalar metrics of the last validation in the log of a run; empty if there is none."""
-    try:
-        records = [json.loads(line) for line in run.log.read_text(encoding="utf-8").splitlines()]
-        found = [record["validation"] for record in records if "validation" in record]
-        return {name: value for name, value in found[-1].items() if isinstance(value, float)} if found else {}
-    except (OSError, ValueError, TypeError):
-        return {}  # The log is for people, so that a damaged one costs no more than this table.
-
-
-def _manifest(weights: Path) -> RunManifest | None:
-    """Return the manifest of the run that holds a weight file; None if it is in no run folder."""
-    try:
-        return Run(weights.parent, "vq").read()
-    except MovqError:
-        return None

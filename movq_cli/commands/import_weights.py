@@ -8,6 +8,7 @@ from pathlib import Path
 from movq_cli import checkpoints, files, runs
 from movq_cli.checkpoints import DiscriminatorHeader, TokenizerHeader
 from movq_cli.console import Console
+from movq_cli.interop import containers, hub
 from movq_cli.interop.importer import Imported, ImportOptions, import_tokenizer
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.tokenizer import Tokenizer
@@ -22,7 +23,7 @@ class ImportRequest:
     """The options of `movq import`."""
 
     source: Path
-    """Weight file, or folder with weights and a config."""
+    """Weight file, folder with weights and a config, or address of one of these on the Hugging Face hub."""
     run: Path
     """Run folder to make."""
     options: ImportOptions
@@ -37,14 +38,15 @@ def import_weights(request: ImportRequest, console: Console) -> None:
 
     Raises:
         BadRequestError: The weights cannot be imported, or the run folder exists; nothing is written then.
-        FailureError: The run folder cannot be written.
+        FailureError: The run folder cannot be written, or a download fails.
     """
     target = request.run
     files.require_new_folder(target)
-    imported = import_tokenizer(request.source, request.options)
+    path, source = _local(request.source)
+    imported = import_tokenizer(path, request.options)
     _report(imported, console)
     record = ImportRecord(
-        source=str(request.source),
+        source=source,
         sha256=imported.sha256,
         family=imported.family,
         used=imported.used,
@@ -60,6 +62,15 @@ def import_weights(request: ImportRequest, console: Console) -> None:
         "vq": imported.settings.model_dump(mode="json"),
     }
     console.result(result, str(target))
+
+
+def _local(source: Path) -> tuple[Path, str]:
+    """Return the local path of the source, after a download if it is on the hub, and the origin for the manifest."""
+    address = hub.address_of(source)
+    if address is None:
+        return source, str(source)
+    repository = hub.open_repository(address)
+    return containers.download(repository), repository.pinned
 
 
 def _report(imported: Imported, console: Console) -> None:

@@ -18,6 +18,7 @@ from movq_cli.data.shards import PreparedSet, SplitName
 from movq_cli.errors import BadRequestError
 from movq_cli.evaluation.fid_evaluator import FIDEvaluator
 from movq_cli.files import link_or_copy, sha256
+from movq_cli.interop import hub
 from movq_cli.models import priors
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.ranks import Ranks
@@ -105,10 +106,11 @@ def _set_up(weights: Path, context: TrainContext) -> tuple[PriorTraining, RunMan
 
 
 def _code_caches(context: TrainContext, weights: Path) -> Path:
-    """Return the folder of the code caches: a read-only folder of a tokenizer cannot have them."""
+    """Return the folder of the code caches: a read-only folder, or the cache of the hub, cannot have them."""
     if context.request.codes is not None:
         return context.request.codes
-    folder = weights.parent if os.access(weights.parent, os.W_OK) else context.run.folder
+    is_downloaded = hub.address_of(context.request.tokenizer) is not None
+    folder = weights.parent if os.access(weights.parent, os.W_OK) and not is_downloaded else context.run.folder
     return Run(folder, "vq").code_caches
 
 

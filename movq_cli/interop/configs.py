@@ -17,9 +17,18 @@ _BESIDE = ("{stem}.yaml", "{stem}.yml", "{stem}.json", "config.json", "config.ya
 """Names of a config beside a weight file; the first one that exists is read."""
 
 
+def names_beside(weights: str) -> list[str]:
+    """Return the names that the config beside a weight file can have, of which the first one that exists is read.
+
+    Args:
+        weights: Name of the weight file.
+    """
+    return [name.format(stem=weights.partition(".")[0]) for name in _BESIDE]
+
+
 def find(weights: Path) -> Path | None:
     """Return the path of the config beside a weight file; None if there is none."""
-    paths = (weights.parent / name.format(stem=weights.name.partition(".")[0]) for name in _BESIDE)
+    paths = (weights.parent / name for name in names_beside(weights.name))
     return next((path for path in paths if path.is_file()), None)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,8 @@ from torch import Tensor
 
 from movq_cli.errors import BadRequestError
 from movq_cli.files import sha256
-from movq_cli.interop import torch_files
+from movq_cli.interop import configs, torch_files
+from movq_cli.interop.hub import Repository
 
 _DOWNLOAD = "Download the weights again."
 _HEAD_BYTES = 512
@@ -32,6 +33,9 @@ _NAMES_IN_FOLDERS = tuple(
     for stem in ("diffusion_pytorch_model", "model", "pytorch_model")
 )
 """Names of weight files in the folders of diffusers and transformers; the first one that exists is read."""
+
+_NESTED_CONFIGS = tuple(f"{part}/config.json" for part in ("first_stage", "movq", "vqgan", "vqvae"))
+"""Configs of tokenizers in the folder of a pipeline, which an error then names."""
 
 
 @dataclass(frozen=True)
@@ -74,32 +78,67 @@ def read(source: Path) -> Contents:
         raise BadRequestError(f"{path} cannot be read: {error.strerror or error}", _DOWNLOAD) from None
 
 
+def download(repository: Repository) -> Path:
+    """Download the files of a repository that an import reads, and no others: weights and the config beside them.
+
+    Returns:
+        The path of the weight file, or of the index of several ones.
+
+    Raises:
+        BadRequestError: The folder holds no weights, or several among which it has to be chosen.
+        FailureError: A download fails.
+    """
+    name = repository.file or _choose(repository.files, str(repository.address))
+    path = repository.download(name)
+    shards = set(_places(path).values()) if _INDEX.fullmatch(name) else set()
+    for shard in sorted(shards & repository.files.keys()):
+        repository.download(shard)
+    config = next((beside for beside in configs.names_beside(name) if beside in repository.files), None)
+    if config is not None:
+        repository.download(config)
+    return path
+
+
 def _file_in_folder(folder: Path) -> Path:
     """Return the weight file or index in a folder."""
+    files = [path.name for path in folder.iterdir() if path.is_file()]
+    files += [name for name in _NESTED_CONFIGS if (folder / name).is_file()]
+    return folder / _choose(files, str(folder))
+
+
+def _choose(files: Collection[str], folder: str) -> str:
+    """Return the name of the weight file or index among the files of a folder, which are relative to it."""
     for name in _NAMES_IN_FOLDERS:
-        if (folder / name).is_file():
-            return folder / name
-    files = sorted(path for path in folder.iterdir() if path.suffix in _SUFFIXES and path.is_file())
-    if len(files) == 1:
-        return files[0]
-    if files:
-        raise BadRequestError(f"{folder} holds {len(files)} weight files", f"Name one of them, for example {files[0]}.")
-    below = sorted(folder / name / "config.json" for name in ("movq", "vqvae", "vqgan", "first_stage"))
-    nested = [path.parent for path in below if path.is_file()]
-    hint = f"Name {nested[0]}." if nested else "Name a weight file, or the folder of one."
+        if name in files:
+            return name
+    weights = sorted(name for name in files if "/" not in name and name.endswith(_SUFFIXES))
+    if len(weights) == 1:
+        return weights[0]
+    if weights:
+        raise BadRequestError(
+            f"{folder} holds {len(weights)} weight files", f"Name one of them, for example {folder}/{weights[0]}."
+        )
+    nested = [name for name in _NESTED_CONFIGS if name in files]
+    hint = f"Name {folder}/{Path(nested[0]).parent}." if nested else "Name a weight file, or the folder of one."
     raise BadRequestError(f"{folder} holds no weight file", hint)
 
 
-def _read_shards(index: Path) -> Contents:
-    """Read the files that an index names, and check that they hold what it says."""
+def _places(index: Path) -> dict[str, str]:
+    """Return the names of the files that hold the tensors, by the names of the tensors, as an index says."""
     try:
         if index.stat().st_size > _MAX_INDEX_BYTES:
             raise ValueError("it is too large")
         places = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        shards = sorted({str(shard) for shard in places.values()})
+        return {name: str(shard) for name, shard in places.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise BadRequestError(f"{index} is not an index of weight files ({reason})", _DOWNLOAD) from None
+
+
+def _read_shards(index: Path) -> Contents:
+    """Read the files that an index names, and check that they hold what it says."""
+    places = _places(index)
+    shards = sorted(set(places.values()))
     values: dict[str, Tensor] = {}
     lines = []
     for shard in shards:
