@@ -6,6 +6,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import threading
 import uuid
@@ -17,6 +18,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from movq_cli.errors import BadRequestError, FailureError
+
+_VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
+"""A variable in a path: `$NAME` or `${NAME}`."""
 
 _SPACE = "Free some space, or choose another folder, and run the command again."
 _PERMISSION = "Choose a folder to which you may write."
@@ -33,6 +37,36 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "Choose a shorter name.",
     errno.EBUSY: "Wait until that process has ended.",
 }
+
+
+def expand_path(path: Path) -> Path:
+    """Return a path with a home folder in place of `~`, and the values of variables in place of `$NAME` and `${NAME}`.
+
+    A shell does this only where it reads a path as a word of its own, not in a file and not after `--option=`. A path
+    that exists as it is written stays as it is.
+
+    Raises:
+        BadRequestError: A variable is not set, or there is no such user.
+    """
+    text = str(path)
+    if (not text.startswith("~") and "$" not in text) or os.path.lexists(text):
+        return path
+
+    def value_of(match: re.Match[str]) -> str:
+        name = match[1] or match[2]
+        if name not in os.environ:
+            raise BadRequestError(
+                f"the path {text} has the variable {name}, which is not set", "Set it, or write the path without it."
+            )
+        return os.environ[name]
+
+    expanded = Path(_VARIABLE.sub(value_of, text))
+    try:
+        return expanded.expanduser() if text.startswith("~") else expanded
+    except RuntimeError:
+        raise BadRequestError(
+            f"the path {text} begins with a user who does not exist", "Write the complete path."
+        ) from None
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from movq_cli.evaluation.metrics import FID
 from movq_cli.evaluation.processes import Process, run_on_ranks
 from movq_cli.evaluation.request import EvaluationRequest
 from movq_cli.evaluation.sides import open_images
+from movq_cli.files import expand_path
 
 
 def statistics(
@@ -29,7 +30,7 @@ def statistics(
         BadRequestError: The images or the weights cannot be used.
         FailureError: The file cannot be written, or an image of a strict set is corrupt.
     """
-    path = Path(out) if out.endswith(".npz") else references.statistics_path(out, request.cache)
+    path = expand_path(Path(out)) if out.endswith(".npz") else references.statistics_path(out, request.cache)
     run_on_ranks(lambda process: _write_statistics(path, location, request, process, console), request, arguments)
 
 
