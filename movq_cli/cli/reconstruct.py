@@ -18,6 +18,7 @@ from movq_cli.cli.options import (
     WeightsOf,
     chosen_weights,
     console_for,
+    refuse_unused,
     setting_option,
     split_name,
 )
@@ -105,6 +106,7 @@ SourceNames = Annotated[
 def reconstruct(
     source: Source,
     out: Output,
+    context: typer.Context,
     run: TokenizerRun = None,
     weights_of: WeightsOf = "last",
     split: Split = None,
@@ -136,7 +138,18 @@ def reconstruct(
         "--source-names": source_names,
     }
     needs_mask = figure is not None or prior is not None or top1 or samples > 1 or steps is not None
-    if _is_filling(mask_ratio, mask, without_mask, needs_mask=needs_mask):
+    is_filling = _is_filling(mask_ratio, mask, without_mask, needs_mask=needs_mask)
+    if is_filling:
+        refuse_unused(context, ("batch_size", "weights"), "with --mask-ratio or --mask")
+        if top1:
+            refuse_unused(context, ("steps", "samples"), "with --top1")
+        if top1 and mask is not None and figure is None:
+            refuse_unused(context, ("seed",), "with --top1 and --mask: nothing is drawn")
+    else:
+        refuse_unused(context, ("seed",), "without --mask-ratio or --mask")
+        if not metrics:
+            refuse_unused(context, ("weights",), "without --metrics")
+    if is_filling:
         from movq_cli.commands import fill
 
         filling = fill.FillRequest(
@@ -147,7 +160,7 @@ def reconstruct(
             ratio=mask_ratio,
             picture=mask,
             top1=top1,
-            samples=1 if top1 else samples,
+            samples=samples,
             steps=steps,
             seed=seed,
             figure=figure,

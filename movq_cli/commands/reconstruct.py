@@ -78,6 +78,8 @@ def reconstruct(request: ReconstructRequest, console: Console) -> None:
     """
     folder = Path(request.source)
     maps = sorted(folder.rglob("*.npy")) if folder.is_dir() else []
+    if maps:
+        _refuse_options_of_images(request)
     images = None if maps else open_source(request.source, request.split)
     tokenizer = runs.find_weights(request.run, "vq")
     console.log(f"tokenizer: {tokenizer}")
@@ -87,6 +89,26 @@ def reconstruct(request: ReconstructRequest, console: Console) -> None:
         decode_maps(model, folder, maps, request.out, console)
     else:
         _reconstruct_images(model, images, request, device, console)
+
+
+def _refuse_options_of_images(request: ReconstructRequest) -> None:
+    """Refuse the options that have no effect on code maps.
+
+    Raises:
+        BadRequestError: One of them is given.
+    """
+    options = {
+        "--split": request.split,
+        "--grid": request.grid,
+        "--metrics": request.metrics,
+        "--codes": request.codes,
+        "--source-names": request.source_names,
+    }
+    for name, value in options.items():
+        if value:
+            raise BadRequestError(
+                f"{name} has no effect: {request.source} is a folder of code maps", f"Leave {name} out."
+            )
 
 
 def _reconstruct_images(

@@ -19,7 +19,7 @@ from movq_cli.errors import BadRequestError
 from movq_cli.evaluation import pretrained
 from movq_cli.evaluation.fid_evaluator import FIDEvaluator
 from movq_cli.evaluation.image_sets import ImageSet
-from movq_cli.launcher import is_launched, joined_ranks, launch
+from movq_cli.launcher import joined_ranks, launch, starts_processes
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.run_manifest import Kind, RunManifest
 from movq_cli.runs import COMMAND, ROOT, Run
@@ -132,7 +132,8 @@ def run_training(
     if request.dry_run:
         _dry_run(request, console, kind, plan, folder_suffix)
         return
-    if request.gpus is not None and not is_launched():
+    if starts_processes(request.gpus):
+        assert request.gpus is not None
         _open(
             request, SINGLE_PROCESS, prepare, folder_suffix, console
         )  # A bad request is refused before any process is started.
