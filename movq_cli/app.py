@@ -107,6 +107,7 @@ def main() -> NoReturn:
     # PyTorch, which reads this when it is imported, would print a page about a lost rank beside our line.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     streams.open_closed()
+    streams.survive_loss_of_stderr()
     threading.excepthook = _report_thread
     try:
         try:

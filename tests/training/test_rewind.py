@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_file_loader import EventFileLoad
 
 from movq_cli import runs
 from movq_cli.console import Console
+from movq_cli.files import atomic_write
 from movq_cli.runs import Run
 from movq_cli.settings import Preset
 from movq_cli.training import loop
@@ -154,6 +155,22 @@ def test_a_full_disk_under_the_log_costs_a_warning(
     assert run.read().status == "finished"
     lines = capsys.readouterr().err.splitlines()
     assert [line.partition(" cannot")[0] for line in lines] == [f"warning: {run.events}", f"warning: {run.log}"]
+
+
+class PictureStage(ToyStage):
+    """Cannot write its pictures."""
+
+    def draw(self, run: Run, step: int) -> None:
+        atomic_write(run.log / "picture.png", b"")
+
+
+def test_a_picture_that_cannot_be_written_costs_a_warning(
+    tmp_path: Path, tiny: Preset, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(tmp_path, "vq")
+    train(PictureStage(tiny.train_vq.model_copy(update=INTERVALS)), run, tiny)
+    assert run.read().status == "finished"
+    assert "warning: step 3 has no picture: " in capsys.readouterr().err
 
 
 def test_a_disk_that_becomes_full_costs_only_the_lines_that_do_not_fit(tmp_path: Path, tiny: Preset) -> None:
