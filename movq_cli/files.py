@@ -8,6 +8,7 @@ import hashlib
 import os
 import re
 import shutil
+import tempfile
 import threading
 import uuid
 import weakref
@@ -123,8 +124,15 @@ def write_once(path: Path, data: bytes) -> None:
     with _failures(path), _temporary_file(partial) as file:
         file.write(data)
         _sync_file(file)
-        with suppress(FileExistsError):
+        try:
             os.link(partial, path)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if not path.exists():
+                partial.replace(path)
         _sync(path.parent)
 
 
@@ -155,7 +163,7 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfileobj(original, copy, 2**20)
 
 
-_NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
+_NO_LINKS = {errno.EXDEV, errno.EINVAL, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
 """Error numbers of file systems, or pairs of them, on which a file can have one name only."""
 
 
@@ -286,7 +294,20 @@ def _close_descriptors(descriptors: list[int]) -> None:
 
 def cache_folder() -> Path:
     """Return the folder of downloaded sets and of cached features: `movq` in $XDG_CACHE_HOME, which is ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "movq"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "movq"
+    except RuntimeError:  # Containers run as users who have no home folder.
+        return Path(tempfile.gettempdir()) / f"movq-{os.getuid()}"
+
+
+def is_writable(folder: Path) -> bool:
+    """Return whether files can be made in a folder, or in its nearest existing parent if it does not exist."""
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            return True
+    except OSError:
+        return False
 
 
 def sha256(path: Path) -> str:
@@ -306,12 +327,21 @@ def _known_sha256(path: Path, *_status: int) -> str:
     return sha256(path)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _sync(folder: Path) -> None:
+    """Write the names in a folder to the disk, if its file system can do so: some network file systems cannot."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+
+
+_NO_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM}
+"""Error numbers of file systems that cannot write a folder to the disk, or not this one."""
 
 
 class PositionalFiles:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from movq_cli import checkpoints, devices, digests, runs
 from movq_cli.console import Console, Progress
 from movq_cli.data import pixels
 from movq_cli.data.array_files import is_integer, load_array
-from movq_cli.data.coding import decode_batch, encode_batch, naming_images
+from movq_cli.data.coding import ImageMemoryError, decode_batch, encode_batch, naming_images
 from movq_cli.data.images import BadImageError, encode_png
 from movq_cli.data.shards import SplitName
 from movq_cli.digests import NO_DIGEST
@@ -124,19 +124,13 @@ def _reconstruct_images(
         for indices, originals in stream.same_size_batches(
             _decode_readable(images, unreadable, progress), request.batch_size
         ):
-            sources = [images.names[index] for index in indices.tolist()]
-            with naming_images(sources, originals.shape[-2:]):
-                inputs = originals.to(device)
-                codes = encode_batch(model, inputs)
-                outputs = decode_batch(model, codes, originals.shape[-2:])
-                batch = [(indices, torch.stack([inputs, outputs], 1))]
-                for key, new in paired.score_pairs(metrics, batch, device).items():
+            for part in _parts_in_memory(model, images, indices, originals, metrics, device, unreadable):
+                for key, new in part.values.items():
                     values[key] += new
-                reconstructed = outputs.cpu()
-            _write_batch([names[index] for index in indices.tolist()], reconstructed, codes.cpu(), request)
-            for index, *pair in zip(indices.tolist(), originals, reconstructed, strict=True):
-                if index in pairs:
-                    pairs[index] = torch.stack(pair)
+                _write_batch([names[index] for index in part.indices], part.outputs, part.codes, request)
+                for index, *pair in zip(part.indices, part.originals, part.outputs, strict=True):
+                    if index in pairs:
+                        pairs[index] = torch.stack(pair)
     if unreadable:
         more = " ..." if len(unreadable) > _NAMED_UNREADABLE else ""
         console.warn(f"{len(unreadable)} images were skipped: {'; '.join(unreadable[:_NAMED_UNREADABLE])}{more}")
@@ -153,6 +147,73 @@ def _reconstruct_images(
         result[metric.key] = paired.finite_mean(torch.tensor(values[metric.key], dtype=torch.float64))
         console.log(f"{metric.key}: {result[metric.key]} ({metric.variant}; {len(values[metric.key])} images)")
     console.result(result, str(request.out))
+
+
+class _Part(NamedTuple):
+    """Images of one size with their reconstructions, on the CPU."""
+
+    indices: list[int]
+    originals: Tensor  # [B, 3, H, W] uint8
+    outputs: Tensor  # [B, 3, H, W] uint8
+    codes: Tensor  # [B, h, w, c]
+    values: dict[str, list[float]]
+    """Value of each metric for each image."""
+
+
+def _parts_in_memory(
+    model: Tokenizer,
+    images: Source,
+    indices: Tensor,
+    originals: Tensor,
+    metrics: Sequence[paired.PairScorer],
+    device: torch.device,
+    unreadable: list[str],
+) -> Iterator[_Part]:
+    """Yield the reconstructions of a batch: at once, or one by one if the memory does not suffice for all.
+
+    Args:
+        model: Tokenizer.
+        images: Source of the images, for their names.
+        indices: Indices [B] of the images.
+        originals: Images [B, 3, H, W] uint8 on the CPU.
+        metrics: Metrics to compute.
+        device: Device of the tokenizer.
+        unreadable: List to which an image is appended for which the memory does not suffice.
+    """
+    names = [images.names[index] for index in indices.tolist()]
+    try:
+        yield _reconstruct_part(model, names, indices, originals, metrics, device)
+        return
+    except ImageMemoryError as error:
+        if len(indices) == 1:
+            unreadable.append(error.message)
+            return
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    for index, original in zip(indices.split(1), originals.split(1), strict=True):
+        yield from _parts_in_memory(model, images, index, original, metrics, device, unreadable)
+
+
+def _reconstruct_part(
+    model: Tokenizer,
+    names: Sequence[str],
+    indices: Tensor,
+    originals: Tensor,
+    metrics: Sequence[paired.PairScorer],
+    device: torch.device,
+) -> _Part:
+    """Reconstruct images of one size at once; the arguments are those of `_parts_in_memory`.
+
+    Raises:
+        ImageMemoryError: The memory does not suffice.
+    """
+    size = originals.shape[-2:]
+    with naming_images(names, size):
+        inputs = originals.to(device)
+        codes = encode_batch(model, inputs)
+        outputs = decode_batch(model, codes, size)
+        values = paired.score_pairs(metrics, [(indices, torch.stack([inputs, outputs], 1))], device)
+        return _Part(indices.tolist(), originals, outputs.cpu(), codes.cpu(), values)
 
 
 def _write_batch(names: Sequence[str], images: Tensor, codes: Tensor, request: ReconstructRequest) -> None:
