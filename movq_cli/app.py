@@ -30,7 +30,7 @@ from movq_cli.cli.train import train_prior, train_vq
 from movq_cli.cli.weights import weights
 from movq_cli.console import write_line
 from movq_cli.errors import FailureError, MovqError, is_out_of_memory
-from movq_cli.files import expand_path
+from movq_cli.paths import expand_path
 from movq_cli.version import __version__
 
 

@@ -6,7 +6,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import re
 import shutil
 import tempfile
 import threading
@@ -19,9 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from movq_cli.errors import BadRequestError, FailureError
-
-_VARIABLE = re.compile(r"\$(?:([A-Za-z_]\w*)|\{([A-Za-z_]\w*)\})", re.ASCII)
-"""A variable in a path: `$NAME` or `${NAME}`."""
+from movq_cli.paths import LONGEST_NAME
 
 _SPACE = "Free some space, or choose another folder, and run the command again."
 _PERMISSION = "Choose a folder to which you may write."
@@ -38,36 +35,6 @@ _REMEDIES = {
     errno.ENAMETOOLONG: "Choose a shorter name.",
     errno.EBUSY: "Wait until that process has ended.",
 }
-
-
-def expand_path(path: Path) -> Path:
-    """Return a path with a home folder in place of `~`, and the values of variables in place of `$NAME` and `${NAME}`.
-
-    A shell does this only where it reads a path as a word of its own, not in a file and not after `--option=`. A path
-    that exists as it is written stays as it is.
-
-    Raises:
-        BadRequestError: A variable is not set, or there is no such user.
-    """
-    text = str(path)
-    if (not text.startswith("~") and "$" not in text) or os.path.lexists(text):
-        return path
-
-    def value_of(match: re.Match[str]) -> str:
-        name = match[1] or match[2]
-        if name not in os.environ:
-            raise BadRequestError(
-                f"the path {text} has the variable {name}, which is not set", "Set it, or write the path without it."
-            )
-        return os.environ[name]
-
-    expanded = Path(_VARIABLE.sub(value_of, text))
-    try:
-        return expanded.expanduser() if text.startswith("~") else expanded
-    except RuntimeError:
-        raise BadRequestError(
-            f"the path {text} begins with a user who does not exist", "Write the complete path."
-        ) from None
 
 
 @contextmanager
@@ -90,7 +57,7 @@ def atomic_file(path: Path, *, concurrent: bool = False) -> Iterator[BinaryIO]:
         FailureError: The disk is full, the path cannot be written, or the block raised an `OSError`.
     """
     unique = f".{uuid.uuid4().hex}" if concurrent else ""
-    partial = path.with_name(f"{path.name}{unique}.partial")
+    partial = _partial(path, unique)
     with _failures(path), _temporary_file(partial) as file:
         yield file
         _sync_file(file)
@@ -120,7 +87,7 @@ def write_once(path: Path, data: bytes) -> None:
     Raises:
         FailureError: The file could not be written.
     """
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    partial = _partial(path, f".{uuid.uuid4().hex}")
     with _failures(path), _temporary_file(partial) as file:
         file.write(data)
         _sync_file(file)
@@ -146,7 +113,7 @@ def link_or_copy(source: Path, target: Path) -> None:
     Raises:
         FailureError: The target could not be written; an existing file is then unchanged.
     """
-    partial = target.with_name(f"{target.name}.partial")
+    partial = _partial(target)
     with _failures(target):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -165,6 +132,14 @@ def link_or_copy(source: Path, target: Path) -> None:
 
 _NO_LINKS = {errno.EXDEV, errno.EINVAL, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
 """Error numbers of file systems, or pairs of them, on which a file can have one name only."""
+
+
+def _partial(path: Path, unique: str = "") -> Path:
+    """Return the path of the temporary file of a file, whose name may be as long as the file system allows."""
+    name = f"{path.name}{unique}.partial"
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = f"{hashlib.sha256(os.fsencode(path.name)).hexdigest()}{unique}.partial"
+    return path.with_name(name)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from movq_cli import strict_yaml
 from movq_cli.errors import BadRequestError, did_you_mean
-from movq_cli.files import expand_path
+from movq_cli.paths import expand_path
 from movq_cli.setting_names import suggest
 from movq_cli.settings import Preset
 

@@ -9,7 +9,7 @@ import pytest
 from movq_cli import presets
 from movq_cli.app import app
 from movq_cli.errors import BadRequestError
-from movq_cli.files import expand_path
+from movq_cli.paths import expand_path
 
 
 @pytest.fixture(autouse=True)

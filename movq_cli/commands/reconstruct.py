@@ -27,6 +27,7 @@ from movq_cli.evaluation import extractors, paired
 from movq_cli.evaluation.metrics import load_scorers
 from movq_cli.files import atomic_write
 from movq_cli.models.tokenizer import Tokenizer
+from movq_cli.paths import is_too_long
 from movq_cli.settings import TokenizerSettings
 from movq_cli.sources import stream
 from movq_cli.sources.open import open_source
@@ -118,11 +119,12 @@ def _reconstruct_images(
     names = output_names(original_names(Path(request.source), stored) if request.source_names else stored)
     metrics = _load_metrics(request.weights, device, console) if request.metrics else []
     values: dict[str, list[float]] = {metric.key: [] for metric in metrics}
+    fitting = [index for index, name in enumerate(names) if not is_too_long(name)]
+    unreadable = [f"{stored[index]} (its name is too long)" for index, name in enumerate(names) if is_too_long(name)]
     pairs: dict[int, Tensor] = dict.fromkeys(pixels.evenly_spaced(len(images), _GRID_COLUMNS), torch.empty(0))
-    unreadable: list[str] = []
     with console.progress(len(images), "reconstructing", "images") as progress:
         for indices, originals in stream.same_size_batches(
-            _decode_readable(images, unreadable, progress), request.batch_size
+            _decode_readable(images, fitting, unreadable, progress), request.batch_size
         ):
             for part in _parts_in_memory(model, images, indices, originals, metrics, device, unreadable):
                 for key, new in part.values.items():
@@ -286,9 +288,11 @@ def _encode_npy(codes: Tensor) -> bytes:
     return digests.with_digest(buffer.getvalue() + NO_DIGEST.encode())  # Readers of arrays ignore what follows them.
 
 
-def _decode_readable(images: Source, unreadable: list[str], progress: Progress) -> Iterator[tuple[int, Tensor]]:
+def _decode_readable(
+    images: Source, indices: Sequence[int], unreadable: list[str], progress: Progress
+) -> Iterator[tuple[int, Tensor]]:
     """Yield the index and pixels of each readable image; append the name and error of each other to `unreadable`."""
-    for index, image in stream.decoded(images, range(len(images))):
+    for index, image in stream.decoded(images, indices):
         progress.advance()
         if isinstance(image, BadImageError):
             unreadable.append(f"{images.names[index]} ({image})")

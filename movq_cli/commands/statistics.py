@@ -11,7 +11,7 @@ from movq_cli.evaluation.metrics import FID
 from movq_cli.evaluation.processes import Process, run_on_ranks
 from movq_cli.evaluation.request import EvaluationRequest
 from movq_cli.evaluation.sides import open_images, require_split
-from movq_cli.files import expand_path
+from movq_cli.paths import expand_path
 
 
 def statistics(

@@ -34,7 +34,7 @@ from pydantic import Field
 from torch import Tensor
 
 from movq_cli import agreement, digests
-from movq_cli.console import Console, Progress
+from movq_cli.console import Console, Progress, printable
 from movq_cli.data.blocks import Arrays, Blocks
 from movq_cli.digests import Header
 from movq_cli.errors import BadRequestError, FailureError
@@ -169,7 +169,7 @@ def cached_features(
     key = hashlib.sha256(f"{_FORMAT} {content} {network.name} {network.digest}".encode()).hexdigest()
     folder = ranks.from_first(lambda: _writable_folder(cache, f"{network.name}-{key[:16]}", ranks, console))
     cache = folder.parent
-    header = FeatureCacheHeader(images=len(images), extractor=network.name, key=key, of=images.location)
+    header = FeatureCacheHeader(images=len(images), extractor=network.name, key=key, of=printable(images.location))
     if not ranks.from_first((folder / HEADER).is_file):
         _compute(folder, header, images, network, batch_size, device, ranks, console)
         if ranks.is_first:
