@@ -72,6 +72,10 @@ class Bench(NamedTuple):
         """Settings of the row `photos`."""
         return presets.load(self.preset, self.overrides)
 
+    def overrides_for(self, *sections: str) -> tuple[str, ...]:
+        """Return the overrides of these sections: a command refuses those that have no effect on it."""
+        return tuple(override for override in self.overrides if override.partition(".")[0] in sections)
+
     def run(self, row: str) -> Run:
         """Return the run of a row of stage 1."""
         return Run(self.work / row, "vq")
@@ -79,7 +83,8 @@ class Bench(NamedTuple):
 
 def train(bench: Bench, row: str, changes: tuple[str, ...] = (), origin: str | None = None) -> dict[str, Any]:
     """Train a row of stage 1 or resume it, and return its results."""
-    settings = [word for change in (*bench.overrides, *changes) for word in ("-o", change)]
+    overrides = (*bench.overrides_for("data", "vq", "train_vq"), *changes)
+    settings = [word for change in overrides for word in ("-o", change)]
     start = [] if origin is None else ["--from", origin]
     run = bench.run(row)
     movq(
@@ -125,7 +130,8 @@ def stage_1(bench: Bench, row: str) -> dict[str, Any]:
 def stage_2(bench: Bench) -> dict[str, Any]:
     """Train the prior or resume it, and return its results with the FID of its samples."""
     manifest = PreparedSet.open(bench.data).manifest
-    changes = (*bench.overrides, f"prior.classes={len(manifest.classes)}")
+    sections = ("data", "vq", "prior", "views", "train_prior", "sample")
+    changes = (*bench.overrides_for(*sections), f"prior.classes={len(manifest.classes)}")
     settings = [word for change in changes for word in ("-o", change)]
     folder, count = bench.work / "prior", manifest.counts["val"]
     tokenizer = ("--tokenizer", bench.run("photos").folder, "--run", folder)

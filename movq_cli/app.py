@@ -12,10 +12,11 @@ import sys
 import threading
 import traceback
 from contextlib import suppress
+from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from movq_cli import signals, streams
 from movq_cli.cli.check import check
@@ -29,6 +30,7 @@ from movq_cli.cli.train import train_prior, train_vq
 from movq_cli.cli.weights import weights
 from movq_cli.console import write_line
 from movq_cli.errors import FailureError, MovqError, is_out_of_memory
+from movq_cli.paths import expand_path
 from movq_cli.version import __version__
 
 
@@ -53,6 +55,16 @@ class _Group(TyperGroup):
             signals.ignore_from_end()
 
 
+class _Command(TyperCommand):
+    """A command, in whose paths `~` and variables are expanded: a shell does not do so after `--option=`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # noqa: ANN401 - the parser's context
+        """Read the arguments, and expand those that are paths."""
+        rest = super().parse_args(ctx, args)
+        ctx.params |= {name: expand_path(value) for name, value in ctx.params.items() if isinstance(value, Path)}
+        return rest
+
+
 app = typer.Typer(
     name="movq",
     cls=_Group,
@@ -64,20 +76,20 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("prepare")(prepare)
-app.command("train-vq")(train_vq)
-app.command("train-prior")(train_prior)
-app.command("reconstruct")(reconstruct)
-app.command("sample")(sample)
-app.command("evaluate")(evaluate)
-app.command("check")(check)
-app.command("import")(import_weights)
-app.command("export")(export)
-app.command("weights")(weights)
+app.command("prepare", cls=_Command)(prepare)
+app.command("train-vq", cls=_Command)(train_vq)
+app.command("train-prior", cls=_Command)(train_prior)
+app.command("reconstruct", cls=_Command)(reconstruct)
+app.command("sample", cls=_Command)(sample)
+app.command("evaluate", cls=_Command)(evaluate)
+app.command("check", cls=_Command)(check)
+app.command("import", cls=_Command)(import_weights)
+app.command("export", cls=_Command)(export)
+app.command("weights", cls=_Command)(weights)
 presets_app = typer.Typer(help="List the presets, show one of them, or write one.", rich_markup_mode=None)
 presets_app.callback()(presets)
-presets_app.command("show")(presets_show)
-presets_app.command("new")(presets_new)
+presets_app.command("show", cls=_Command)(presets_show)
+presets_app.command("new", cls=_Command)(presets_new)
 app.add_typer(presets_app, name="presets", invoke_without_command=True)
 
 
@@ -95,6 +107,7 @@ def main() -> NoReturn:
     # PyTorch, which reads this when it is imported, would print a page about a lost rank beside our line.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     streams.open_closed()
+    streams.survive_loss_of_stderr()
     threading.excepthook = _report_thread
     try:
         try:

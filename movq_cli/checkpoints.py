@@ -26,6 +26,7 @@ from movq_cli.models import priors
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.priors import CodePrior
 from movq_cli.models.tokenizer import Tokenizer
+from movq_cli.paths import require_utf8
 from movq_cli.setting_types import Channels, Depth
 from movq_cli.settings import CodeShape, PriorSettings, SampleSettings, TokenizerSettings
 from movq_cli.version import __version__
@@ -204,6 +205,7 @@ def load_state(path: Path, device: torch.device, remedy: str) -> dict[str, Any]:
 
 def _read_weights(path: Path, *, with_tensors: bool = True) -> tuple[dict[str, Tensor], str]:
     """Return the tensors of a weight file, or none of them on request, and the text of its header."""
+    require_utf8(path)
     if not path.is_file():
         raise BadRequestError(
             f"there are no weights at {path}", "Name a run folder or a .safetensors file that movq wrote."

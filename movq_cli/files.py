@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import os
 import shutil
+import tempfile
 import threading
 import uuid
 import weakref
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from movq_cli.errors import BadRequestError, FailureError
+from movq_cli.paths import LONGEST_NAME
 
 _SPACE = "Free some space, or choose another folder, and run the command again."
 _PERMISSION = "Choose a folder to which you may write."
@@ -55,7 +57,7 @@ def atomic_file(path: Path, *, concurrent: bool = False) -> Iterator[BinaryIO]:
         FailureError: The disk is full, the path cannot be written, or the block raised an `OSError`.
     """
     unique = f".{uuid.uuid4().hex}" if concurrent else ""
-    partial = path.with_name(f"{path.name}{unique}.partial")
+    partial = _partial(path, unique)
     with _failures(path), _temporary_file(partial) as file:
         yield file
         _sync_file(file)
@@ -85,12 +87,19 @@ def write_once(path: Path, data: bytes) -> None:
     Raises:
         FailureError: The file could not be written.
     """
-    partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")
+    partial = _partial(path, f".{uuid.uuid4().hex}")
     with _failures(path), _temporary_file(partial) as file:
         file.write(data)
         _sync_file(file)
-        with suppress(FileExistsError):
+        try:
             os.link(partial, path)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if error.errno not in _NO_LINKS:
+                raise
+            if not path.exists():
+                partial.replace(path)
         _sync(path.parent)
 
 
@@ -104,7 +113,7 @@ def link_or_copy(source: Path, target: Path) -> None:
     Raises:
         FailureError: The target could not be written; an existing file is then unchanged.
     """
-    partial = target.with_name(f"{target.name}.partial")
+    partial = _partial(target)
     with _failures(target):
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -121,8 +130,16 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfileobj(original, copy, 2**20)
 
 
-_NO_LINKS = {errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
+_NO_LINKS = {errno.EXDEV, errno.EINVAL, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
 """Error numbers of file systems, or pairs of them, on which a file can have one name only."""
+
+
+def _partial(path: Path, unique: str = "") -> Path:
+    """Return the path of the temporary file of a file, whose name may be as long as the file system allows."""
+    name = f"{path.name}{unique}.partial"
+    if len(os.fsencode(name)) > LONGEST_NAME:
+        name = f"{hashlib.sha256(os.fsencode(path.name)).hexdigest()}{unique}.partial"
+    return path.with_name(name)
 
 
 @contextmanager
@@ -252,7 +269,20 @@ def _close_descriptors(descriptors: list[int]) -> None:
 
 def cache_folder() -> Path:
     """Return the folder of downloaded sets and of cached features: `movq` in $XDG_CACHE_HOME, which is ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "movq"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "movq"
+    except RuntimeError:  # Containers run as users who have no home folder.
+        return Path(tempfile.gettempdir()) / f"movq-{os.getuid()}"
+
+
+def is_writable(folder: Path) -> bool:
+    """Return whether files can be made in a folder, or in its nearest existing parent if it does not exist."""
+    existing = next((path for path in (folder, *folder.parents) if path.exists()), folder)
+    try:
+        with tempfile.TemporaryFile(dir=existing):
+            return True
+    except OSError:
+        return False
 
 
 def sha256(path: Path) -> str:
@@ -272,12 +302,21 @@ def _known_sha256(path: Path, *_status: int) -> str:
     return sha256(path)
 
 
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def _sync(folder: Path) -> None:
+    """Write the names in a folder to the disk, if its file system can do so: some network file systems cannot."""
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in _NO_SYNC:
+            raise
+
+
+_NO_SYNC = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES, errno.EPERM}
+"""Error numbers of file systems that cannot write a folder to the disk, or not this one."""
 
 
 class PositionalFiles:

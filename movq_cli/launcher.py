@@ -34,6 +34,25 @@ def is_launched() -> bool:
     return "RANK" in os.environ or "WORLD_SIZE" in os.environ
 
 
+def starts_processes(gpus: int | None) -> bool:
+    """Return whether this process has to start others, as `--gpus` says.
+
+    Args:
+        gpus: Value of `--gpus`; None if it is not given.
+
+    Raises:
+        BadRequestError: Another number of processes has been started already, so that `--gpus` has no effect.
+    """
+    if gpus is None or not is_launched():
+        return gpus is not None
+    started = os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("WORLD_SIZE"))
+    if started is not None and started != str(gpus):
+        raise BadRequestError(
+            f"--gpus {gpus} has no effect: torchrun or a scheduler has started {started} processes", "Leave --gpus out."
+        )
+    return False
+
+
 @contextmanager
 def joined_ranks(device_name: str | None) -> Iterator[tuple[Ranks, torch.device]]:
     """Join the ranks of this run, and select this rank's device; a process that was started alone is a single rank.

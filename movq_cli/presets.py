@@ -14,7 +14,9 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
+from movq_cli import strict_yaml
 from movq_cli.errors import BadRequestError, did_you_mean
+from movq_cli.paths import expand_path
 from movq_cli.setting_names import suggest
 from movq_cli.settings import Preset
 
@@ -22,9 +24,6 @@ _PACKAGE = Path(__file__).resolve().parent
 
 _MAX_BYTES = 2**20
 """Largest size of a preset file; all settings with their descriptions take 20 kB."""
-
-_MAX_VALUES = 10_000
-"""Largest number of values in a preset file. A few aliases of aliases can stand for 10^9 values."""
 
 _MAX_SHOWN = 200
 """Largest number of characters of a value in an error message."""
@@ -58,9 +57,10 @@ def load(preset_name: str, overrides: Sequence[str] = ()) -> Preset:
     Raises:
         BadRequestError: The preset or a setting is unknown, or a value is not allowed.
     """
-    values = _read(preset_name, children=())
+    values = _read(preset_name)
     for override in overrides:
         _apply(values, override)
+    _expand_paths(values)
     try:
         return Preset.model_validate(values)
     except ValidationError as error:
@@ -134,29 +134,52 @@ def section_class(annotation: object) -> type[BaseModel] | None:
     return None
 
 
-def _find(name: str) -> Path:
+def _find(name: str, child: Path | None) -> Path:
+    """Return the path of the file of a preset.
+
+    Args:
+        name: Name of the preset, or path of its file.
+        child: File of the preset that inherits from it, beside which it is searched first; None = there is none.
+
+    Raises:
+        BadRequestError: There is no such file.
+    """
     if name.endswith((".yaml", ".yml")):
-        path = Path(name)
-        if not path.is_file():
-            raise BadRequestError(f"no preset file at {name}", "See `movq presets` for the names that exist.")
-        return path
+        path = expand_path(Path(name))
+        places = [path] if child is None else [child.parent / path, path]
+        for place in places:
+            if place.is_file():
+                return place
+        named_by = "" if child is None else f" ({child} names it as its base)"
+        raise BadRequestError(
+            f"no preset file at {' or '.join(map(str, dict.fromkeys(places)))}{named_by}",
+            "See `movq presets` for the names that exist.",
+        )
+    if child is not None:
+        # A preset can have the name of its base: ./presets/digits.yaml changes settings of movq's own digits.
+        found = [folder / f"{name}.yaml" for folder in (child.parent, *folders())]
+        found = [path for path in found if path.is_file() and not path.samefile(child)]
+        if found:
+            return found[0]
     known = available()
     if name not in known:
         raise BadRequestError(f"unknown preset {name!r}", did_you_mean(name, known))
     return known[name]
 
 
-def _read(name: str, children: tuple[str, ...]) -> dict[str, Any]:
-    """Return the values of a preset and its bases; `children` are the presets that inherit from it."""
-    if name in children:
-        raise BadRequestError(f"presets inherit in a circle: {' -> '.join((*children, name))}")
-    path = _find(name)
+def _read(name: str, children: tuple[Path, ...] = ()) -> dict[str, Any]:
+    """Return the values of a preset and its bases; `children` are the files of the presets that inherit from it."""
+    path = _find(name, children[-1] if children else None)
+    if any(path.samefile(child) for child in children):
+        raise BadRequestError(f"presets inherit in a circle: {' -> '.join(map(str, (*children, path)))}")
     try:
         with path.open("rb") as file:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise BadRequestError(f"{path} is no preset: it has over {_MAX_BYTES} bytes", "Name a file of settings.")
-        values = _parse(data.decode()) or {}
+        values = strict_yaml.parse(data.decode("utf-8-sig")) or {}
+    except strict_yaml.AmbiguousYAMLError as error:
+        raise BadRequestError(f"preset {path}: {error}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise BadRequestError(f"preset {path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
@@ -166,41 +189,7 @@ def _read(name: str, children: tuple[str, ...]) -> dict[str, Any]:
         return values
     if not isinstance(base, str):
         raise BadRequestError(f"preset {path}: base must be one preset's name, not {base!r}")
-    return _merge(_read(base, (*children, name)), values)
-
-
-def _parse(text: str) -> Any:  # noqa: ANN401 - YAML can be any value
-    """Return the value of a YAML text.
-
-    Raises:
-        yaml.YAMLError: It is not valid YAML.
-        ValueError: It contains an impossible number or date, is nested too deeply, or is larger than a file of settings
-            because of its aliases.
-    """
-    try:
-        if _expanded_size(yaml.compose(text, yaml.SafeLoader), {}) > _MAX_VALUES:
-            raise ValueError(f"its aliases stand for more than {_MAX_VALUES} values")
-        return yaml.safe_load(text)
-    except RecursionError:
-        raise ValueError("it is nested too deeply, or in itself") from None
-
-
-def _expanded_size(node: yaml.Node | None, sizes: dict[int, int]) -> int:
-    """Return the number of values of a YAML node, with those of an alias at each of its places.
-
-    Args:
-        node: The node; None for an empty text.
-        sizes: Sizes of the nodes that are known already, by their identity.
-
-    Raises:
-        RecursionError: The node contains itself.
-    """
-    if not isinstance(node, yaml.CollectionNode):
-        return 1
-    if id(node) not in sizes:
-        parts = [part for entry in node.value for part in (entry if isinstance(entry, tuple) else (entry,))]
-        sizes[id(node)] = 1 + sum(_expanded_size(part, sizes) for part in parts)
-    return sizes[id(node)]
+    return _merge(_read(base, (*children, path)), values)
 
 
 def _merge(parent: dict[str, Any], child: dict[str, Any]) -> dict[str, Any]:
@@ -221,7 +210,9 @@ def _apply(values: dict[str, Any], override: str) -> None:
     if name not in known:
         raise BadRequestError(f"unknown setting {name!r}", suggest(name, known))
     try:
-        value = _parse(text)
+        value = strict_yaml.parse(text)
+    except strict_yaml.AmbiguousYAMLError as error:
+        raise BadRequestError(f"setting {name}: {error}") from None
     except (yaml.YAMLError, ValueError):
         raise BadRequestError(f"setting {name}: the value {text!r} is not valid YAML") from None
     *sections, leaf = name.split(".")
@@ -231,3 +222,14 @@ def _apply(values: dict[str, Any], override: str) -> None:
             target[section] = {}
         target = target[section]
     target[leaf] = value
+
+
+def _expand_paths(values: dict[str, Any]) -> None:
+    """Replace `~` and variables in the values of the settings that are paths."""
+    for name, field in settings_fields():
+        *sections, leaf = name.split(".")
+        target: Any = values
+        for section in sections:
+            target = target.get(section) if isinstance(target, dict) else None
+        if field.annotation is Path and isinstance(target, dict) and isinstance(target.get(leaf), str):
+            target[leaf] = str(expand_path(Path(target[leaf])))

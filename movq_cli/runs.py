@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from movq_cli import digests
+from movq_cli.console import write_line
 from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_write
 from movq_cli.interop import hub
@@ -340,7 +341,11 @@ def _newest_finished(kind: Kind, fits: TokenizerSettings | None, root: Path) -> 
     finished: list[tuple[str, Run]] = []
     for file in root.glob("*/run.json"):
         run = Run(file.parent, kind)
-        manifest = run.read()
+        try:
+            manifest = run.read()
+        except (BadRequestError, OSError) as error:
+            write_line(f"warning: the run in {run.folder} is passed over: {error}")
+            continue
         is_usable = manifest.kind == kind and fits in (None, manifest.settings.vq) and run.weights.is_file()
         if is_usable and manifest.finished is not None:
             finished.append((manifest.finished, run))

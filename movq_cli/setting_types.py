@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     ValidatorFunctionWrapHandler,
     WrapValidator,
+    field_validator,
 )
 
 from movq_cli.image_size import ImageSize, Resolution
@@ -47,3 +49,19 @@ class Settings(BaseModel):
     """Base class of all settings: immutable, and an unknown name is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False, defer_build=True)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _is_no_truth_value(cls, value: object, info: ValidationInfo) -> object:
+        """Refuse true, yes and on where a number belongs, which pydantic would read as 1."""
+        if _has_truth_value(value) and not _allows_bool(cls.model_fields[str(info.field_name)].annotation):
+            raise ValueError("give a number or a text in place of a truth value (in YAML also yes, no, on and off)")
+        return value
+
+
+def _has_truth_value(value: object) -> bool:
+    return isinstance(value, bool) or (isinstance(value, list | tuple) and any(map(_has_truth_value, value)))
+
+
+def _allows_bool(annotation: object) -> bool:
+    return annotation is bool or any(map(_allows_bool, get_args(annotation)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -24,6 +24,8 @@ from movq_cli.cli.options import (
     complete_preset_name,
     console_for,
     image_size,
+    is_given,
+    refuse_unused,
     split_name,
 )
 from movq_cli.console import Console
@@ -94,9 +96,9 @@ Out = Annotated[Path | None, typer.Option("--out", help="Also write the metrics 
 
 
 def with_metric_flags(command: F) -> F:
-    """Put a flag for each registered metric in place of a command's `**flags`, after its first parameter."""
+    """Put a flag for each registered metric in place of a command's `**flags`, before its options."""
     signature = inspect.signature(command, eval_str=True)
-    first, *others, _ = signature.parameters.values()
+    first, context, *others, _ = signature.parameters.values()
     flags = [
         inspect.Parameter(
             metric.key,
@@ -107,13 +109,14 @@ def with_metric_flags(command: F) -> F:
         for metric in metrics.REGISTRY.values()
         if metric.option is not None
     ]
-    command.__signature__ = signature.replace(parameters=[first, *flags, *others])  # type: ignore[attr-defined]
+    command.__signature__ = signature.replace(parameters=[first, context, *flags, *others])  # type: ignore[attr-defined]
     return command
 
 
 @with_metric_flags
 def evaluate(
     sets: Sets,
+    context: typer.Context,
     every: Every = False,
     codebook: Codebook = False,
     copies: Copies = None,
@@ -138,12 +141,16 @@ def evaluate(
     """Measure FAKE against REAL; by default every metric that the inputs and the available weights allow."""
     requested = tuple(key for key, is_requested in flags.items() if is_requested)
     console = console_for(as_json, quiet)
+    is_codebook_alone = len(sets) == 1 and codebook and not requested and not every and copies is None
+    _refuse_unused(
+        context, requested, table=table, stats=stats is not None, codebook=codebook, codebook_alone=is_codebook_alone
+    )
     if table:
         from movq_cli.commands.evaluation_table import tabulate
 
         tabulate(sets, console)
         return
-    _check_number(sets, stats, is_codebook_alone=codebook and not requested and not every and copies is None)
+    _check_number(sets, stats, is_codebook_alone=is_codebook_alone)
     request = EvaluationRequest(
         metrics=requested,
         require_weights=bool(requested) or every,
@@ -160,13 +167,48 @@ def evaluate(
         device=device,
         gpus=gpus,
         out=out,
+        requires_splits=is_given(context, "split"),
     )
     _run(sets, stats, request, console)
 
 
+def _refuse_unused(
+    context: typer.Context, requested: Sequence[str], *, table: bool, stats: bool, codebook: bool, codebook_alone: bool
+) -> None:
+    """Refuse options that have no effect beside others.
+
+    Args:
+        context: Context of the command.
+        requested: Keys of the metrics whose flags are given.
+        table: Whether results are printed side by side.
+        stats: Whether statistics are written.
+        codebook: Whether the use of a codebook is measured.
+        codebook_alone: Whether nothing else is measured.
+
+    Raises:
+        BadRequestError: Such an option is given.
+    """
+    comparing = ("every", *metrics.REGISTRY, "copies", "preset", "out")
+    comparing = tuple(key for key in comparing if key not in metrics.REGISTRY or metrics.REGISTRY[key].option)
+    of_tokenizer, of_networks = ("run", "weights_of"), ("weights", "cache", "gpus")
+    if table:
+        of_images = ("split", "crop", "strict", "batch_size", "device")
+        refuse_unused(
+            context, ("stats", "codebook", *comparing, *of_tokenizer, *of_networks, *of_images), "with --table"
+        )
+    if stats:
+        refuse_unused(context, ("codebook", *comparing, *of_tokenizer), "with --stats")
+    if codebook_alone:
+        refuse_unused(context, ("preset", *of_networks), "with --codebook alone")
+    if not codebook:
+        refuse_unused(context, of_tokenizer, "without --codebook")
+    if requested:
+        refuse_unused(context, ("every",), f"beside {metrics.REGISTRY[requested[0]].option}")
+
+
 def _check_number(sets: list[str], stats: str | None, *, is_codebook_alone: bool) -> None:
     """Refuse a number of sets that the options do not allow."""
-    takes_one_set = stats is not None or (len(sets) == 1 and is_codebook_alone)
+    takes_one_set = stats is not None or is_codebook_alone
     if len(sets) != (1 if takes_one_set else 2):
         rule = "--stats takes one set" if takes_one_set else "two sets are compared, REAL and FAKE"
         raise BadRequestError(f"{rule}, not {len(sets)} ({', '.join(sets)})", "See `movq evaluate --help`.")

@@ -7,7 +7,7 @@ import inspect
 import os
 import re
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -118,12 +118,73 @@ def console_for(as_json: bool, quiet: bool) -> Console:
     return Console(as_json=as_json, quiet=quiet, mute=os.environ.get("RANK", "0") != "0")
 
 
-def with_data_path(overrides: Sequence[str] | None, data: Path | None) -> list[str]:
-    """Return the overrides, with the path of --data as an override of data.path."""
+def is_given(context: typer.Context, name: str) -> bool:
+    """Return whether the user gave an option, which may have the value of its default.
+
+    Args:
+        context: Context of the command.
+        name: Name of the parameter of the option.
+    """
+    source = context.get_parameter_source(name)
+    return source is not None and not source.name.startswith("DEFAULT")
+
+
+def refuse_unused(context: typer.Context, names: Iterable[str], reason: str) -> None:
+    """Refuse options that the user gave although they have no effect.
+
+    Args:
+        context: Context of the command.
+        names: Names of the parameters of the options.
+        reason: When they have no effect, such as "with --table".
+
+    Raises:
+        BadRequestError: One of them was given.
+    """
+    flags = {parameter.name: parameter.opts[0] for parameter in context.command.params}
+    for name in names:
+        if is_given(context, name):
+            raise BadRequestError(f"{flags[name]} has no effect {reason}", f"Leave {flags[name]} out.")
+
+
+def with_setting(overrides: Sequence[str] | None, name: str, option: str, value: object) -> list[str]:
+    """Return the overrides, with the value of an option as the override of the setting that it stands for.
+
+    Args:
+        overrides: Values of -o.
+        name: Dotted name of the setting.
+        option: Name of the option.
+        value: Value of the option; None if it is not given.
+
+    Raises:
+        BadRequestError: An override gives the setting too.
+    """
     import json
 
+    overrides = list(overrides or ())
+    if value is None:
+        return overrides
+    if any(override.partition("=")[0] == name for override in overrides):
+        raise BadRequestError(f"{option} and -o {name} both give this setting", f"Leave {option} or -o {name} out.")
     # JSON is YAML too, and it quotes whatever characters a path contains.
-    return [*(overrides or ()), *([] if data is None else [f"data.path={json.dumps(str(data))}"])]
+    return [*overrides, f"{name}={json.dumps(value)}"]
+
+
+def require_used_settings(overrides: Sequence[str] | None, used: Collection[str], command: str) -> None:
+    """Refuse overrides of settings on which a command does not depend.
+
+    Args:
+        overrides: Values of -o.
+        used: Names of the sections that the command uses.
+        command: Name of the command, for the error.
+
+    Raises:
+        BadRequestError: A section is another one; whether the names exist is checked where they are read.
+    """
+    for override in overrides or ():
+        section = override.partition("=")[0].partition(".")[0]
+        if section in {"vq", "prior", "views", "train_vq", "train_prior", "sample", "target"} - set(used):
+            setting = override.partition("=")[0]
+            raise BadRequestError(f"-o {setting} has no effect on `movq {command}`", f"Leave -o {setting} out.")
 
 
 _LARGEST_SIDE = 2**14

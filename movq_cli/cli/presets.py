@@ -7,7 +7,16 @@ from typing import Annotated
 
 import typer
 
-from movq_cli.cli.options import DeviceName, Json, Overrides, Quiet, WeightsFolder, complete_preset_name, console_for
+from movq_cli.cli.options import (
+    DeviceName,
+    Json,
+    Overrides,
+    Quiet,
+    WeightsFolder,
+    complete_preset_name,
+    console_for,
+    refuse_unused,
+)
 from movq_cli.console import Console
 
 
@@ -17,6 +26,8 @@ def presets(context: typer.Context, as_json: Json = False) -> None:
 
     if context.invoked_subcommand is None:
         command.list_presets(Console(as_json=as_json))
+    else:
+        refuse_unused(context, ("as_json",), f"before {context.invoked_subcommand}; it is an option of that command")
 
 
 def presets_show(

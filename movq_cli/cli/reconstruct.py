@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +19,8 @@ from movq_cli.cli.options import (
     chosen_weights,
     console_for,
     image_size,
+    is_given,
+    refuse_unused,
     setting_option,
     split_name,
 )
@@ -117,6 +118,7 @@ SourceNames = Annotated[
 def reconstruct(
     source: Source,
     out: Output,
+    context: typer.Context,
     run: TokenizerRun = None,
     weights_of: WeightsOf = "last",
     split: Split = None,
@@ -141,16 +143,7 @@ def reconstruct(
 ) -> None:
     """Encode and decode images with a tokenizer, to PNG files of the same names and sizes."""
     console = console_for(as_json, quiet)
-    without_mask = {
-        "--run": run,
-        "--crop": crop,
-        "--grid": grid,
-        "--metrics": metrics,
-        "--codes": codes,
-        "--source-names": source_names,
-    }
-    needs_mask = figure is not None or prior is not None or top1 or samples > 1 or steps is not None
-    if _is_filling(mask_ratio, mask, without_mask, needs_mask=needs_mask):
+    if _is_filling(context, mask_ratio, mask):
         from movq_cli.commands import fill
 
         filling = fill.FillRequest(
@@ -161,7 +154,7 @@ def reconstruct(
             ratio=mask_ratio,
             picture=mask,
             top1=top1,
-            samples=1 if top1 else samples,
+            samples=samples,
             steps=steps,
             seed=seed,
             figure=figure,
@@ -188,28 +181,31 @@ def reconstruct(
     command.reconstruct(request, console)
 
 
-def _is_filling(
-    ratio: float | None, mask: Path | None, without_mask: Mapping[str, object], *, needs_mask: bool
-) -> bool:
+def _is_filling(context: typer.Context, ratio: float | None, mask: Path | None) -> bool:
     """Return whether codes are hidden and filled in.
 
     Args:
+        context: Context of the command.
         ratio: Value of --mask-ratio.
         mask: Value of --mask.
-        without_mask: Values of the options that cannot be combined with the two, by their name.
-        needs_mask: Whether an option is given that has no meaning without one of the two.
 
     Raises:
-        BadRequestError: The options exclude each other.
+        BadRequestError: The options exclude each other, or one has no effect.
     """
     if ratio is None and mask is None:
-        if needs_mask:
+        if any(is_given(context, name) for name in ("figure", "prior", "top1", "samples", "steps")):
             options = "--figure, --prior, --top1, --samples and --steps"
             raise BadRequestError(f"{options} need --mask-ratio or --mask", "Add one of these.")
+        refuse_unused(context, ("seed",), "without --mask-ratio or --mask")
+        if not is_given(context, "metrics"):
+            refuse_unused(context, ("weights",), "without --metrics")
         return False
     if ratio is not None and mask is not None:
         raise BadRequestError("--mask-ratio and --mask both say what is hidden", "Give one of them.")
-    given = [name for name, value in without_mask.items() if value]
-    if given:
-        raise BadRequestError(f"{given[0]} cannot be combined with --mask-ratio or --mask", "Leave it out.")
+    without_mask = ("run", "crop", "batch_size", "grid", "metrics", "codes", "source_names", "weights")
+    refuse_unused(context, without_mask, "with --mask-ratio or --mask")
+    if is_given(context, "top1"):
+        refuse_unused(context, ("steps", "samples"), "with --top1")
+        if mask is not None and not is_given(context, "figure"):
+            refuse_unused(context, ("seed",), "with --top1 and --mask: nothing is drawn")
     return True

@@ -21,8 +21,9 @@ from movq_cli.cli.options import (
     WeightsOf,
     chosen_weights,
     console_for,
+    require_used_settings,
     setting_option,
-    with_data_path,
+    with_setting,
 )
 from movq_cli.errors import BadRequestError
 from movq_cli.settings import PriorSettings
@@ -155,9 +156,10 @@ def train_vq(
     from movq_cli.commands import train_vq as command
     from movq_cli.commands.training import TrainRequest
 
-    changes = with_data_path(overrides, data)
-    if freeze is not None:
-        changes.append(f"train_vq.freeze=[{freeze}]")
+    require_used_settings(overrides, {"vq", "train_vq"}, "train-vq")
+    changes = with_setting(overrides, "data.path", "--data", None if data is None else str(data))
+    parts = None if freeze is None else [part.strip() for part in freeze.split(",")]
+    changes = with_setting(changes, "train_vq.freeze", "--freeze", parts)
     if init is None:
         initial, name = None, preset_or_settings(preset_name, origin, run)
     else:
@@ -224,10 +226,12 @@ def train_prior(
     from movq_cli.commands import train_prior as command
     from movq_cli.commands.training import TrainRequest
 
+    require_used_settings(overrides, {"vq", "prior", "views", "train_prior", "sample"}, "train-prior")
+    changes = with_setting(overrides, "data.path", "--data", None if data is None else str(data))
     request = TrainRequest(
         preset_name=preset_or_settings(preset_name, origin, run),
         origin=origin,
-        overrides=[*with_data_path(overrides, data), *([] if mode is None else [f"prior.mode={mode}"])],
+        overrides=with_setting(changes, "prior.mode", "--mode", mode),
         run=run,
         tokenizer=chosen_weights(tokenizer, weights_of, "vq"),
         codes=codes,

@@ -12,6 +12,7 @@ from movq_cli.interop import containers, hub
 from movq_cli.interop.importer import Imported, ImportOptions, import_tokenizer
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.tokenizer import Tokenizer
+from movq_cli.paths import require_utf8
 from movq_cli.run_manifest import ImportRecord
 from movq_cli.runs import Run
 from movq_cli.settings import Preset
@@ -41,6 +42,8 @@ def import_weights(request: ImportRequest, console: Console) -> None:
         FailureError: The run folder cannot be written, or a download fails.
     """
     target = request.run
+    for path in (request.source, target):
+        require_utf8(path)
     files.require_new_folder(target)
     path, source = _local(request.source)
     imported = import_tokenizer(path, request.options)

@@ -6,12 +6,18 @@ from collections.abc import Sequence
 
 from movq_cli import presets
 from movq_cli.console import Console
-from movq_cli.settings import Targets
+from movq_cli.errors import BadRequestError
+from movq_cli.settings import Preset, Targets
 
 
 def list_presets(console: Console) -> None:
     """Print each preset with its description and the published values that it should reproduce."""
-    found = {name: presets.load(name) for name in presets.available()}
+    found: dict[str, Preset] = {}
+    for name, path in presets.available().items():
+        try:
+            found[name] = presets.load(name)
+        except (BadRequestError, OSError) as error:
+            console.warn(f"{path} is passed over: {error}")
     data = {
         name: {"description": settings.description, "target": _published(settings.target)}
         for name, settings in found.items()

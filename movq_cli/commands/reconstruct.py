@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ from movq_cli import checkpoints, devices, digests, runs
 from movq_cli.console import Console, Progress
 from movq_cli.data import pixels
 from movq_cli.data.array_files import is_integer, load_array
-from movq_cli.data.coding import decode_batch, encode_batch, naming_images
+from movq_cli.data.coding import ImageMemoryError, decode_batch, encode_batch, naming_images
 from movq_cli.data.images import BadImageError, covering_crop, encode_png
 from movq_cli.data.shards import SplitName
 from movq_cli.digests import NO_DIGEST
@@ -28,6 +28,7 @@ from movq_cli.evaluation.metrics import load_scorers
 from movq_cli.files import atomic_write
 from movq_cli.image_size import Resolution
 from movq_cli.models.tokenizer import Tokenizer
+from movq_cli.paths import is_too_long
 from movq_cli.settings import TokenizerSettings
 from movq_cli.sources import stream
 from movq_cli.sources.open import open_source
@@ -82,8 +83,8 @@ def reconstruct(request: ReconstructRequest, console: Console) -> None:
     """
     folder = Path(request.source)
     maps = sorted(folder.rglob("*.npy")) if folder.is_dir() else []
-    if maps and request.crop is not None:
-        raise BadRequestError(f"--crop has no meaning for {request.source}, a folder of code maps", "Leave it out.")
+    if maps:
+        _refuse_options_of_images(request)
     images = None if maps else open_source(request.source, request.split)
     tokenizer = runs.find_weights(request.run, "vq")
     console.log(f"tokenizer: {tokenizer}")
@@ -95,6 +96,27 @@ def reconstruct(request: ReconstructRequest, console: Console) -> None:
         _reconstruct_images(model, images, request, device, console)
 
 
+def _refuse_options_of_images(request: ReconstructRequest) -> None:
+    """Refuse the options that have no effect on code maps.
+
+    Raises:
+        BadRequestError: One of them is given.
+    """
+    options = {
+        "--split": request.split,
+        "--crop": request.crop,
+        "--grid": request.grid,
+        "--metrics": request.metrics,
+        "--codes": request.codes,
+        "--source-names": request.source_names,
+    }
+    for name, value in options.items():
+        if value:
+            raise BadRequestError(
+                f"{name} has no effect: {request.source} is a folder of code maps", f"Leave {name} out."
+            )
+
+
 def _reconstruct_images(
     model: Tokenizer, images: Source, request: ReconstructRequest, device: torch.device, console: Console
 ) -> None:
@@ -102,25 +124,20 @@ def _reconstruct_images(
     names = output_names(original_names(Path(request.source), stored) if request.source_names else stored)
     metrics = _load_metrics(request.weights, device, console) if request.metrics else []
     values: dict[str, list[float]] = {metric.key: [] for metric in metrics}
+    fitting = [index for index, name in enumerate(names) if not is_too_long(name)]
+    unreadable = [f"{stored[index]} (its name is too long)" for index, name in enumerate(names) if is_too_long(name)]
     pairs: dict[int, Tensor] = dict.fromkeys(pixels.evenly_spaced(len(images), _GRID_COLUMNS), torch.empty(0))
-    unreadable: list[str] = []
     with console.progress(len(images), "reconstructing", "images") as progress:
         for indices, originals in stream.same_size_batches(
-            _decode_readable(images, request.crop, unreadable, progress), request.batch_size
+            _decode_readable(images, fitting, request.crop, unreadable, progress), request.batch_size
         ):
-            sources = [images.names[index] for index in indices.tolist()]
-            with naming_images(sources, originals.shape[-2:]):
-                inputs = originals.to(device)
-                codes = encode_batch(model, inputs)
-                outputs = decode_batch(model, codes, originals.shape[-2:])
-                batch = [(indices, torch.stack([inputs, outputs], 1))]
-                for key, new in paired.score_pairs(metrics, batch, device).items():
+            for part in _parts_in_memory(model, images, indices, originals, metrics, device, unreadable):
+                for key, new in part.values.items():
                     values[key] += new
-                reconstructed = outputs.cpu()
-            _write_batch([names[index] for index in indices.tolist()], reconstructed, codes.cpu(), request)
-            for index, *pair in zip(indices.tolist(), originals, reconstructed, strict=True):
-                if index in pairs:
-                    pairs[index] = torch.stack(pair)
+                _write_batch([names[index] for index in part.indices], part.outputs, part.codes, request)
+                for index, *pair in zip(part.indices, part.originals, part.outputs, strict=True):
+                    if index in pairs:
+                        pairs[index] = torch.stack(pair)
     if unreadable:
         more = " ..." if len(unreadable) > _NAMED_UNREADABLE else ""
         console.warn(f"{len(unreadable)} images were skipped: {'; '.join(unreadable[:_NAMED_UNREADABLE])}{more}")
@@ -137,6 +154,73 @@ def _reconstruct_images(
         result[metric.key] = paired.finite_mean(torch.tensor(values[metric.key], dtype=torch.float64))
         console.log(f"{metric.key}: {result[metric.key]} ({metric.variant}; {len(values[metric.key])} images)")
     console.result(result, str(request.out))
+
+
+class _Part(NamedTuple):
+    """Images of one size with their reconstructions, on the CPU."""
+
+    indices: list[int]
+    originals: Tensor  # [B, 3, H, W] uint8
+    outputs: Tensor  # [B, 3, H, W] uint8
+    codes: Tensor  # [B, h, w, c]
+    values: dict[str, list[float]]
+    """Value of each metric for each image."""
+
+
+def _parts_in_memory(
+    model: Tokenizer,
+    images: Source,
+    indices: Tensor,
+    originals: Tensor,
+    metrics: Sequence[paired.PairScorer],
+    device: torch.device,
+    unreadable: list[str],
+) -> Iterator[_Part]:
+    """Yield the reconstructions of a batch: at once, or one by one if the memory does not suffice for all.
+
+    Args:
+        model: Tokenizer.
+        images: Source of the images, for their names.
+        indices: Indices [B] of the images.
+        originals: Images [B, 3, H, W] uint8 on the CPU.
+        metrics: Metrics to compute.
+        device: Device of the tokenizer.
+        unreadable: List to which an image is appended for which the memory does not suffice.
+    """
+    names = [images.names[index] for index in indices.tolist()]
+    try:
+        yield _reconstruct_part(model, names, indices, originals, metrics, device)
+        return
+    except ImageMemoryError as error:
+        if len(indices) == 1:
+            unreadable.append(error.message)
+            return
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    for index, original in zip(indices.split(1), originals.split(1), strict=True):
+        yield from _parts_in_memory(model, images, index, original, metrics, device, unreadable)
+
+
+def _reconstruct_part(
+    model: Tokenizer,
+    names: Sequence[str],
+    indices: Tensor,
+    originals: Tensor,
+    metrics: Sequence[paired.PairScorer],
+    device: torch.device,
+) -> _Part:
+    """Reconstruct images of one size at once; the arguments are those of `_parts_in_memory`.
+
+    Raises:
+        ImageMemoryError: The memory does not suffice.
+    """
+    size = originals.shape[-2:]
+    with naming_images(names, size):
+        inputs = originals.to(device)
+        codes = encode_batch(model, inputs)
+        outputs = decode_batch(model, codes, size)
+        values = paired.score_pairs(metrics, [(indices, torch.stack([inputs, outputs], 1))], device)
+        return _Part(indices.tolist(), originals, outputs.cpu(), codes.cpu(), values)
 
 
 def _write_batch(names: Sequence[str], images: Tensor, codes: Tensor, request: ReconstructRequest) -> None:
@@ -210,10 +294,10 @@ def _encode_npy(codes: Tensor) -> bytes:
 
 
 def _decode_readable(
-    images: Source, crop: Resolution | None, unreadable: list[str], progress: Progress
+    images: Source, indices: Sequence[int], crop: Resolution | None, unreadable: list[str], progress: Progress
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield the index and pixels of each readable image; append the name and error of each other to `unreadable`."""
-    for index, image in stream.decoded(images, range(len(images))):
+    for index, image in stream.decoded(images, indices):
         progress.advance()
         try:
             if isinstance(image, BadImageError):

@@ -23,7 +23,7 @@ from movq_cli.data.images import decode
 from movq_cli.data.sample_files import SampleFiles, SampleManifest, image_name
 from movq_cli.errors import BadRequestError
 from movq_cli.files import sha256
-from movq_cli.launcher import is_launched, joined_ranks, launch
+from movq_cli.launcher import joined_ranks, launch, starts_processes
 from movq_cli.presets import explain
 from movq_cli.ranks import Ranks
 from movq_cli.settings import SampleSettings
@@ -79,7 +79,8 @@ def sample(request: SampleRequest, *, arguments: Sequence[str], console: Console
         FailureError: A file cannot be written.
         InterruptedRunError: The process received SIGINT, SIGTERM or SIGHUP; the images made so far are kept.
     """
-    if request.gpus is not None and not is_launched():
+    if starts_processes(request.gpus):
+        assert request.gpus is not None
         runs.find_weights(request.run, "prior")  # A bad request is refused before any process is started.
         launch(arguments, request.gpus, request.device_name)
         return
@@ -113,7 +114,7 @@ def sample(request: SampleRequest, *, arguments: Sequence[str], console: Console
                     target.finish(labels, console)
                 barrier()
         if ranks.is_first:
-            _report(request, made, class_ids, console)
+            _report(request, target.listed, made, class_ids, console)
 
 
 def _load_prior(weights: Path, request: SampleRequest, device: torch.device) -> Prior:
@@ -141,6 +142,8 @@ def _merge_settings(prior: Prior, values: Mapping[str, Any]) -> SampleSettings:
     except ValidationError as error:
         raise BadRequestError(explain(error, "sample")) from None
     prior.transformer.check_sample_settings(settings)
+    if "guidance_schedule" in values and not settings.guidance:
+        raise BadRequestError("--guidance-schedule has no effect without guidance", "Give --guidance, or leave it out.")
     if settings.guidance > 0 and not prior.classes:
         raise BadRequestError("guidance needs a class-conditional prior, and this one is unconditional")
     return settings
@@ -244,8 +247,8 @@ def _write(target: SampleFiles, index: int, image: Tensor) -> None:
     target.write_image(index, pixels.to_image(image))
 
 
-def _report(request: SampleRequest, made: int, class_ids: Sequence[int], console: Console) -> None:
-    result: dict[str, object] = {"path": str(request.out), "images": request.n, "made": made}
+def _report(request: SampleRequest, listed: int, made: int, class_ids: Sequence[int], console: Console) -> None:
+    result: dict[str, object] = {"path": str(request.out), "images": listed, "made": made}
     if request.grid is not None:
         columns = len(class_ids) if 1 < len(class_ids) <= _GRID_COLUMNS else _GRID_COLUMNS
         _save_grid(request.grid, request.out, request.n, columns)

@@ -10,7 +10,8 @@ from movq_cli.evaluation import cautions, extractors, feature_cache, pretrained,
 from movq_cli.evaluation.metrics import FID
 from movq_cli.evaluation.processes import Process, run_on_ranks
 from movq_cli.evaluation.request import EvaluationRequest
-from movq_cli.evaluation.sides import open_images
+from movq_cli.evaluation.sides import open_images, require_split
+from movq_cli.paths import expand_path
 
 
 def statistics(
@@ -29,7 +30,7 @@ def statistics(
         BadRequestError: The images or the weights cannot be used.
         FailureError: The file cannot be written, or an image of a strict set is corrupt.
     """
-    path = Path(out) if out.endswith(".npz") else references.statistics_path(out, request.cache)
+    path = expand_path(Path(out)) if out.endswith(".npz") else references.statistics_path(out, request.cache)
     run_on_ranks(lambda process: _write_statistics(path, location, request, process, console), request, arguments)
 
 
@@ -37,6 +38,7 @@ def _write_statistics(
     path: Path, location: str, request: EvaluationRequest, process: Process, console: Console
 ) -> None:
     images = open_images("real", location, request, console)
+    require_split([images], request)
     FID.require_images(len(images))
     network = extractors.load_extractor(references.NETWORK, request.weights, process.device)
     features = feature_cache.cached_features(

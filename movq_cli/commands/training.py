@@ -19,7 +19,8 @@ from movq_cli.errors import BadRequestError
 from movq_cli.evaluation import pretrained
 from movq_cli.evaluation.fid_evaluator import FIDEvaluator
 from movq_cli.evaluation.image_sets import ImageSet
-from movq_cli.launcher import is_launched, joined_ranks, launch
+from movq_cli.launcher import joined_ranks, launch, starts_processes
+from movq_cli.paths import require_utf8
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.run_manifest import Kind, RunManifest
 from movq_cli.runs import COMMAND, ROOT, Run
@@ -129,10 +130,13 @@ def run_training(
         InterruptedRunError: The process received SIGINT, SIGTERM or SIGHUP.
     """
     require_one_length(kind, request.overrides, request.hours)
+    for path in (request.preset_name, request.origin):
+        require_utf8(Path(path or "."))
     if request.dry_run:
         _dry_run(request, console, kind, plan, folder_suffix)
         return
-    if request.gpus is not None and not is_launched():
+    if starts_processes(request.gpus):
+        assert request.gpus is not None
         _open(
             request, SINGLE_PROCESS, prepare, folder_suffix, console
         )  # A bad request is refused before any process is started.
@@ -203,6 +207,7 @@ def _open(
     """
     agreement.require_same(ranks, {"the version of movq": __version__, "the version of PyTorch": torch.__version__})
     settings = presets.load(request.preset_name, request.overrides)
+    require_utf8(settings.data.path)
     flat = dict(flatten(settings.model_dump()))
     agreement.require_same(ranks, {name: value for name, value in flat.items() if name not in _OF_EACH_MACHINE})
     suffix = None if folder_suffix is None else folder_suffix(settings)  # It refuses an unknown kind of prior.
@@ -215,7 +220,9 @@ def _open(
 
 def run_folder(named: Path | None, preset_name: str, kind: Kind, suffix: str | None = None) -> Run:
     """Return the run folder: the named one, or the preset's own below `runs/`, which ends in the suffix or the kind."""
-    return Run(named or ROOT / f"{Path(preset_name).stem}-{suffix or kind}", kind)
+    run = Run(named or ROOT / f"{Path(preset_name).stem}-{suffix or kind}", kind)
+    require_utf8(run.folder)
+    return run
 
 
 def open_images(settings: Preset, preset_name: str, console: Console) -> PreparedSet:

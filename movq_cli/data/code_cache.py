@@ -11,8 +11,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -145,7 +146,7 @@ def load_or_encode(
         console: Console that shows the progress.
 
     Raises:
-        BadRequestError: The folder has a cache of another tokenizer, or another command is making this cache.
+        BadRequestError: Another command is making this cache, or it is damaged.
     """
     header = CodeCacheHeader(
         tokenizer=tokenizer,
@@ -156,12 +157,37 @@ def load_or_encode(
         classes=tuple(split.classes),
     )
     folder = folder / _folder_name(header)
+    ranks.from_first(lambda: _remove_codes_of_another_tokenizer(folder, header, console))
     if not ranks.from_first((folder / HEADER).is_file):
         images = loader.Views(split, model.settings.image_size, views)
         _make(folder, header, model, images, loading, batch_size, device, ranks, console)
     elif ranks.is_first:
-        _clear(folder, _blocks(folder, header))  # a run that was killed at the very end has left its blocks
+        with suppress(OSError):  # A cache that may only be read is read.
+            _clear(folder, _blocks(folder, header))  # A run that was killed at the very end has left its blocks.
     return open_cache(folder, header, checked=not ranks.is_first)
+
+
+def _remove_codes_of_another_tokenizer(folder: Path, expected: CodeCacheHeader, console: Console) -> None:
+    """Remove a cache, complete or in progress, that another tokenizer has made, because it is made again.
+
+    Raises:
+        BadRequestError: The header is damaged, another command is making the cache, or it cannot be removed.
+    """
+    headers = [folder / name for name in (HEADER, _IN_PROGRESS) if (folder / name).is_file()]
+    if all(_read_header(folder, file).tokenizer == expected.tokenizer for file in headers):
+        return
+    with locked(folder, "movq train-prior"):
+        console.warn(f"the codes in {folder} were made by another tokenizer; they are made again")
+        try:
+            for name in (HEADER, _CODES, _LABELS, _IN_PROGRESS):  # The header goes first: without it none is complete.
+                (folder / name).unlink(missing_ok=True)
+            if (folder / _BLOCKS).exists():
+                shutil.rmtree(folder / _BLOCKS)
+        except OSError as error:
+            raise BadRequestError(
+                f"the codes in {folder} were made by another tokenizer, and cannot be removed ({error.strerror})",
+                "Name another folder with --codes.",
+            ) from None
 
 
 def _folder_name(header: CodeCacheHeader) -> str:

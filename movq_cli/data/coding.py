@@ -29,6 +29,10 @@ def encode_batch(model: Tokenizer, originals: Tensor) -> Tensor:
     return model.encode(F.pad(pixels.to_signed(originals), (0, -width % factor, 0, -height % factor), mode="replicate"))
 
 
+class ImageMemoryError(FailureError):
+    """There is not enough memory to encode or decode images."""
+
+
 @contextmanager
 def naming_images(names: Sequence[str], size: Sequence[int]) -> Iterator[None]:
     """Name the images that are encoded or decoded in the block if there is not enough memory for them.
@@ -38,7 +42,7 @@ def naming_images(names: Sequence[str], size: Sequence[int]) -> Iterator[None]:
         size: Height and width of the images, pixels.
 
     Raises:
-        FailureError: There is not enough memory.
+        ImageMemoryError: There is not enough memory.
     """
     try:
         yield
@@ -47,7 +51,7 @@ def naming_images(names: Sequence[str], size: Sequence[int]) -> Iterator[None]:
             raise
         more = f" and {len(names) - 1} more images" if len(names) > 1 else ""
         remedy = f"Set a --batch-size below {len(names)}." if len(names) > 1 else "Leave this image out, or resize it."
-        raise FailureError(f"out of memory at {names[0]}{more} of {size[1]} x {size[0]} pixels", remedy) from None
+        raise ImageMemoryError(f"out of memory at {names[0]}{more} of {size[1]} x {size[0]} pixels", remedy) from None
 
 
 def decode_batch(model: Tokenizer, codes: Tensor, size: Sequence[int]) -> Tensor:

@@ -114,6 +114,8 @@ class SampleFiles:
         self.manifest = manifest
         suffix = path.suffix.lower()
         self._suffix = suffix if suffix in _FILE_SUFFIXES else None  # None = the set is a folder
+        self.listed = len(manifest.images)
+        """Number of images of the set after `begin`: in a folder, those of an earlier, larger request stay."""
         self._hint = f"Name another {'folder' if self._suffix is None else 'file'}, or remove this one."
 
     @property
@@ -168,8 +170,15 @@ class SampleFiles:
             found = self._check_same(self.folder, self.folder / MANIFEST)
         elif any(map(self._is_foreign, existing)):
             raise BadRequestError(f"{self.folder} holds files that `movq sample` did not make", self._hint)
-        if found <= len(self.manifest.images):
+        requested = len(self.manifest.images)
+        if found <= requested:
             digests.write_header(self.folder / MANIFEST, self.manifest)
+        elif self._suffix is None:
+            self.listed = found
+            console.warn(
+                f"{self.folder} is a set of {found} images, and {requested} were requested; the others stay. Name "
+                "another folder for a set of the requested images alone."
+            )
         return self.missing(existing, console)
 
     def missing(self, existing: Set[str], console: Console) -> list[int]:

@@ -13,12 +13,14 @@ another key, whatever its folder is called.
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import shutil
+import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
@@ -32,13 +34,13 @@ from pydantic import Field
 from torch import Tensor
 
 from movq_cli import agreement, digests
-from movq_cli.console import Console, Progress
+from movq_cli.console import Console, Progress, printable
 from movq_cli.data.blocks import Arrays, Blocks
 from movq_cli.digests import Header
-from movq_cli.errors import BadRequestError
+from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.evaluation.distributions import FeatureStatistics
 from movq_cli.evaluation.image_sets import ImageSet
-from movq_cli.files import atomic_file, locked
+from movq_cli.files import atomic_file, is_writable, locked
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.sources import stream
 
@@ -126,7 +128,10 @@ class Features:
             total = FeatureStatistics(self.rows.shape[1], _float64_device(device))
             for rows in self.rows.split(_BLOCK_IMAGES):
                 total.update(rows)
-            write_reference(path, total.mean, total.covariance, {})
+            try:
+                write_reference(path, total.mean, total.covariance, {})
+            except FailureError:  # A cache that may only be read is read.
+                return Reference(path, total.mean.cpu(), total.covariance.cpu(), {}).on(device)
         return read_reference(path).on(device)
 
 
@@ -162,15 +167,17 @@ def cached_features(
     agreement.require_same(ranks, {f"the hash of the weights of {network.name}": network.digest})
     content = ranks.from_first(lambda: images.content_hash)
     key = hashlib.sha256(f"{_FORMAT} {content} {network.name} {network.digest}".encode()).hexdigest()
-    folder = cache / f"{network.name}-{key[:16]}"
-    header = FeatureCacheHeader(images=len(images), extractor=network.name, key=key, of=images.location)
+    folder = ranks.from_first(lambda: _writable_folder(cache, f"{network.name}-{key[:16]}", ranks, console))
+    cache = folder.parent
+    header = FeatureCacheHeader(images=len(images), extractor=network.name, key=key, of=printable(images.location))
     if not ranks.from_first((folder / HEADER).is_file):
         _compute(folder, header, images, network, batch_size, device, ranks, console)
         if ranks.is_first:
             _evict(cache, folder)
     elif ranks.is_first:
         check_features(folder)
-        (folder / HEADER).touch()
+        with suppress(OSError):  # A cache that may only be read is read.
+            (folder / HEADER).touch()
     ranks.wait()  # Until rank 0 has found the files intact.
     sizes = np.load(folder / _SIZES)
     images.add_sizes(sizes)
@@ -178,6 +185,20 @@ def cached_features(
     for _ in images.read(np.flatnonzero(sizes[:, 0] == 0).tolist()):
         pass
     return Features(folder, np.flatnonzero(sizes[:, 0]))
+
+
+def _writable_folder(cache: Path, name: str, ranks: Ranks, console: Console) -> Path:
+    """Return the folder of a set, which is in a temporary cache if it is to be computed and cannot be written."""
+    folder = cache / name
+    if (folder / HEADER).is_file() or is_writable(folder) or not ranks.is_one_machine:
+        return folder
+    console.warn(
+        f"the feature cache {cache} cannot be written, so that the features are computed again next time. Choose a "
+        "folder to which you may write with --cache."
+    )
+    temporary = Path(tempfile.mkdtemp(prefix="movq-features-"))
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    return temporary / name
 
 
 def check_features(folder: Path) -> FeatureCacheHeader:

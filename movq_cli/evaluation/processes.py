@@ -37,7 +37,8 @@ def run_on_ranks(work: Callable[[Process], None], request: EvaluationRequest, ar
         BadRequestError: The device is not available, or there are fewer GPUs than processes.
         InterruptedRunError: SIGINT, SIGTERM or SIGHUP; the features that were computed are in the cache.
     """
-    if request.gpus is not None and not launcher.is_launched():
+    if launcher.starts_processes(request.gpus):
+        assert request.gpus is not None
         launcher.launch(arguments, request.gpus, request.device)
         return
     with (

@@ -45,3 +45,5 @@ class EvaluationRequest:
     """Number of processes to start, one for each GPU; None = this process alone, or those that torchrun started."""
     out: Path | None
     """File for the result as JSON."""
+    requires_splits: bool = False
+    """Whether it is an error that no set has splits, because the user has named one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -93,6 +94,18 @@ def open_images(role: str, location: str, request: EvaluationRequest, console: C
         BadRequestError: There are no images.
     """
     return ImageSet(role, location, request.split, crop=request.crop, strict=request.strict, console=console)
+
+
+def require_split(images: Sequence[ImageSet], request: EvaluationRequest) -> None:
+    """Refuse a split that the user has named if no set has splits, because it would have no effect.
+
+    Raises:
+        BadRequestError: No set has splits.
+    """
+    if request.requires_splits and all(side.split is None for side in images):
+        locations = " nor ".join(side.location for side in images)
+        verb = f"neither {locations} has" if len(images) > 1 else f"{locations} does not have"
+        raise BadRequestError(f"--split has no effect: {verb} splits", "Leave --split out.")
 
 
 def _is_served_by_statistics(metric: Metric) -> bool:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
@@ -56,10 +59,20 @@ class Log:
         ranks: Ranks over which the metrics are averaged.
         steps: Number of steps of the complete run, from which the remaining time is estimated.
         reference: Speed with which the steps of one rank are compared; None omits the comparison.
+        done: Number of steps that the run has done already.
+
+    A log that cannot be written, as on a full disk, costs a warning and not the run.
     """
 
     def __init__(
-        self, run: Run, console: Console, settings: TrainSettings, ranks: Ranks, steps: int, reference: Speed | None
+        self,
+        run: Run,
+        console: Console,
+        settings: TrainSettings,
+        ranks: Ranks,
+        steps: int,
+        reference: Speed | None,
+        done: int = 0,
     ) -> None:
         self.run = run
         self.console = console
@@ -67,6 +80,7 @@ class Log:
         self.ranks = ranks
         self.steps = steps
         self.reference = reference
+        self.done = done
         self.shown: dict[str, str] = {}
         """The values of the last log line as text, by name, to show beside the progress bar."""
         self._sums: DeviceMetrics = {}
@@ -76,17 +90,28 @@ class Log:
         self._waited = 0.0
         self._since = time.perf_counter()
         self._events: SummaryWriter | None = None
+        self._has_lost_lines = False
 
     def __enter__(self) -> Self:
         if self.ranks.is_first and wants_tensorboard(self.settings.tensorboard):
             from torch.utils.tensorboard import SummaryWriter
 
-            self._events = SummaryWriter(self.run.events)
+            # A TensorBoard that has read the events of repeated steps forgets them by `purge_step`.
+            purge_step = self.done + 1 if self.done else None
+            with self._events_may_fail():
+                self._events = SummaryWriter(self.run.events, purge_step=purge_step)
         return self
 
     def __exit__(self, *_: object) -> None:
         if self._events is not None:
-            self._events.close()
+            with self._events_may_fail():
+                self._events.close()
+
+    def sync(self) -> None:
+        """Write the events that are still in memory, so that none is missing before a checkpoint."""
+        if self._events is not None:
+            with self._events_may_fail():
+                self._events.flush()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -163,12 +188,49 @@ class Log:
     def _write(self, step: int, record: dict[str, Any], scalars: dict[str, float]) -> None:
         if not self.ranks.is_first:
             return
-        self.run.folder.mkdir(parents=True, exist_ok=True)
-        with self.run.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"step": step, "time": now(), **record}) + "\n")
-        if self._events is not None:
-            for name, value in scalars.items():
-                self._events.add_scalar(name, value, step)
+        line = json.dumps({"step": step, "time": now(), **record}) + "\n"
+        try:
+            self.run.folder.mkdir(parents=True, exist_ok=True)
+            _append(self.run.log, line.encode())
+        except OSError as error:
+            if not self._has_lost_lines:
+                self.console.warn(
+                    f"{self.run.log} cannot be written ({error.strerror}); the training goes on without it"
+                )
+            self._has_lost_lines = True
+        if (events := self._events) is not None:
+            with self._events_may_fail():
+                for name, value in scalars.items():
+                    events.add_scalar(name, value, step)
+
+    @contextmanager
+    def _events_may_fail(self) -> Iterator[None]:
+        """Write no more TensorBoard events if the block fails to write them."""
+        try:
+            yield
+        except OSError as error:
+            self._events = None
+            reason = error.strerror or error
+            self.console.warn(
+                f"{self.run.events} cannot be written ({reason}); the training goes on without its events"
+            )
+
+
+def _append(path: Path, line: bytes) -> None:
+    """Append a line completely or not at all: the next one must not continue a part of it.
+
+    Raises:
+        OSError: The line cannot be written.
+    """
+    with path.open("ab", buffering=0) as file:
+        before = file.tell()
+        try:
+            if file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            with suppress(OSError):
+                file.truncate(before)
+            raise
 
 
 def _scalars(metrics: Metrics) -> Iterator[tuple[str, float]]:

@@ -19,6 +19,7 @@ from movq_cli.run_manifest import RunManifest
 from movq_cli.runs import Run
 from movq_cli.training.checkpointer import Checkpointer
 from movq_cli.training.log import Log, Metrics, Speed
+from movq_cli.training.rewind import rewind
 from movq_cli.training.stage import Stage
 from movq_cli.training.validator import Due, Validator
 from movq_cli.training.watch import StoppedValidationError, Watch
@@ -50,12 +51,14 @@ def train(
     step = checkpointer.resume(console)
     stop = threading.Event()
     is_complete = step >= steps  # The run was killed between its last checkpoint and its end.
+    repeats_validation = is_complete or checkpointer.validation_is_missing
+    _rewind(stage, run, step, console, repeats_validation=repeats_validation or step == 0)
     speed = None
     if tflop_per_step is not None and not is_complete:
         speed = Speed.measured(tflop_per_step, stage.device, settings.precision)
     console.log(f"loss = {stage.loss_formula}")
     with (
-        Log(run, console, settings, ranks, steps, speed) as log,
+        Log(run, console, settings, ranks, steps, speed, done=step) as log,
         signals.on_stop_signal(stop.set, launched=ranks.world_size > 1),
         console.progress(steps, "training", "steps", done=min(step, steps)) as progress,
     ):
@@ -64,7 +67,7 @@ def train(
             return stop.is_set() or ranks.is_orphaned
 
         validator = Validator(stage, run, log, checkpointer, Watch(console, ranks, stops))
-        if is_complete or checkpointer.validation_is_missing:
+        if repeats_validation:
             _finish_step(validator, step, Due.after(stage, step, steps, is_stopping=True), steps)
         elif step == 0 and stage.validates_first:
             evaluation = stage.evaluation_interval > 0
@@ -85,6 +88,16 @@ def train(
             if is_stopping and step < steps:
                 raise _interrupted(run, step, steps)
     return validator.metrics
+
+
+def _rewind(stage: Stage, run: Run, step: int, console: Console, *, repeats_validation: bool) -> None:
+    """Remove the log of the steps that are made again; a log that cannot be changed costs a warning."""
+    if not stage.ranks.is_first:
+        return
+    try:
+        rewind(run, step, repeats_validation=repeats_validation)
+    except (OSError, FailureError) as error:
+        console.warn(f"the log of the steps after step {step} stays, and is written again: {error}")
 
 
 def _step(stage: Stage, batches: Iterator[Any], step: int, log: Log, console: Console) -> None:
@@ -113,6 +126,7 @@ def _finish_step(validator: Validator, step: int, due: Due, steps: int) -> None:
         raise _interrupted(validator.run, step, steps) from None
     checkpointer.validation_is_missing = False
     if due.checkpoint:
+        validator.log.sync()
         checkpointer.save(step)
     if due.validation or due.evaluation or due.checkpoint:
         validator.log.restart_clock()

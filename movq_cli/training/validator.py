@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple, Self
 
+from movq_cli.errors import FailureError
 from movq_cli.runs import Run
 from movq_cli.training.checkpointer import Checkpointer
 from movq_cli.training.log import Log, Metrics
@@ -64,13 +65,20 @@ class Validator:
             measured = self.stage.validate(self.watch)
             self.log.validation(step, measured, self._raw(measured))
             if self.stage.ranks.is_first:
-                self.stage.draw(self.run, step)
+                self._draw(step)
         if due.evaluation:
             distances = self.stage.evaluate(self.watch)
             self.log.validation(step, distances)
             measured = {**measured, **distances}
         self.checkpointer.save_best(step, measured)
         self.metrics = {**self.metrics, **measured}
+
+    def _draw(self, step: int) -> None:
+        """Draw the picture of a step; a picture that cannot be written costs a warning and not the run."""
+        try:
+            self.stage.draw(self.run, step)
+        except FailureError as error:
+            self.log.console.warn(f"step {step} has no picture: {error}")
 
     def _raw(self, averaged: Metrics) -> Metrics | None:
         """Validate the weights of the last step too, until the average is as good: after many steps it always is."""

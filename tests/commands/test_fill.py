@@ -110,7 +110,7 @@ def test_bad_masks_and_combinations_of_options_are_refused(movq: Movq, trained: 
         (["--mask-ratio", "0.5", "--mask", "no.png"], "both say what is hidden"),
         (["--mask", "no.png"], "is not a picture"),
         (["--mask", "missing.png"], "cannot be read"),
-        (["--mask-ratio", "0.5", "--codes", "codes"], "--codes cannot be combined with"),
+        (["--mask-ratio", "0.5", "--codes", "codes"], "--codes has no effect with"),
         (["--figure", "figure.png"], "need --mask-ratio"),
         (["--top1"], "need --mask-ratio"),
     ):

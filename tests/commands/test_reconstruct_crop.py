@@ -29,6 +29,6 @@ def test_a_crop_is_reconstructed_as_an_image_that_was_cropped_before(movq: Movq,
         assert len(expected) == 6
     movq("reconstruct", "square16", "back", "--codes", "maps")
     refused = movq("reconstruct", "maps", "decoded", "--crop", 16, code=2)
-    assert refused.stderr == "error: --crop has no meaning for maps, a folder of code maps. Leave it out.\n"
+    assert refused.stderr == "error: --crop has no effect: maps is a folder of code maps. Leave --crop out.\n"
     refused = movq("reconstruct", "wide", "filled", "--crop", 16, "--mask-ratio", 0.5, code=2)
-    assert refused.stderr == "error: --crop cannot be combined with --mask-ratio or --mask. Leave it out.\n"
+    assert refused.stderr == "error: --crop has no effect with --mask-ratio or --mask. Leave --crop out.\n"

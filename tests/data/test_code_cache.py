@@ -148,10 +148,14 @@ def test_one_without_its_header_is_made_again(tmp_path: Path, model: Tokenizer, 
     assert np.array_equal(make(tmp_path / "tokens", model, split).codes, codes)
 
 
-def test_another_tokenizers_codes_are_refused(tmp_path: Path, model: Tokenizer, split: Split) -> None:
+def test_another_tokenizers_codes_are_made_again(
+    tmp_path: Path, model: Tokenizer, split: Split, capsys: pytest.CaptureFixture[str]
+) -> None:
     make(tmp_path / "tokens", model, split)
-    with pytest.raises(BadRequestError, match="another tokenizer"):
-        make(tmp_path / "tokens", model, split, tokenizer="u" * 64)
+    assert make(tmp_path / "tokens", model, split, tokenizer="u" * 64).header.tokenizer == "u" * 64
+    assert "were made by another tokenizer; they are made again" in capsys.readouterr().err
+    make(tmp_path / "reference", model, split, tokenizer="u" * 64)
+    assert contents(tmp_path / "tokens") == contents(tmp_path / "reference")
 
 
 def test_a_damaged_header_is_named(tmp_path: Path, model: Tokenizer, split: Split) -> None:
@@ -253,8 +257,9 @@ def test_a_cache_stopped_before_any_write_is_resumed_and_encodes_no_block_twice(
 def test_what_another_tokenizer_began_is_not_gone_on_with(tmp_path: Path, model: Tokenizer, split: Split) -> None:
     with stopped_at_write(2), pytest.raises(KeyboardInterrupt):
         make(tmp_path / "tokens", model, split)
-    with pytest.raises(BadRequestError, match="another tokenizer"):
-        make(tmp_path / "tokens", model, split, tokenizer="u" * 64)
+    make(tmp_path / "tokens", model, split, tokenizer="u" * 64)
+    make(tmp_path / "reference", model, split, tokenizer="u" * 64)
+    assert contents(tmp_path / "tokens") == contents(tmp_path / "reference")
 
 
 def test_blocks_of_another_size_are_encoded_anew(
