@@ -173,7 +173,9 @@ def _make_plan(request: PrepareRequest, console: Console) -> Plan:
     if request.val_labels is not None:
         source = label_held_out(source, request.val_labels)
     if not request.keep_labels:
-        source = replace(source, labels=None, classes=())
+        source = replace(source, labels=None, classes=(), label_warnings=())
+    for warning in (*source.warnings, *source.label_warnings):
+        console.warn(warning)
     duplicates = _find_duplicates(source, request.workers, console) if request.drop_duplicates else None
 
     def is_usable(index: int) -> bool:
@@ -196,7 +198,7 @@ def _report_missing(plan: Plan, missing: int, console: Console) -> None:
 def _announce(plan: Plan, console: Console) -> None:
     source, preprocessing = plan.source, plan.preprocessing
     train, held_out = (sum(len(shard.indices) for shard in plan.shards if shard.split == split) for split in SPLITS)
-    origin = "split of the source" if source.splits is not None else "split made here"
+    origin = "split of the source" if source.has_val else "split made here"
     console.log(f"source: {source.location}, {len(source)} images, {len(source.classes)} classes")
     console.log(f"split: {train} train, {held_out} val ({origin})")
     if plan.duplicates is not None:

@@ -90,6 +90,10 @@ class Source:
     """Side of the images, pixels, if all are squares of one size and this is known without reading them; else None."""
     content_hash: str | None = None
     """Hash that changes with any image, label or split, if it is known without reading the images; else None."""
+    warnings: tuple[str, ...] = ()
+    """Sentences about files that were left out, which every command shows."""
+    label_warnings: tuple[str, ...] = ()
+    """Sentences about classes that were not used, which a command that uses labels shows."""
 
     def __post_init__(self) -> None:
         violation = self._violation()
@@ -98,6 +102,11 @@ class Source:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def has_val(self) -> bool:
+        """Whether the source itself says which images are held out."""
+        return self.splits is not None and "val" in self.splits
 
     def read(self, index: int) -> bytes:
         """Return the encoded file of an image.

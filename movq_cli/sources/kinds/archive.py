@@ -32,8 +32,8 @@ class ZipKind(SourceKind):
             names = archive.namelist()
             if ARRAY in names:
                 return open_arrays(location, path, archive)
-        # Some programs write backslashes, which the format forbids. A name that ends with a slash is a folder's.
-        files = ["" if name.endswith("/") else name.replace("\\", "/") for name in names]
+        # Some programs write backslashes, which the format forbids.
+        files = [name.replace("\\", "/") for name in names]
         return assemble(location, files, ZipReader(path))
 
 

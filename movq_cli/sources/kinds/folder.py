@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 from movq_cli.data.images import BadImageError
 from movq_cli.errors import BadRequestError
 from movq_cli.sources.kinds.tars import open_tars
-from movq_cli.sources.labels import assemble, is_image, is_visible
+from movq_cli.sources.labels import assemble, is_image
+from movq_cli.sources.layout import is_visible
 from movq_cli.sources.source import Source, SourceKind, check_bytes
 
 _MAX_VISITS = 1000
@@ -32,8 +33,9 @@ class FolderKind(SourceKind):
         """List the images of the folder, or those of its tars."""
         assert path is not None
         files = tuple(_walk(path, "", frozenset(), Counter()))
-        tars = sorted(file for file in files if PurePosixPath(file).suffix.lower() == ".tar")
-        if tars and not any(map(is_image, files)):
+        visible = [file for file in files if all(map(is_visible, file.split("/")))]
+        tars = sorted(file for file in visible if PurePosixPath(file).suffix.lower() == ".tar")
+        if tars and not any(map(is_image, visible)):
             return open_tars(location, [path / tar for tar in tars])
         return assemble(location, files, FolderReader(path, files))
 
@@ -58,7 +60,9 @@ class FolderReader:
 def _walk(
     folder: Path, prefix: str, parents: frozenset[tuple[int, int]], visits: Counter[tuple[int, int]]
 ) -> Iterator[str]:
-    """Yield the files below a folder. Links are followed as by `find -L`, except those to a parent folder.
+    """Yield the files below a folder, and the folders that are not read with a slash at the end.
+
+    Links are followed as by `find -L`, except those to a parent folder.
 
     Raises:
         BadRequestError: Links lead to a folder more than `_MAX_VISITS` times.
@@ -76,7 +80,9 @@ def _walk(
         for entry in entries:
             is_linked_folder = entry.is_symlink() and Path(entry.path).is_dir()
             if is_linked_folder or entry.is_dir(follow_symlinks=False):
-                if is_visible(entry.name):
+                if not is_visible(entry.name):
+                    yield f"{prefix}{entry.name}/"
+                else:
                     yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", parents | {identity}, visits)
             else:
                 yield prefix + entry.name
