@@ -30,6 +30,7 @@ from movq_cli.files import atomic_write, locked, write_once
 from movq_cli.sources.duplicates import HASH_BYTES, Hashing, find_duplicates
 from movq_cli.sources.label_files import label_held_out
 from movq_cli.sources.open import open_source
+from movq_cli.sources.outputs import mark_output
 from movq_cli.sources.source import Source
 from movq_cli.sources.splits import split_images
 
@@ -93,6 +94,7 @@ def _complete(plan: Plan, request: PrepareRequest, console: Console) -> DatasetM
     """Make what is missing of the set; return None if other jobs still have shards to make."""
     _check_plan(plan)
     _write_plan(plan)
+    mark_output(plan.out, plan.source.location)
     _check_plan(plan)  # of several jobs that started at once, one has written the plan
     finished = _read_manifest(plan, console)
     if finished is not None:

@@ -11,6 +11,7 @@ from movq_cli.evaluation.metrics import FID
 from movq_cli.evaluation.processes import Process, run_on_ranks
 from movq_cli.evaluation.request import EvaluationRequest
 from movq_cli.evaluation.sides import open_images
+from movq_cli.sources.outputs import refuse_replaced
 
 
 def statistics(
@@ -38,6 +39,7 @@ def _write_statistics(
 ) -> None:
     images = open_images("real", location, request, console)
     FID.require_images(len(images))
+    refuse_replaced([path], [Path(location)])
     network = extractors.load_extractor(references.NETWORK, request.weights, process.device)
     features = feature_cache.cached_features(
         images,

@@ -15,8 +15,8 @@ from movq_cli.sources.text_files import read_lines
 
 _KAGGLE_HEADER = "ImageId,PredictionString"
 _FORMS = (
-    'The file may have lines "NAME SYNSET", or be the LOC_val_solution.csv of Kaggle or the val_annotations.txt of Tiny '
-    "ImageNet, or have one synset for each image in the order of the names."
+    'The file may have lines "NAME SYNSET", or be the LOC_val_solution.csv of Kaggle or the val_annotations.txt of '
+    "Tiny ImageNet, or have one synset for each image in the order of the names."
 )
 
 

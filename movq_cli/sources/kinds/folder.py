@@ -6,7 +6,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from movq_cli.data.images import BadImageError
@@ -14,6 +14,7 @@ from movq_cli.errors import BadRequestError
 from movq_cli.sources.kinds.tars import open_tars
 from movq_cli.sources.labels import assemble, is_image
 from movq_cli.sources.layout import is_visible
+from movq_cli.sources.output_mark import is_output_inside
 from movq_cli.sources.source import Source, SourceKind, check_bytes
 
 _MAX_VISITS = 1000
@@ -32,12 +33,15 @@ class FolderKind(SourceKind):
     def open(self, location: str, path: Path | None) -> Source:
         """List the images of the folder, or those of its tars."""
         assert path is not None
-        files = tuple(_walk(path, "", frozenset(), Counter()))
+        outputs: list[str] = []
+        files = tuple(_walk(path, "", frozenset(), Counter(), path.resolve(), outputs))
         visible = [file for file in files if all(map(is_visible, file.split("/")))]
         tars = sorted(file for file in visible if PurePosixPath(file).suffix.lower() == ".tar")
         if tars and not any(map(is_image, visible)):
             return open_tars(location, [path / tar for tar in tars])
-        return assemble(location, files, FolderReader(path, files))
+        source = assemble(location, files, FolderReader(path, files))
+        warnings = [f"output of movq was left out: {', '.join(sorted(outputs))}"] if outputs else []
+        return replace(source, warnings=(*warnings, *source.warnings))
 
 
 @dataclass(frozen=True)
@@ -58,9 +62,16 @@ class FolderReader:
 
 
 def _walk(
-    folder: Path, prefix: str, parents: frozenset[tuple[int, int]], visits: Counter[tuple[int, int]]
+    folder: Path,
+    prefix: str,
+    parents: frozenset[tuple[int, int]],
+    visits: Counter[tuple[int, int]],
+    root: Path,
+    outputs: list[str],
 ) -> Iterator[str]:
     """Yield the files below a folder, and the folders that are not read with a slash at the end.
+
+    The folders that hold the output of a command which read this source are appended to `outputs`.
 
     Links are followed as by `find -L`, except those to a parent folder.
 
@@ -80,10 +91,13 @@ def _walk(
         for entry in entries:
             is_linked_folder = entry.is_symlink() and Path(entry.path).is_dir()
             if is_linked_folder or entry.is_dir(follow_symlinks=False):
+                below = f"{prefix}{entry.name}/"
                 if not is_visible(entry.name):
-                    yield f"{prefix}{entry.name}/"
+                    yield below
+                elif is_output_inside(Path(entry.path), root):
+                    outputs.append(below)
                 else:
-                    yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", parents | {identity}, visits)
+                    yield from _walk(Path(entry.path), below, parents | {identity}, visits, root, outputs)
             else:
                 yield prefix + entry.name
 
