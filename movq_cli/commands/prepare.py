@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from movq_cli import signals
+from movq_cli.commands.prepare_again import check_source, describe_differences
 from movq_cli.commands.prepare_plan import DEFAULT_MAX_SIDE, Plan, Preprocessing, cut_into_shards
 from movq_cli.commands.workers import results
 from movq_cli.console import Console
@@ -18,6 +19,7 @@ from movq_cli.data.shards import (
     MANIFEST,
     PLAN,
     REJECTS,
+    SOURCES,
     SPLITS,
     DatasetManifest,
     Reject,
@@ -96,10 +98,12 @@ def _complete(plan: Plan, request: PrepareRequest, console: Console) -> DatasetM
     _write_plan(plan)
     mark_output(plan.out, plan.source.location)
     _check_plan(plan)  # of several jobs that started at once, one has written the plan
+    compared = check_source(plan, request.workers, console)
     finished = _read_manifest(plan, console)
     if finished is not None:
-        reports = _make_shards(plan, request.workers, console)
-        _check_finished(plan, finished, reports, console)
+        reports = _make_shards(replace(plan, digests=finished.digests), request.workers, console)
+        _check_finished(plan, finished, reports)
+        console.log(f"{plan.out} is already prepared with these settings ({compared}); remove it to prepare it again")
         return finished
     part = request.shard
     reports = _make_shards(plan if part is None else plan.part(*part), request.workers, console)
@@ -139,9 +143,7 @@ def _read_manifest(plan: Plan, console: Console) -> DatasetManifest | None:
         return None
 
 
-def _check_finished(
-    plan: Plan, manifest: DatasetManifest, reports: Mapping[str, ShardReport], console: Console
-) -> None:
+def _check_finished(plan: Plan, manifest: DatasetManifest, reports: Mapping[str, ShardReport]) -> None:
     """Refuse a set whose shards are not those of its manifest, and write the list of rejected images if it differs.
 
     Raises:
@@ -153,7 +155,6 @@ def _check_finished(
     path, rejects = plan.out / REJECTS, _encode_rejects(_rejects(plan, reports))
     if not path.is_file() or path.read_bytes() != rejects:
         atomic_write(path, rejects, concurrent=plan.is_shared)
-    console.log(f"{plan.out} is already prepared with these settings; remove it to prepare it again")
 
 
 def _remove_leftovers(plan: Plan) -> None:
@@ -218,10 +219,11 @@ def _check_plan(plan: Plan) -> None:
     path = plan.out / PLAN
     names = {entry.name for entry in plan.out.iterdir()}
     if PLAN not in names:
-        if not all(name.startswith(PLAN) for name in names):  # another job may be writing the plan
+        if not all(name.startswith((PLAN, SOURCES)) for name in names):  # another job may be writing the plan
             raise BadRequestError(f"{plan.out} is not empty and holds no prepared set", "Choose a new folder.")
     elif path.read_bytes() != plan.encode().encode():
-        message = f"{plan.out} holds a prepared set of another source or other settings (see {path})"
+        differences = describe_differences(plan)
+        message = f"{plan.out} holds a prepared set of another source or other settings ({differences}; see {path})"
         raise BadRequestError(message, "Choose a new folder, remove that one, or repeat the settings of the set.")
 
 

@@ -16,7 +16,7 @@ from movq_cli.data.images import BadImageError, encode_png
 from movq_cli.errors import BadRequestError
 from movq_cli.files import PositionalFiles
 from movq_cli.sources.numbering import class_numbers
-from movq_cli.sources.source import Source, check_bytes
+from movq_cli.sources.source import Source, check_bytes, stamp_of_file
 from movq_cli.sources.temporary import extract_copy
 
 ARRAY = "arr_0.npy"
@@ -39,6 +39,7 @@ class PixelReader:
     path: Path
     start: int  # offset of the first image, bytes
     shape: tuple[int, ...]  # H, W, 3
+    origin: Path  # the .npz file, of which `path` may be a decompressed copy
     files: PositionalFiles = field(default_factory=PositionalFiles)
 
     def read(self, member: int) -> bytes:
@@ -49,6 +50,10 @@ class PixelReader:
         if len(data) < length:
             raise BadImageError("truncated")
         return encode_png(Image.fromarray(np.frombuffer(data, dtype=np.uint8).reshape(self.shape)), compress_level=0)
+
+    def stamp(self, member: int) -> tuple[int, int]:
+        """Return the size and the time of change of the .npz file, which all images have in common."""
+        return stamp_of_file(self.origin)
 
 
 def open_arrays(location: str, path: Path, archive: zipfile.ZipFile) -> Source:
@@ -76,7 +81,7 @@ def open_arrays(location: str, path: Path, archive: zipfile.ZipFile) -> Source:
         location=location,
         names=tuple(f"{index:0{digits}d}.png" for index in range(count)),
         members=tuple(range(count)),
-        reader=PixelReader(file, start, header.shape[1:]),
+        reader=PixelReader(file, start, header.shape[1:], path),
         labels=labels,
         classes=() if labels is None else class_numbers(f"arr_1 of {path}", max(labels)),
         native_size=height if height == width else None,

@@ -55,6 +55,12 @@ class ZipReader:
             check_bytes(info.file_size, info.compress_size)
             return b"".join(member_blocks(self._archive, info))
 
+    def stamp(self, member: int) -> tuple[int, int]:
+        """Return the size and the checksum of a member."""
+        with self.lock:
+            info = self._archive.infolist()[member]
+            return info.file_size, info.CRC
+
     def __reduce__(self) -> tuple[type[ZipReader], tuple[Path]]:
         return ZipReader, (self.path,)
 

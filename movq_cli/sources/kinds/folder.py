@@ -15,7 +15,7 @@ from movq_cli.sources.kinds.tars import open_tars
 from movq_cli.sources.labels import assemble, is_image
 from movq_cli.sources.layout import is_visible
 from movq_cli.sources.output_mark import is_output_inside
-from movq_cli.sources.source import Source, SourceKind, check_bytes
+from movq_cli.sources.source import Source, SourceKind, check_bytes, stamp_of_file
 
 _MAX_VISITS = 1000
 """Largest number of paths to one folder. Folders that link to the next one twice have a path for each subset."""
@@ -59,6 +59,10 @@ class FolderReader:
             raise BadImageError("not a file")  # reading from a pipe would block for ever
         check_bytes(status.st_size)
         return path.read_bytes()
+
+    def stamp(self, member: int) -> tuple[int, int]:
+        """Return the size and the time of change of a file."""
+        return stamp_of_file(self.root / self.files[member])
 
 
 def _walk(

@@ -29,7 +29,7 @@ from movq_cli.files import PositionalFiles
 from movq_cli.sources.labels import CHOICE, assemble, is_image, unlabelled_warning
 from movq_cli.sources.layout import Part, part_of, unused_test_warning
 from movq_cli.sources.numbering import number_values
-from movq_cli.sources.source import Source, SourceKind, check_bytes
+from movq_cli.sources.source import Source, SourceKind, check_bytes, stamp_of_file
 from movq_cli.sources.temporary import extract_copy
 
 _RANGE = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
@@ -85,7 +85,7 @@ def open_tars(location: str, paths: Sequence[Path]) -> Source:
     titles = _titles(paths)
     are_several = len(paths) > 1
     files = _list_files(uncompressed, paths, [f"{title}/" if are_several else "" for title in titles])
-    reader = TarReader(tuple(uncompressed), files.extents)
+    reader = TarReader(tuple(uncompressed), files.extents, tuple(paths))
     source = assemble(location, files.names, reader, reads_folders=not are_several)
     if files.extras:
         warning = (
@@ -159,6 +159,7 @@ class TarReader:
 
     paths: tuple[Path, ...]
     extents: NDArray[np.int64]  # [N, 3]: index of the tar, offset in it, length; the last two in bytes
+    origins: tuple[Path, ...]  # the tars as the user knows them, which may be compressed
     files: PositionalFiles = field(default_factory=PositionalFiles)
 
     def read(self, member: int) -> bytes:
@@ -166,6 +167,11 @@ class TarReader:
         tar, offset, length = self.extents[member].tolist()
         check_bytes(length)
         return self.files.read(self.paths[tar], offset, length)
+
+    def stamp(self, member: int) -> tuple[int, int]:
+        """Return the size of a file, and the time of change of its tar."""
+        tar, _, length = self.extents[member].tolist()
+        return length, stamp_of_file(self.origins[tar])[1]
 
 
 class _TarFiles(NamedTuple):
