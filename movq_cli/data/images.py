@@ -57,6 +57,7 @@ _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "JPEG2000
 _JPEG_START, _JPEG_SCAN = b"\xff\xd8", b"\xff\xda"  # markers; the second one stands before each scan
 
 _HEIF_BRANDS = frozenset([b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"])
+_AVIF_BRANDS = frozenset([b"avif", b"avis"])
 _JXL_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")  # of a bare codestream, and of a file with boxes
 
 _ORIENTATION = 0x0112  # EXIF tag
@@ -90,7 +91,8 @@ def decode(
     Args:
         data: Bytes of the file; the content decides the format, not the suffix.
         background: Color that transparent pixels are composited over, RGB in 0..255.
-        orientation: Whether the image is turned upright as its EXIF data says. (Pillow always does so for TIFF.)
+        orientation: Whether the image is turned upright as its EXIF data says. (Pillow always
+            does so for TIFF and AVIF, and its plugin for HEIC.)
         max_pixels: Largest number of pixels that is decoded.
 
     Returns:
@@ -247,14 +249,17 @@ def _open(data: bytes) -> Image.Image:
 
 def _unidentified(data: bytes) -> str:
     """Return what is wrong with a file that is no image of a format that can be read here."""
-    if data[4:8] == b"ftyp":
-        brand = data[8:12]
-        if brand in _HEIF_BRANDS:
-            return "a HEIC image, which `pip install 'movq[formats]'` reads"
-        if brand in {b"avif", b"avis"}:
-            return "an AVIF image, which the installed Pillow cannot read"
-    if data.startswith(_JXL_STARTS):
-        return "a JPEG XL image, which `pip install 'movq[formats]'` reads"
+    kind, suffix = "", ""
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
+        kind, suffix = "a HEIC image", ".heic"
+    elif data[4:8] == b"ftyp" and data[8:12] in _AVIF_BRANDS:
+        kind, suffix = "an AVIF image", ".avif"
+    elif data.startswith(_JXL_STARTS):
+        kind, suffix = "a JPEG XL image", ".jxl"
+    if suffix in PLUGIN_SUFFIXES - image_suffixes():
+        return f"{kind}, which `pip install 'movq[formats]'` reads"
+    if kind:
+        return f"{kind} that is damaged, or that the installed Pillow cannot read"
     return "not an image"
 
 

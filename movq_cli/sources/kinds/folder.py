@@ -39,6 +39,9 @@ class FolderKind(SourceKind):
         tars = sorted(file for file in visible if PurePosixPath(file).suffix.lower() == ".tar")
         if tars and not any(map(is_image, visible)):
             return open_tars(location, [path / tar for tar in tars])
+        if outputs and not any(map(is_image, visible)):
+            message = f"{path} holds no image but in the output of movq: {', '.join(sorted(outputs))}"
+            raise BadRequestError(message, "Name one of these folders to read it.")
         source = assemble(location, files, FolderReader(path, files))
         warnings = [f"output of movq was left out: {', '.join(sorted(outputs))}"] if outputs else []
         return replace(source, warnings=(*warnings, *source.warnings))
