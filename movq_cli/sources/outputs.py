@@ -50,13 +50,12 @@ def protect_source(
         is_parent = inside is not None and not root.is_dir() and inside.parent == folder.resolve()
         if _is_same(folder, root) or is_parent or (inside is not None and _is_inside(folder, root)):
             raise BadRequestError(f"{folder} holds the images that are read", _ANOTHER_FOLDER)
-    written = [file for file in files if os.path.lexists(file)]
-    outside = [file for file in pictures if not any(_is_inside(file, folder) for folder in folders)]
-    if written or any(map(os.path.lexists, outside)):
-        refuse_replaced([*written, *outside], [*_images_at(source), *read])
+    written = [file for file in (*files, *pictures) if os.path.lexists(file)]
+    if written:
+        refuse_replaced(written, [*_images_at(source), *read])
     if root.is_dir() and isinstance(source.reader, FolderReader):
-        for picture in outside:
-            if _is_inside(picture, root):
+        for picture in pictures:
+            if _is_inside(picture, root) and not any(_is_inside(picture, folder) for folder in folders):
                 message = f"the picture {picture} lies in {root}, so that it would be one of its images the next time"
                 raise BadRequestError(message, _ANOTHER_FILE)
     for folder in folders:

@@ -22,8 +22,8 @@ def test_no_output_replaces_an_image_and_output_inside_the_source_is_not_read(mo
         ([image, "pictures/bar"], "pictures/bar holds the images that are read"),
         (["pictures", "pictures", "--mask-ratio", "0.5"], "pictures holds the images that are read"),
         (["pictures", "out", "--codes", "pictures/bar"], "pictures/bar holds the images that are read"),
-        (["pictures", "out", "--grid", image], "is read, so that it cannot be written"),
-        ([image, ".", "--mask-ratio", "0.5", "--figure", image], "is read, so that it cannot be written"),
+        (["pictures", "out", "--grid", image], "is read, so that it cannot"),
+        ([image, ".", "--mask-ratio", "0.5", "--figure", image], "is read, so that it cannot"),
     ):
         assert says in movq("reconstruct", *arguments, code=2).stderr
         assert content(trained / "pictures") == before

@@ -30,8 +30,8 @@ def numbered(index: object) -> dict[str, bytes]:
 @pytest.mark.parametrize("write", WRITERS)
 def test_nvidias_labels_count_and_not_the_folders(tmp_path: Path, write: Write) -> None:
     labels = [[name, number % 3] for number, name in enumerate(NUMBERED)]
-    for index in ({"labels": labels[::-1]}, {"labels": dict(labels)}):
-        source = open_source(str(write(tmp_path / f"{type(index['labels']).__name__}.x", numbered(index))))
+    for form in (labels[::-1], {name: number % 3 for number, name in enumerate(NUMBERED)}):
+        source = open_source(str(write(tmp_path / type(form).__name__, numbered({"labels": form}))))
         assert source.labels == tuple(number % 3 for number in range(12)) and source.classes == ("0", "1", "2")
         assert source.warnings == source.label_warnings == ()
 

@@ -54,9 +54,7 @@ def test_output_that_would_replace_what_is_read_is_refused(photos: Path, locatio
     Path("linked/a").mkdir(parents=True)
     Path("linked/a/1.png").symlink_to(Path("photos/a/1.png").resolve())
     zipped(Path("data.zip"), {"data.zip": b"", "1.png": Path("photos/a/1.png").read_bytes()})
-    with pytest.raises(
-        BadRequestError, match=r"(holds the images that are read|is read, so that it cannot be written)"
-    ):
+    with pytest.raises(BadRequestError, match=r"holds the images that are read|is read, so that it cannot"):
         protect(location, out)
     assert not list(Path().rglob(OUTPUT_MARK))
 
