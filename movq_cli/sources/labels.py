@@ -9,15 +9,20 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 
 from movq_cli.data.images import PLUGIN_SUFFIXES, image_suffixes
+from movq_cli.data.shards import MANIFEST
 from movq_cli.errors import BadRequestError
 from movq_cli.sources.beside import VAL_LISTS, index_labels, read_text
 from movq_cli.sources.label_files import label_by_list
-from movq_cli.sources.layout import is_system_folder, is_visible, read_layout
+from movq_cli.sources.layout import Layout, is_system_folder, is_visible, read_layout
 from movq_cli.sources.numbering import number_values
 from movq_cli.sources.source import Reader, Source
 
 CHOICE = "Give each image a class, or pass --no-labels, which stores none"
 """What can be done if some images have no class."""
+
+
+_OWN_FILES = frozenset([MANIFEST])
+"""Files in a folder of samples, which movq itself writes beside the images."""
 
 
 class _Files(NamedTuple):
@@ -29,7 +34,7 @@ class _Files(NamedTuple):
 
 
 def assemble(
-    location: str, files: Sequence[str], reader: Reader, *, is_list: bool = False, reads_folders: bool = True
+    location: str, files: Sequence[str], reader: Reader, *, is_list: bool = False, places: Sequence[str] | None = None
 ) -> Source:
     """Make a source from the file names that a folder, an archive or a list holds.
 
@@ -41,7 +46,7 @@ def assemble(
         files: Names of the files, those of folders with a slash at the end. The member number of a file is its index.
         reader: Access to the files.
         is_list: Whether the user has listed each file: then none is left out for its suffix or for being hidden.
-        reads_folders: Whether folders give splits and classes.
+        places: For each file the path that gives its split and class; None = its name.
 
     Returns:
         The source, with safe and unique names, and with splits, labels and classes as its folders give them.
@@ -54,9 +59,8 @@ def assemble(
         raise _no_image(location, listed.others)
     names = tuple(sorted(listed.images))
     source = Source(location, names, tuple(listed.images[name] for name in names), reader)
-    used: Collection[str] = ()
-    if reads_folders:
-        source, used = _label(source, listed.others)
+    found = names if places is None else [_safe_name(places[member]) for member in source.members]
+    source, used = _label(source, listed.others, read_layout(found))
     warnings = [*_system_warnings(listed.system_folders), *source.warnings, *_unread_warnings(listed.others, used)]
     return replace(source, warnings=tuple(warnings))
 
@@ -91,14 +95,13 @@ def _sort_files(files: Sequence[str], *, is_list: bool) -> _Files:
             listed.images[_unique_name(name, listed.images)] = member
         elif system := next(filter(is_system_folder, parts), None):
             listed.system_folders[system] += 1
-        elif name and not file.endswith("/") and all(map(is_visible, parts)):
+        elif name and name not in _OWN_FILES and not file.endswith("/") and all(map(is_visible, parts)):
             listed.others[name] = member
     return listed
 
 
-def _label(source: Source, others: Mapping[str, int]) -> tuple[Source, Collection[str]]:
+def _label(source: Source, others: Mapping[str, int], layout: Layout) -> tuple[Source, Collection[str]]:
     """Return the source with splits and labels, and the files beside the images that gave them."""
-    layout = read_layout(source.names)
     source = replace(source, splits=layout.splits, warnings=layout.warnings)
     index = index_labels(source.names, others, source.reader)
     if index is not None:
@@ -178,14 +181,14 @@ def _unread_warnings(others: Mapping[str, int], used: Collection[str]) -> list[s
     if not counts:
         return []
     sentence = f"{sum(counts.values())} files that are no readable images were left out: {_listed(counts)}"
-    return [sentence + _plugin_remedy(counts)]
+    return [sentence + plugin_remedy(counts)]
 
 
 def _no_image(location: str, others: Mapping[str, int]) -> BadRequestError:
     counts = _suffix_counts(others)
     held = f": it holds {_listed(counts)}" if counts else ""
     known = f"Looked for: {' '.join(sorted(image_suffixes()))}."
-    return BadRequestError(f"no image in {location}{held}{_plugin_remedy(counts)}", known)
+    return BadRequestError(f"no image in {location}{held}{plugin_remedy(counts)}", known)
 
 
 def _suffix_counts(names: Collection[str]) -> Counter[str]:
@@ -203,7 +206,8 @@ _SUFFIXES_SHOWN = 8
 """Number of suffixes that a message lists."""
 
 
-def _plugin_remedy(suffixes: Collection[str]) -> str:
+def plugin_remedy(suffixes: Collection[str]) -> str:
+    """Return what reads the files of these suffixes, in parentheses; empty if no plugin does."""
     missing = sorted((PLUGIN_SUFFIXES - image_suffixes()) & set(suffixes))
     return f" (`pip install 'movq[formats]'` reads {' '.join(missing)})" if missing else ""
 

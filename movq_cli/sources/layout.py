@@ -63,7 +63,7 @@ def read_layout(names: Sequence[str]) -> Layout:
     - Folders that only store parts of one numbered sequence (`00000/`, `01000/`) are no classes.
 
     Args:
-        names: Names of the images, sorted.
+        names: Names of the images.
     """
     folders = [name.split("/")[:-1] for name in names]
     depth = _common_depth(folders)
@@ -113,19 +113,6 @@ def is_visible(part: str) -> bool:
     return not part.startswith(".") and not is_system_folder(part)
 
 
-def unused_test_warning(count: int, first: str) -> str:
-    """Return the sentence about images of a test split that are left out.
-
-    Args:
-        count: Number of the images.
-        first: Name of the first one.
-    """
-    return (
-        f"{count} images of the test split were left out, such as {first}: they are used neither for training nor for "
-        "validation. To read them, give their folder as the source, or rename it to val"
-    )
-
-
 def _common_depth(folders: Sequence[Sequence[str]]) -> int:
     """Return the number of folders that all images have in common, apart from images that lie above."""
     depth = 0
@@ -147,7 +134,12 @@ def _parts(folders: Sequence[Sequence[str]], depth: int) -> list[Part | None] | 
 def _outside_warnings(names: Sequence[str], parts: Sequence[Part | None]) -> list[str]:
     test = [index for index, part in enumerate(parts) if part == "test"]
     beside = [index for index, part in enumerate(parts) if part is None]
-    warnings = [unused_test_warning(len(test), names[test[0]])] if test else []
+    warnings: list[str] = []
+    if test:
+        warnings.append(
+            f"{len(test)} images of the test split were left out, such as {names[test[0]]}: they are used neither for "
+            "training nor for validation. To read them, give their folder as the source, or rename it to val"
+        )
     if beside:
         warnings.append(
             f"{len(beside)} images were left out, because they are in no train, val or test folder, such as "

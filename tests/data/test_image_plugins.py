@@ -41,13 +41,15 @@ def test_files_of_formats_without_a_plugin_are_counted_and_the_extra_is_named(
 ) -> None:
     fill(tmp_path / "in", "cat/1.jpg", "dog/2.jpg")
     for name in ("cat/3.HEIC", "bird/4.heic", "cat/5.jxl"):
-        fill(tmp_path / "in", name)
+        (fill(tmp_path / "in", name) / name).write_bytes(HEIC)
     prepare(PrepareRequest(str(tmp_path / "in"), tmp_path / "out", val="1"), Console())
     warned = capsys.readouterr().err
     assert "3 files that are no readable images were left out: 2 .heic, 1 .jxl" in warned
     assert "`pip install 'movq[formats]'` reads .heic .jxl" in warned
     with pytest.raises(BadRequestError, match=r"it holds 1 \.heic .*movq\[formats\]"):
         open_source(str(tmp_path / "in" / "bird"))
+    with pytest.raises(BadRequestError, match=r"4\.heic is neither an image.*movq\[formats\]"):
+        open_source(str(tmp_path / "in" / "bird" / "4.heic"))
 
 
 @pytest.mark.parametrize(("data", "name"), [(HEIC, "HEIC"), (JXL, "JPEG XL")])

@@ -195,3 +195,12 @@ def test_archives_of_one_name_in_a_range_of_folders_are_told_apart(tmp_path: Pat
         tarred(tmp_path / f"{number}" / "a.tar", {"0.png": picture(number)})
     source = open_source(f"{tmp_path}/{{0..1}}/a.tar")
     assert source.names == ("0/a/0.png", "1/a/0.png")
+
+
+@pytest.mark.parametrize("titles", [("train", "val"), ("set-train-0", "set-val-0"), ("a", "b")])
+def test_class_folders_in_several_archives_give_classes(tmp_path: Path, titles: tuple[str, str]) -> None:
+    for title in titles:
+        tarred(tmp_path / f"{title}.tar", {"cat/1.png": picture(1), "dog/1.png": picture(2)})
+    source = open_source(str(tmp_path))
+    assert len(source) == 4 and set(classes_of(source).values()) == {"cat", "dog"} and source.label_warnings == ()
+    assert (source.splits is None) == (titles == ("a", "b"))

@@ -23,11 +23,10 @@ from numpy.typing import NDArray
 
 from movq_cli.data.array_files import UNREADABLE_ZIP, reason_of
 from movq_cli.data.shard_index import INDEX
-from movq_cli.data.shards import SplitName
 from movq_cli.errors import BadRequestError
 from movq_cli.files import PositionalFiles
-from movq_cli.sources.labels import CHOICE, assemble, is_image, unlabelled_warning
-from movq_cli.sources.layout import Part, part_of, unused_test_warning
+from movq_cli.sources.labels import CHOICE, assemble, is_image, plugin_remedy, unlabelled_warning
+from movq_cli.sources.layout import part_of
 from movq_cli.sources.numbering import number_values
 from movq_cli.sources.source import Source, SourceKind, check_bytes, stamp_of_file
 from movq_cli.sources.temporary import extract_copy
@@ -74,8 +73,8 @@ def open_tars(location: str, paths: Sequence[Path]) -> Source:
 
     Returns:
         The source. Labels come from WebDataset's `.cls` and `.json` files if each image has one, else from the class
-        folders of a single tar; splits come from the paths of several tars. Of the images of a WebDataset key, the
-        first is listed, or the one without a further suffix (`0.jpg` and not `0.seg.png`).
+        folders in the tars; splits come from the paths of several tars, or from the folders in them. Of the images of
+        a WebDataset key, the first is listed, or the one without a further suffix (`0.jpg` and not `0.seg.png`).
 
     Raises:
         BadRequestError: A file is not a tar, or there is no image.
@@ -86,15 +85,14 @@ def open_tars(location: str, paths: Sequence[Path]) -> Source:
     are_several = len(paths) > 1
     files = _list_files(uncompressed, paths, [f"{title}/" if are_several else "" for title in titles])
     reader = TarReader(tuple(uncompressed), files.extents, tuple(paths))
-    source = assemble(location, files.names, reader, reads_folders=not are_several)
+    places = _places(files.names, titles, files.extents[:, 0]) if are_several else None
+    source = assemble(location, files.names, reader, places=places)
     if files.extras:
         warning = (
             f"{len(files.extras)} images were left out, such as {files.extras[0]}: WebDataset's key before the first "
             "dot is that of another image, which is used"
         )
         source = replace(source, warnings=(*source.warnings, warning))
-    if are_several:
-        source = _with_splits(source, [part_of(title) for title in titles], files.extents[list(source.members), 0])
     return _with_labels(source, [files.labels[member] for member in source.members], files.has_class_files)
 
 
@@ -107,25 +105,17 @@ def _titles(paths: Sequence[Path]) -> list[str]:
     return [title if counts[title] == 1 else str(path) for title, path in zip(titles, relative, strict=True)]
 
 
-def _with_splits(source: Source, parts: Sequence[Part | None], tars: NDArray[np.int64]) -> Source:
-    """Return the source with the splits of its tars, without the images of a test split.
+def _places(names: Sequence[str], titles: Sequence[str], tars: NDArray[np.int64]) -> list[str]:
+    """Return the paths that give the splits and the classes of files in several tars.
 
     Args:
-        source: Source of several tars.
-        parts: Part of the data set in each tar.
-        tars: Number of the tar of each image [N].
+        names: Names of the files, which begin with the title of their tar.
+        titles: Title of each tar. Its words give the split, if those of every tar do.
+        tars: Number of the tar of each file [N].
     """
-    found = [parts[number] for number in tars]
-    if None in found or len(set(found)) < 2:
-        return source
-    splits: list[SplitName] = ["train" if part == "train" else "val" for part in found]
-    source = replace(source, splits=tuple(splits))
-    test = [index for index, part in enumerate(found) if part == "test"]
-    if not test:
-        return source
-    warning = unused_test_warning(len(test), source.names[test[0]])
-    others = source.take([index for index, part in enumerate(found) if part != "test"])
-    return replace(others, warnings=(*source.warnings, warning))
+    parts = [part_of(title) for title in titles]
+    folders = [f"{part}/" if None not in parts else "" for part in parts]
+    return [folders[tar] + name[len(titles[tar]) + 1 :] for name, tar in zip(names, tars.tolist(), strict=True)]
 
 
 def _with_labels(source: Source, values: Sequence[int | str | None], has_class_files: bool) -> Source:
@@ -140,7 +130,7 @@ def _with_labels(source: Source, values: Sequence[int | str | None], has_class_f
         return source
     if None in values:
         warning = unlabelled_warning(source.names, values, f"Complete the .cls or .json files. {CHOICE}")
-        # The folders of a single tar may give each image a class.
+        # The folders in the tars may give each image a class.
         return source if source.labels is not None else replace(source, label_warnings=(warning,))
     largest = max((value for value in values if isinstance(value, int)), default=-1)
     name = source.names[values.index(largest)] if largest >= 0 else ""
@@ -342,7 +332,9 @@ def _uncompressed(path: Path) -> Path:
                     return extract_copy(path, blocks, ".tar", compressed=path.stat().st_size, remedy=_BOMB_REMEDY)
         except UNREADABLE_ZIP as error:
             raise BadRequestError(f"cannot decompress {path}: {reason_of(error)}") from None
-    raise BadRequestError(f"{path} is neither an image, nor a zip or tar archive, or it is damaged")
+    raise BadRequestError(
+        f"{path} is neither an image, nor a zip or tar archive, or it is damaged{plugin_remedy([path.suffix.lower()])}"
+    )
 
 
 def _is_header(block: bytes) -> bool:
