@@ -73,7 +73,7 @@ def describe_differences(plan: Plan) -> str:
         return f"its {PLAN} is damaged"
     changes = [f"{name} was {json.dumps(old.get(name))} and is {json.dumps(new.get(name))}" for name in differing]
     recorded = _read_stamps(plan)
-    if recorded is not None:
+    if recorded is not None and recorded.images:
         changes += _name_changes(recorded.images, plan.source)
     elif old.get("images") != new["images"]:
         changes.append(f"it was made from {old.get('images')} images, and the source has {new['images']}")
@@ -120,7 +120,7 @@ def check_source(plan: Plan, workers: int, console: Console) -> str:
             message, f"Remove {plan.out} and run the same `movq prepare` again, or name a new folder."
         )
     digests.write_header(path, SourceStamps(images=stamps), concurrent=plan.is_shared)
-    return f"names and sizes of the images were compared, and the content of {len(suspects)} of them"
+    return f"names of the images were compared, and the content of {len(suspects)} of them"
 
 
 def _find_changed(comparison: _Comparison, workers: int, console: Console) -> list[int]:
@@ -153,8 +153,10 @@ def _stamps(source: Source) -> dict[str, tuple[int, int]] | None:
 
 
 def _read_stamps(plan: Plan) -> SourceStamps | None:
-    """Return what is recorded of the source images; None if it is missing or damaged."""
+    """Return what is recorded of the source images, nothing if the record is damaged; None if it is missing."""
     try:
         return digests.read_header(plan.out / SOURCES, SourceStamps, "")
-    except (FileNotFoundError, NotADirectoryError, BadRequestError):
+    except (FileNotFoundError, NotADirectoryError):
         return None
+    except BadRequestError:
+        return SourceStamps(images={})  # Then the content of every image is compared, and the record is written again.

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from movq_cli.commands import prepare_plan
+from movq_cli.commands import prepare_plan, prepared
 from movq_cli.commands.prepare import PrepareRequest, prepare
 from movq_cli.commands.prepare_plan import Preprocessing
 from movq_cli.console import Console
 from movq_cli.data.shards import PreparedSet
-from movq_cli.errors import BadRequestError
+from movq_cli.errors import BadRequestError, FailureError
 from tests.sources.files import fill, picture, tarred, zipped
 
 NAMES = [f"{number}.png" for number in range(10)]
@@ -135,15 +135,20 @@ def test_added_and_removed_images_and_another_size_are_said(request_: PrepareReq
         prepare(request_, Console(quiet=True))
 
 
-def test_a_set_without_the_record_says_that_less_was_compared(
+def test_without_the_record_less_is_compared_and_a_damaged_one_is_written_again(
     request_: PrepareRequest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for content in (None, b"{"):
-        (request_.out / "sources.json").unlink(missing_ok=True)
-        if content is not None:
-            (request_.out / "sources.json").write_bytes(content)
-        prepare(request_, Console())
-        assert "the times of change of the images are not recorded" in capsys.readouterr().err
+    record = request_.out / "sources.json"
+    made = record.read_bytes()
+    record.write_bytes(made[:-20])
+    with pytest.raises(FailureError, match="run the same `movq prepare` again"):
+        prepared.check(request_.out, workers=1, console=Console())
+    assert "sources.json: is damaged" in capsys.readouterr().err
+    prepare(request_, Console())
+    assert "and the content of 11 of them" in capsys.readouterr().err and record.read_bytes() == made
+    record.unlink()
+    prepare(request_, Console())
+    assert "the times of change of the images are not recorded" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("write", [zipped, tarred])
