@@ -24,6 +24,7 @@ from movq_cli.image_size import ImageSize
 from movq_cli.models.masked_prior import ratio_mask
 from movq_cli.settings import SampleSettings
 from movq_cli.sources.open import open_source
+from movq_cli.sources.outputs import protect_source
 from movq_cli.sources.source import Source
 
 FIGURE_RATIOS = (1.0, 0.95, 0.9, 0.8, 0.6, 0.4, 0.2)
@@ -90,19 +91,29 @@ def fill(request: FillRequest, console: Console) -> None:
         )
     images = open_source(request.source, request.split)
     painted = None if request.picture is None else _read_mask(request.picture, model)
+    for warning in images.warnings:
+        console.warn(warning)
     names = output_names(images.names)
+    pictures = [] if request.figure is None else [request.figure]
+    files = (_filling_path(request, name, number) for name in names for number in range(request.samples))
+    read = [] if request.picture is None else [request.picture]
+    protect_source(images, [request.out], files, pictures=pictures, also_read=read)
     with console.progress(len(images), "filling", "images") as progress:
         for index, original in _crop_images(images, model):
             for number, image in enumerate(_fill_image(model, original, painted, request, index)):
-                name = Path(names[index])
-                file_name = name if request.samples == 1 else name.with_stem(f"{name.stem}-{number}")
-                atomic_write(request.out / file_name, encode_png(pixels.to_image(image)))
+                atomic_write(_filling_path(request, names[index], number), encode_png(pixels.to_image(image)))
             progress.advance()
     result: dict[str, object] = {"path": str(request.out), "images": len(images), "fillings": request.samples}
     if request.figure is not None:
         _save_figure(request.figure, request, model, images)
         result["figure"] = str(request.figure)
     console.result(result, str(request.out))
+
+
+def _filling_path(request: FillRequest, name: str, number: int) -> Path:
+    """Return the file of one of the fillings of an image."""
+    path = request.out / name
+    return path if request.samples == 1 else path.with_stem(f"{path.stem}-{number}")
 
 
 def _fill_image(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from movq_cli import signals
+from movq_cli.commands.prepare_again import check_source, describe_differences
 from movq_cli.commands.prepare_plan import DEFAULT_MAX_SIDE, Plan, Preprocessing, cut_into_shards
 from movq_cli.commands.workers import results
 from movq_cli.console import Console
@@ -18,6 +19,7 @@ from movq_cli.data.shards import (
     MANIFEST,
     PLAN,
     REJECTS,
+    SOURCES,
     SPLITS,
     DatasetManifest,
     Reject,
@@ -30,6 +32,7 @@ from movq_cli.files import atomic_write, locked, write_once
 from movq_cli.sources.duplicates import HASH_BYTES, Hashing, find_duplicates
 from movq_cli.sources.label_files import label_held_out
 from movq_cli.sources.open import open_source
+from movq_cli.sources.outputs import mark_output
 from movq_cli.sources.source import Source
 from movq_cli.sources.splits import split_images
 
@@ -93,11 +96,14 @@ def _complete(plan: Plan, request: PrepareRequest, console: Console) -> DatasetM
     """Make what is missing of the set; return None if other jobs still have shards to make."""
     _check_plan(plan)
     _write_plan(plan)
+    mark_output(plan.out, plan.source.location)
     _check_plan(plan)  # of several jobs that started at once, one has written the plan
+    compared = check_source(plan, request.workers, console)
     finished = _read_manifest(plan, console)
     if finished is not None:
-        reports = _make_shards(plan, request.workers, console)
-        _check_finished(plan, finished, reports, console)
+        reports = _make_shards(replace(plan, digests=finished.digests), request.workers, console)
+        _check_finished(plan, finished, reports)
+        console.log(f"{plan.out} is already prepared with these settings ({compared}); remove it to prepare it again")
         return finished
     part = request.shard
     reports = _make_shards(plan if part is None else plan.part(*part), request.workers, console)
@@ -137,9 +143,7 @@ def _read_manifest(plan: Plan, console: Console) -> DatasetManifest | None:
         return None
 
 
-def _check_finished(
-    plan: Plan, manifest: DatasetManifest, reports: Mapping[str, ShardReport], console: Console
-) -> None:
+def _check_finished(plan: Plan, manifest: DatasetManifest, reports: Mapping[str, ShardReport]) -> None:
     """Refuse a set whose shards are not those of its manifest, and write the list of rejected images if it differs.
 
     Raises:
@@ -151,7 +155,6 @@ def _check_finished(
     path, rejects = plan.out / REJECTS, _encode_rejects(_rejects(plan, reports))
     if not path.is_file() or path.read_bytes() != rejects:
         atomic_write(path, rejects, concurrent=plan.is_shared)
-    console.log(f"{plan.out} is already prepared with these settings; remove it to prepare it again")
 
 
 def _remove_leftovers(plan: Plan) -> None:
@@ -173,7 +176,9 @@ def _make_plan(request: PrepareRequest, console: Console) -> Plan:
     if request.val_labels is not None:
         source = label_held_out(source, request.val_labels)
     if not request.keep_labels:
-        source = replace(source, labels=None, classes=())
+        source = replace(source, labels=None, classes=(), label_warnings=())
+    for warning in (*source.warnings, *source.label_warnings):
+        console.warn(warning)
     duplicates = _find_duplicates(source, request.workers, console) if request.drop_duplicates else None
 
     def is_usable(index: int) -> bool:
@@ -196,7 +201,7 @@ def _report_missing(plan: Plan, missing: int, console: Console) -> None:
 def _announce(plan: Plan, console: Console) -> None:
     source, preprocessing = plan.source, plan.preprocessing
     train, held_out = (sum(len(shard.indices) for shard in plan.shards if shard.split == split) for split in SPLITS)
-    origin = "split of the source" if source.splits is not None else "split made here"
+    origin = "split of the source" if source.has_val else "split made here"
     console.log(f"source: {source.location}, {len(source)} images, {len(source.classes)} classes")
     console.log(f"split: {train} train, {held_out} val ({origin})")
     if plan.duplicates is not None:
@@ -214,10 +219,11 @@ def _check_plan(plan: Plan) -> None:
     path = plan.out / PLAN
     names = {entry.name for entry in plan.out.iterdir()}
     if PLAN not in names:
-        if not all(name.startswith(PLAN) for name in names):  # another job may be writing the plan
+        if not all(name.startswith((PLAN, SOURCES)) for name in names):  # another job may be writing the plan
             raise BadRequestError(f"{plan.out} is not empty and holds no prepared set", "Choose a new folder.")
     elif path.read_bytes() != plan.encode().encode():
-        message = f"{plan.out} holds a prepared set of another source or other settings (see {path})"
+        differences = describe_differences(plan)
+        message = f"{plan.out} holds a prepared set of another source or other settings ({differences}; see {path})"
         raise BadRequestError(message, "Choose a new folder, remove that one, or repeat the settings of the set.")
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from bisect import bisect_left
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -115,6 +116,8 @@ class Plan:
     """Images that are left out because they equal an earlier file, and the index of that file; None = not searched."""
     is_shared: bool
     """Whether other processes may be making shards of the same set."""
+    digests: Mapping[str, str] = field(default_factory=dict)
+    """Digest of each shard by its name, if the set was finished: another shard under its name is made again."""
 
     def make_shard(self, number: int) -> ShardReport:
         """Make one of the shards, unless it exists undamaged, and report what its file holds.
@@ -125,9 +128,12 @@ class Plan:
         shard = self.shards[number]
         path = shard_path(self.out, shard.split, shard.number)
         try:
-            return inspect_shard(path, [self.source.names[index] for index in shard.indices])
+            report = inspect_shard(path, [self.source.names[index] for index in shard.indices])
+            if self.digests.get(shard.name, report.digest) == report.digest:
+                return report
         except BadRequestError:
-            write_shard(path, self._images(shard), concurrent=self.is_shared)
+            pass
+        write_shard(path, self._images(shard), concurrent=self.is_shared)
         return inspect_shard(path)
 
     def finished_shards(self) -> set[str]:
@@ -162,20 +168,26 @@ class Plan:
         fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()
         return json.dumps({**settings, "images": len(self.source), "fingerprint": fingerprint}, indent=2) + "\n"
 
+    def make_image(self, shard: Shard, index: int) -> Entry | Reject:
+        """Make one image of a shard, or say why it is rejected.
+
+        Args:
+            shard: The shard.
+            index: Index of the image in the source, one of the shard's.
+        """
+        name, labels = self.source.names[index], self.source.labels
+        if self.duplicates and index in self.duplicates:
+            return Reject(name, f"the same file as {self.source.names[self.duplicates[index]]}")
+        try:
+            image = self.preprocessing.apply(self.source.read(index))
+        except BadImageError as error:
+            return Reject(name, str(error))
+        data = png.encode(np.asarray(image), self.preprocessing.compression)
+        number = shard.number * SHARD_IMAGES + bisect_left(shard.indices, index)
+        return Entry(member_name(number), data, None if labels is None else labels[index], name)
+
     def _images(self, shard: Shard) -> Iterator[Entry | Reject]:
-        labels = self.source.labels
-        for number, index in enumerate(shard.indices, start=shard.number * SHARD_IMAGES):
-            name = self.source.names[index]
-            if self.duplicates and index in self.duplicates:
-                yield Reject(name, f"the same file as {self.source.names[self.duplicates[index]]}")
-                continue
-            try:
-                image = self.preprocessing.apply(self.source.read(index))
-            except BadImageError as error:
-                yield Reject(name, str(error))
-            else:
-                data = png.encode(np.asarray(image), self.preprocessing.compression)
-                yield Entry(member_name(number), data, None if labels is None else labels[index], name)
+        return (self.make_image(shard, index) for index in shard.indices)
 
 
 def cut_into_shards(splits: Mapping[SplitName, Sequence[int]]) -> tuple[Shard, ...]:

@@ -13,12 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from movq_cli import digests
 from movq_cli.console import Console
 from movq_cli.data.images import BadImageError, center_crop, encode_png
 from movq_cli.data.shard_index import INDEX, labels_of, read_index
 from movq_cli.data.shards import (
     MANIFEST,
     REJECTS,
+    SOURCES,
     SPLITS,
     DatasetManifest,
     PreparedSet,
@@ -104,6 +106,11 @@ def find_errors(root: Path, manifest: DatasetManifest, *, workers: int, console:
                 reports[name] = inspection.report
             errors += [f"{shards[name]}: {error}" for error in inspection.errors]
             progress.advance()
+    if (root / SOURCES).is_file():
+        try:
+            digests.check(root / SOURCES, "")
+        except BadRequestError as error:
+            errors.append(f"{root / SOURCES}: {error.message.removeprefix(f'{root / SOURCES} ')}")
     return errors or [f"{root}: {error}" for error in _errors_of_set(root, manifest, reports)]
 
 

@@ -33,6 +33,8 @@ from movq_cli.settings import TokenizerSettings
 from movq_cli.sources import stream
 from movq_cli.sources.open import open_source
 from movq_cli.sources.original_names import original_names
+from movq_cli.sources.output_mark import is_output_inside
+from movq_cli.sources.outputs import protect_source
 from movq_cli.sources.source import Source
 
 _GRID_COLUMNS = 16
@@ -82,10 +84,11 @@ def reconstruct(request: ReconstructRequest, console: Console) -> None:
         BadRequestError: There is no usable image, or a file is not a code map of this tokenizer.
     """
     folder = Path(request.source)
-    maps = sorted(folder.rglob("*.npy")) if folder.is_dir() else []
+    maps = find_maps(folder)
     if maps:
         _refuse_options_of_images(request)
     images = None if maps else open_source(request.source, request.split)
+    names = [] if images is None else _output_names(images, request)
     tokenizer = runs.find_weights(request.run, "vq")
     console.log(f"tokenizer: {tokenizer}")
     device = devices.select(request.device_name)
@@ -93,7 +96,9 @@ def reconstruct(request: ReconstructRequest, console: Console) -> None:
     if images is None:
         decode_maps(model, folder, maps, request.out, console)
     else:
-        _reconstruct_images(model, images, request, device, console)
+        for warning in images.warnings:
+            console.warn(warning)
+        _reconstruct_images(model, images, names, request, device, console)
 
 
 def _refuse_options_of_images(request: ReconstructRequest) -> None:
@@ -118,14 +123,19 @@ def _refuse_options_of_images(request: ReconstructRequest) -> None:
 
 
 def _reconstruct_images(
-    model: Tokenizer, images: Source, request: ReconstructRequest, device: torch.device, console: Console
+    model: Tokenizer,
+    images: Source,
+    names: Sequence[str],
+    request: ReconstructRequest,
+    device: torch.device,
+    console: Console,
 ) -> None:
-    stored = images.names
-    names = output_names(original_names(Path(request.source), stored) if request.source_names else stored)
     metrics = _load_metrics(request.weights, device, console) if request.metrics else []
     values: dict[str, list[float]] = {metric.key: [] for metric in metrics}
     fitting = [index for index, name in enumerate(names) if not is_too_long(name)]
-    unreadable = [f"{stored[index]} (its name is too long)" for index, name in enumerate(names) if is_too_long(name)]
+    unreadable = [
+        f"{images.names[index]} (its name is too long)" for index, name in enumerate(names) if is_too_long(name)
+    ]
     pairs: dict[int, Tensor] = dict.fromkeys(pixels.evenly_spaced(len(images), _GRID_COLUMNS), torch.empty(0))
     with console.progress(len(images), "reconstructing", "images") as progress:
         for indices, originals in stream.same_size_batches(
@@ -223,11 +233,43 @@ def _reconstruct_part(
         return _Part(indices.tolist(), originals, outputs.cpu(), codes.cpu(), values)
 
 
+def find_maps(folder: Path) -> list[Path]:
+    """Return the code maps in a folder, sorted, without those that a command has written from images in this folder."""
+    if not folder.is_dir():
+        return []
+    root = folder.resolve()
+    found = sorted(folder.rglob("*.npy"))
+    outputs = {parent for path in found for parent in path.parents if parent != folder and folder in parent.parents}
+    left_out = [parent for parent in outputs if is_output_inside(parent, root)]
+    return [path for path in found if not any(parent in path.parents for parent in left_out)]
+
+
+def _output_names(images: Source, request: ReconstructRequest) -> list[str]:
+    """Return the name of the PNG file of each image.
+
+    Raises:
+        BadRequestError: The output would replace images, or be read as images of the source later.
+    """
+    stored = images.names
+    names = output_names(original_names(Path(request.source), stored) if request.source_names else stored)
+    files = [request.out / name for name in names]
+    folders = [request.out]
+    if request.codes is not None:
+        folders.append(request.codes)
+        files += [_codes_path(request.codes, name) for name in names]
+    protect_source(images, folders, files, pictures=[] if request.grid is None else [request.grid])
+    return names
+
+
+def _codes_path(folder: Path, name: str) -> Path:
+    return (folder / name).with_suffix(".npy")
+
+
 def _write_batch(names: Sequence[str], images: Tensor, codes: Tensor, request: ReconstructRequest) -> None:
     for name, image, code_map in zip(names, images, codes, strict=True):
         atomic_write(request.out / name, encode_png(pixels.to_image(image)))
         if request.codes is not None:
-            atomic_write((request.codes / name).with_suffix(".npy"), _encode_npy(code_map))
+            atomic_write(_codes_path(request.codes, name), _encode_npy(code_map))
 
 
 def _load_metrics(weights: Path | None, device: torch.device, console: Console) -> list[paired.PairScorer]:

@@ -12,6 +12,7 @@ from movq_cli.evaluation.processes import Process, run_on_ranks
 from movq_cli.evaluation.request import EvaluationRequest
 from movq_cli.evaluation.sides import open_images, require_split
 from movq_cli.paths import expand_path
+from movq_cli.sources.outputs import refuse_replaced
 
 
 def statistics(
@@ -40,6 +41,7 @@ def _write_statistics(
     images = open_images("real", location, request, console)
     require_split([images], request)
     FID.require_images(len(images))
+    refuse_replaced([path], [Path(location)])
     network = extractors.load_extractor(references.NETWORK, request.weights, process.device)
     features = feature_cache.cached_features(
         images,

@@ -5,6 +5,7 @@ Pixels are taken as stored: color profiles are not applied, as in the published 
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import logging
 import math
@@ -34,6 +35,12 @@ A photograph of 108 megapixels is below it, and it is below Pillow's own limit. 
 MAX_SCANS = 500
 """Largest number of scans of a JPEG. Ten are usual; each one takes as long as decoding the complete image."""
 
+PLUGIN_SUFFIXES = frozenset([".heic", ".heif", ".jxl"])
+"""Suffixes of formats that Pillow reads with a plugin only, in lower case: those of `movq[formats]`."""
+
+_PLUGINS = {"pillow_heif": frozenset([".heic", ".heif"]), "pillow_jxl": frozenset([".jxl"])}
+"""Modules of the plugins, and the suffixes of the formats that they add."""
+
 IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff"]) | {
     ".jp2",
     ".avif",
@@ -42,12 +49,16 @@ IMAGE_SUFFIXES = frozenset([".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", "
     ".pbm",
     ".pnm",
 }
-"""Suffixes of the files that are images in a folder or an archive, in lower case."""
+"""Suffixes of the files that are images without a plugin, in lower case."""
 
 # The formats are listed, because Pillow would also run Ghostscript on an EPS file and read nearly any bytes as a TGA.
-_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "JPEG2000", "AVIF", "HEIF", "JXL")
 
 _JPEG_START, _JPEG_SCAN = b"\xff\xd8", b"\xff\xda"  # markers; the second one stands before each scan
+
+_HEIF_BRANDS = frozenset([b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"])
+_AVIF_BRANDS = frozenset([b"avif", b"avis"])
+_JXL_STARTS = (b"\xff\x0a", b"\0\0\0\x0cJXL \r\n\x87\n")  # of a bare codestream, and of a file with boxes
 
 _ORIENTATION = 0x0112  # EXIF tag
 _UPRIGHT = {
@@ -80,7 +91,8 @@ def decode(
     Args:
         data: Bytes of the file; the content decides the format, not the suffix.
         background: Color that transparent pixels are composited over, RGB in 0..255.
-        orientation: Whether the image is turned upright as its EXIF data says. (Pillow always does so for TIFF.)
+        orientation: Whether the image is turned upright as its EXIF data says. (Pillow always
+            does so for TIFF and AVIF, and its plugin for HEIC.)
         max_pixels: Largest number of pixels that is decoded.
 
     Returns:
@@ -108,11 +120,18 @@ def decode(
             count = re.search(r"\d+ pixels", str(error))
             raise BadImageError(_too_many(count[0] if count else "its size", max_pixels)) from None
         except UnidentifiedImageError:
-            raise BadImageError("not an image") from None
+            raise BadImageError(_unidentified(data)) from None
         except Exception as error:
             # Pillow's parsers raise nearly every type of exception for damaged bytes.
             raise BadImageError(_reason(error)) from None
     return rgb if turn is None else rgb.transpose(turn)
+
+
+@cache
+def image_suffixes() -> frozenset[str]:
+    """Return the suffixes of the files that are images in a folder or an archive, in lower case."""
+    found = (suffixes for module, suffixes in _PLUGINS.items() if importlib.util.find_spec(module) is not None)
+    return IMAGE_SUFFIXES.union(*found)
 
 
 def declared_pixels(data: bytes) -> int:
@@ -221,6 +240,10 @@ def encode_png(image: Image.Image, compress_level: int = 1, text: str | None = N
 def _formats() -> tuple[str, ...]:
     """Return those of our formats that the installed Pillow supports; an unknown name would be an error."""
     Image.init()
+    if ".heic" in image_suffixes():
+        importlib.import_module("pillow_heif").register_heif_opener()
+    if ".jxl" in image_suffixes():
+        importlib.import_module("pillow_jxl")  # The import registers the format.
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
@@ -231,6 +254,22 @@ def _open(data: bytes) -> Image.Image:
     elif data.startswith(_JPEG_START) and data.count(_JPEG_SCAN) > MAX_SCANS:
         raise BadImageError(f"more than {MAX_SCANS} scans")
     return Image.open(io.BytesIO(data), formats=_formats())
+
+
+def _unidentified(data: bytes) -> str:
+    """Return what is wrong with a file that is no image of a format that can be read here."""
+    kind, suffix = "", ""
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS:
+        kind, suffix = "a HEIC image", ".heic"
+    elif data[4:8] == b"ftyp" and data[8:12] in _AVIF_BRANDS:
+        kind, suffix = "an AVIF image", ".avif"
+    elif data.startswith(_JXL_STARTS):
+        kind, suffix = "a JPEG XL image", ".jxl"
+    if suffix in PLUGIN_SUFFIXES - image_suffixes():
+        return f"{kind}, which `pip install 'movq[formats]'` reads"
+    if kind:
+        return f"{kind} that is damaged, or that the installed Pillow cannot read"
+    return "not an image"
 
 
 def _raise_pillows_limit(max_pixels: int) -> None:

@@ -18,7 +18,7 @@ INDEX = "dataset.json"
 _MAX_BYTES = 2**26
 """Largest size of this member: a shard has a thousand images, and a path has at most 4,096 bytes."""
 
-SHARD_REMEDY = "Remove it and run the same `movq prepare` again."
+SHARD_REMEDY = "Run the same `movq prepare` again: it makes damaged and missing shards again."
 """Remedy in the error of a damaged shard."""
 
 

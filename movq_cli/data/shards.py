@@ -2,6 +2,7 @@
 
     OUT/manifest.json      description of the set, written last: a set without it is unfinished
     OUT/plan.json          settings and fingerprint of the set, written first
+    OUT/sources.json       names, sizes and times of change of the source images
     OUT/rejects.jsonl      every rejected image with the reason
     OUT/train/00000.zip    uncompressed zip of PNGs, `00000/img00000042.png` ..., and `dataset.json`
     OUT/val/00000.zip
@@ -52,6 +53,9 @@ MANIFEST = "manifest.json"
 REJECTS = "rejects.jsonl"
 PLAN = "plan.json"
 """File with the settings and the fingerprint of a set, written before the shards."""
+
+SOURCES = "sources.json"
+"""File with the names, sizes and times of change of the source images, written after the plan."""
 
 _LOCAL_HEADER = 30  # bytes in the header of a zip member before its name; our members have no extra field
 _PNG_HEADER = 24  # bytes of a PNG file up to the end of its width and height
@@ -113,7 +117,7 @@ class DatasetManifest(Header):
         Raises:
             BadRequestError: There is none, or another version wrote it; the message says what to run.
         """
-        remedy = f"Remove it, and run the same `movq prepare SOURCE {root}` again."
+        remedy = f"Run the same `movq prepare SOURCE {root}` again, which writes it again."
         try:
             return digests.read_header(root / MANIFEST, cls, remedy)
         except (FileNotFoundError, NotADirectoryError):

@@ -72,6 +72,8 @@ class ImageSet:
         console: Console,
     ) -> None:
         source = open_source(location).of_split(split)
+        for warning in source.warnings:
+            console.warn(f"{role}: {warning}")
         self.source: Source = source if limit is None else source.take(pixels.evenly_spaced(len(source), limit))
         self.role = role
         self.location = location

@@ -15,8 +15,8 @@ from movq_cli.data.array_files import UNREADABLE_ZIP, ArrayHeader, load_member, 
 from movq_cli.data.images import BadImageError, encode_png
 from movq_cli.errors import BadRequestError
 from movq_cli.files import PositionalFiles
-from movq_cli.sources.labels import class_numbers
-from movq_cli.sources.source import Source, check_bytes
+from movq_cli.sources.numbering import class_numbers
+from movq_cli.sources.source import Source, check_bytes, stamp_of_file
 from movq_cli.sources.temporary import extract_copy
 
 ARRAY = "arr_0.npy"
@@ -39,6 +39,7 @@ class PixelReader:
     path: Path
     start: int  # offset of the first image, bytes
     shape: tuple[int, ...]  # H, W, 3
+    origin: Path  # the .npz file, of which `path` may be a decompressed copy
     files: PositionalFiles = field(default_factory=PositionalFiles)
 
     def read(self, member: int) -> bytes:
@@ -49,6 +50,10 @@ class PixelReader:
         if len(data) < length:
             raise BadImageError("truncated")
         return encode_png(Image.fromarray(np.frombuffer(data, dtype=np.uint8).reshape(self.shape)), compress_level=0)
+
+    def stamp(self, member: int) -> tuple[int, int]:
+        """Return the size and the time of change of the .npz file, which all images have in common."""
+        return stamp_of_file(self.origin)
 
 
 def open_arrays(location: str, path: Path, archive: zipfile.ZipFile) -> Source:
@@ -66,7 +71,7 @@ def open_arrays(location: str, path: Path, archive: zipfile.ZipFile) -> Source:
     try:
         header = member_header(archive, _PIXELS)
         _check_images(path, header)
-        labels = _array_labels(path, archive, header.shape[0])
+        labels, label_warnings = _array_labels(path, archive, header.shape[0])
         file, start = _random_access(path, archive, header)
     except UNREADABLE_ZIP as error:
         raise BadRequestError(f"cannot read the array arr_0 of {path}: {reason_of(error)}") from None
@@ -76,10 +81,11 @@ def open_arrays(location: str, path: Path, archive: zipfile.ZipFile) -> Source:
         location=location,
         names=tuple(f"{index:0{digits}d}.png" for index in range(count)),
         members=tuple(range(count)),
-        reader=PixelReader(file, start, header.shape[1:]),
+        reader=PixelReader(file, start, header.shape[1:], path),
         labels=labels,
         classes=() if labels is None else class_numbers(f"arr_1 of {path}", max(labels)),
         native_size=height if height == width else None,
+        label_warnings=label_warnings,
     )
 
 
@@ -132,15 +138,19 @@ def _member_offset(path: Path, info: zipfile.ZipInfo) -> int:
         return file.tell() + 4 + sum(struct.unpack("<HH", file.read(4)))
 
 
-def _array_labels(path: Path, archive: zipfile.ZipFile, images: int) -> tuple[int, ...] | None:
-    """Return the labels in `arr_1`; None if there is no such array, or if it does not hold a class for each image."""
+def _array_labels(path: Path, archive: zipfile.ZipFile, images: int) -> tuple[tuple[int, ...] | None, tuple[str, ...]]:
+    """Return the labels in `arr_1`, None if it does not hold a class for each image, and a sentence that says so."""
     try:
         header = member_header(archive, _LABELS)
+        unusable = f"arr_1 of {path} holds {header}, not one class number for each of {images} images: it was not used"
         if header.shape != (images,) or not np.issubdtype(header.dtype, np.integer):
-            return None
+            return None, (unusable,)
         labels = load_member(archive, _LABELS)
     except KeyError:
-        return None
+        return None, ()
     except UNREADABLE_ZIP as error:
         raise BadRequestError(f"cannot read the array arr_1 of {path}: {reason_of(error)}") from None
-    return tuple(labels.tolist()) if labels.min() >= 0 else None
+    if labels.min() < 0:
+        index = int(labels.argmin())
+        return None, (f"arr_1 of {path} holds {labels[index]} for image {index}, no class number: it was not used",)
+    return tuple(labels.tolist()), ()

@@ -1,31 +1,52 @@
-"""Sources made from a list of file names: which files are images, and the splits and classes that folders give."""
+"""Sources made from file names: which files are images, and what folders and other files say about them."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from pathlib import Path, PurePosixPath
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import NamedTuple
 
-from movq_cli.data.images import IMAGE_SUFFIXES
-from movq_cli.data.shards import SplitName
+from movq_cli.data.images import PLUGIN_SUFFIXES, image_suffixes
+from movq_cli.data.shards import MANIFEST
 from movq_cli.errors import BadRequestError
+from movq_cli.sources.beside import VAL_LISTS, index_labels, read_text
+from movq_cli.sources.label_files import label_by_list
+from movq_cli.sources.layout import Layout, is_system_folder, is_visible, read_layout
+from movq_cli.sources.numbering import number_values
 from movq_cli.sources.source import Reader, Source
 
-MAX_CLASSES = 2**16
-"""Largest number of classes that are known by their numbers: a prior's classes and codes share a table of this size."""
-
-_TRAIN = "train"
-_HELD_OUT = frozenset(["val", "valid", "validation", "test"])
+CHOICE = "Give each image a class, or pass --no-labels, which stores none"
+"""What can be done if some images have no class."""
 
 
-def assemble(location: str, files: Sequence[str], reader: Reader, *, is_list: bool = False) -> Source:
+_OWN_FILES = frozenset([MANIFEST])
+"""Files in a folder of samples, which movq itself writes beside the images."""
+
+
+class _Files(NamedTuple):
+    """The files of a folder, an archive or a list."""
+
+    images: dict[str, int]  # member numbers by unique names
+    others: dict[str, int]  # the same of the visible files that are no images
+    system_folders: Counter[str]  # number of files or folders in or at folders of the system
+
+
+def assemble(
+    location: str, files: Sequence[str], reader: Reader, *, is_list: bool = False, places: Sequence[str] | None = None
+) -> Source:
     """Make a source from the file names that a folder, an archive or a list holds.
+
+    Labels come from a `dataset.json` beside the images, else from class folders; the classes of a val split without
+    class folders come from a list beside it, as Tiny ImageNet and Kaggle's ImageNet have one.
 
     Args:
         location: Location as the user gave it.
-        files: Names of the files. The member number of a file is its index here.
+        files: Names of the files, those of folders with a slash at the end. The member number of a file is its index.
         reader: Access to the files.
         is_list: Whether the user has listed each file: then none is left out for its suffix or for being hidden.
+        places: For each file the path that gives its split and class; None = its name.
 
     Returns:
         The source, with safe and unique names, and with splits, labels and classes as its folders give them.
@@ -33,61 +54,162 @@ def assemble(location: str, files: Sequence[str], reader: Reader, *, is_list: bo
     Raises:
         BadRequestError: No file is an image.
     """
-    members: dict[str, int] = {}
-    latest = {file: member for member, file in enumerate(files)}  # of equal names, the last counts
-    for file, member in sorted(latest.items()):
-        name = _safe_name(file)
-        if is_list or (is_image(name) and all(map(is_visible, name.split("/")))):
-            members[_unique_name(name, members)] = member
-    if not members:
-        raise BadRequestError(f"no image in {location}", f"Looked for: {' '.join(sorted(IMAGE_SUFFIXES))}.")
-    names = tuple(sorted(members))
-    splits, labels, classes = _folder_labels(names)
-    return Source(location, names, tuple(members[name] for name in names), reader, labels, classes, splits)
-
-
-def number_classes(class_names: Sequence[str]) -> tuple[tuple[int, ...], tuple[str, ...]]:
-    """Turn the class name of each image into labels.
-
-    Returns:
-        The label of each image, and the classes in sorted order.
-    """
-    numbers = {name: number for number, name in enumerate(sorted(set(class_names)))}
-    return tuple(numbers[name] for name in class_names), tuple(numbers)
-
-
-def class_numbers(origin: str, largest: int) -> tuple[str, ...]:
-    """Return the names of the classes 0 to `largest`, which are their numbers.
-
-    Args:
-        origin: File or array that holds the numbers, for the error message.
-        largest: Largest number of a class.
-
-    Raises:
-        BadRequestError: There would be more than `MAX_CLASSES` classes.
-    """
-    if largest >= MAX_CLASSES:
-        number = str(largest) if largest < 10**20 else "of more than 20 digits"
-        message = f"{origin} holds the class number {number}, but the largest possible one is {MAX_CLASSES - 1}"
-        remedy = "Correct it, or remove the class numbers: arr_1 of an .npz file, the .cls and .json files of a tar."
-        raise BadRequestError(message, remedy)
-    return tuple(map(str, range(largest + 1)))
+    listed = _sort_files(files, is_list=is_list)
+    if not listed.images:
+        raise _no_image(location, listed.others)
+    names = tuple(sorted(listed.images))
+    source = Source(location, names, tuple(listed.images[name] for name in names), reader)
+    found = names if places is None else [_safe_name(places[member]) for member in source.members]
+    source, used = _label(source, listed.others, read_layout(found))
+    warnings = [*_system_warnings(listed.system_folders), *source.warnings, *_unread_warnings(listed.others, used)]
+    return replace(source, warnings=tuple(warnings))
 
 
 def is_image(name: str) -> bool:
-    """Return whether the suffix of a file's name is that of an image."""
-    return PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES
+    """Return whether the suffix of a file's name is that of an image that can be read."""
+    return PurePosixPath(name).suffix.lower() in image_suffixes()
 
 
-def is_visible(part: str) -> bool:
-    """Return whether a file or folder is read by its name: not a hidden one, and not the metadata of macOS."""
-    return not part.startswith(".") and part != "__MACOSX"
+def unlabelled_warning(names: Sequence[str], classes: Sequence[object], choice: str = CHOICE) -> str:
+    """Return the sentence about images without a class among images with one.
+
+    Args:
+        names: Names of all images.
+        classes: Class of each image; None = it has none.
+        choice: What can be done about it.
+    """
+    missing = [name for name, known in zip(names, classes, strict=True) if known is None]
+    return (
+        f"{len(missing)} of {len(names)} images have no class, such as {missing[0]}, so that no image has one. {choice}"
+    )
 
 
-def split_of(path: Path) -> SplitName | None:
-    """Return the split that a file's name contains, as in `imagenet1k-validation-03.tar`; None if there is none."""
-    words = set(re.split(r"[^a-z]+", path.stem.lower()))
-    return "train" if _TRAIN in words else "val" if words & _HELD_OUT else None
+def _sort_files(files: Sequence[str], *, is_list: bool) -> _Files:
+    """Sort the files into images and others, under safe names."""
+    listed = _Files({}, {}, Counter())
+    latest = {file: member for member, file in enumerate(files)}  # of equal names, the last counts
+    for file, member in sorted(latest.items()):
+        name = _safe_name(file)
+        parts = name.split("/")
+        if is_list or (is_image(name) and not file.endswith("/") and all(map(is_visible, parts))):
+            listed.images[_unique_name(name, listed.images)] = member
+        elif system := next(filter(is_system_folder, parts), None):
+            listed.system_folders[system] += 1
+        elif name and name not in _OWN_FILES and not file.endswith("/") and all(map(is_visible, parts)):
+            listed.others[name] = member
+    return listed
+
+
+def _label(source: Source, others: Mapping[str, int], layout: Layout) -> tuple[Source, Collection[str]]:
+    """Return the source with splits and labels, and the files beside the images that gave them."""
+    source = replace(source, splits=layout.splits, warnings=layout.warnings)
+    index = index_labels(source.names, others, source.reader)
+    if index is not None:
+        return _without(_with_index(source, index.values, index.has_labels), layout.left_out), index.used
+    source = replace(source, label_warnings=layout.label_warnings)
+    is_val_unlabelled = layout.splits is not None and all(
+        (known is None) == (split == "val")
+        for number, (known, split) in enumerate(zip(layout.classes, layout.splits, strict=True))
+        if number not in layout.left_out
+    )
+    choice = CHOICE
+    if is_val_unlabelled:
+        source, name = _with_list(source, layout.classes, layout.left_out, others)
+        if name is not None:
+            return source, {name}
+        choice = f"Name a file with the classes of the val split with --val-labels. {CHOICE}"
+    else:
+        source = _without(source, layout.left_out)
+    classes = [known for number, known in enumerate(layout.classes) if number not in layout.left_out]
+    if not any(classes):
+        return source, ()
+    if None in classes:
+        warning = unlabelled_warning(source.names, classes, choice)
+        return replace(source, label_warnings=(*source.label_warnings, warning)), ()
+    labels = number_values(source.location, classes)
+    return (source if labels is None else replace(source, labels=labels[0], classes=labels[1])), ()
+
+
+def _with_index(source: Source, values: Sequence[int | str | None], has_labels: bool) -> Source:
+    """Return the source with the labels of its `dataset.json` files."""
+    if not has_labels:
+        return source
+    if None in values:
+        warning = unlabelled_warning(source.names, values, f"Complete dataset.json. {CHOICE}")
+        return replace(source, label_warnings=(warning,))
+    known = number_values(f"the dataset.json of {source.location}", values)
+    if known is None:
+        warning = "the labels in dataset.json are no numbers or names of classes, so that no image has a class"
+        return replace(source, label_warnings=(f"{warning}. Correct it, or pass --no-labels",))
+    return replace(source, labels=known[0], classes=known[1])
+
+
+def _with_list(
+    source: Source, classes: Sequence[str | None], left_out: Collection[int], others: Mapping[str, int]
+) -> tuple[Source, str | None]:
+    """Return the source with the classes of its val split from a list beside it, and the name of that list, if any."""
+    kept = _without(source, left_out)
+    trained = [known for index, known in enumerate(classes) if index not in left_out]
+    warnings: list[str] = []
+    for name, member in others.items():
+        if PurePosixPath(name).name not in VAL_LISTS:
+            continue
+        lines = read_text(source.reader, member).splitlines()
+        try:
+            return label_by_list(kept, trained, f"{name} of {source.location}", lines), name
+        except BadRequestError as error:
+            warnings.append(f"the classes of the val split in {name} were not used: {error.message}")
+    return replace(kept, label_warnings=(*kept.label_warnings, *warnings)), None
+
+
+def _without(source: Source, left_out: Collection[int]) -> Source:
+    """Return the source without some of its images."""
+    if not left_out:
+        return source
+    return source.take([index for index in range(len(source)) if index not in left_out])
+
+
+def _system_warnings(folders: Mapping[str, int]) -> list[str]:
+    if not folders:
+        return []
+    return [f"folders of the system or of a file server were left out: {', '.join(sorted(folders))}"]
+
+
+def _unread_warnings(others: Mapping[str, int], used: Collection[str]) -> list[str]:
+    """Return one sentence that counts the files that are not read, by suffix."""
+    counts = _suffix_counts([name for name in others if name not in used])
+    if not counts:
+        return []
+    sentence = f"{sum(counts.values())} files that are no readable images were left out: {_listed(counts)}"
+    return [sentence + plugin_remedy(counts)]
+
+
+def _no_image(location: str, others: Mapping[str, int]) -> BadRequestError:
+    counts = _suffix_counts(others)
+    held = f": it holds {_listed(counts)}" if counts else ""
+    known = f"Looked for: {' '.join(sorted(image_suffixes()))}."
+    return BadRequestError(f"no image in {location}{held}{plugin_remedy(counts)}", known)
+
+
+def _suffix_counts(names: Collection[str]) -> Counter[str]:
+    return Counter(PurePosixPath(name).suffix.lower() or "without suffix" for name in names)
+
+
+def _listed(counts: Counter[str]) -> str:
+    """Return the counts as a text, the largest first."""
+    shown = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    more = "" if len(shown) <= _SUFFIXES_SHOWN else f" and {len(shown) - _SUFFIXES_SHOWN} other suffixes"
+    return ", ".join(f"{count} {suffix}" for suffix, count in shown[:_SUFFIXES_SHOWN]) + more
+
+
+_SUFFIXES_SHOWN = 8
+"""Number of suffixes that a message lists."""
+
+
+def plugin_remedy(suffixes: Collection[str]) -> str:
+    """Return what reads the files of these suffixes, in parentheses; empty if no plugin does."""
+    missing = sorted((PLUGIN_SUFFIXES - image_suffixes()) & set(suffixes))
+    return f" (`pip install 'movq[formats]'` reads {' '.join(missing)})" if missing else ""
 
 
 def _safe_name(file: str) -> str:
@@ -95,33 +217,9 @@ def _safe_name(file: str) -> str:
     return "/".join(part for part in file.replace("\0", "_").split("/") if part not in {"", ".", ".."})
 
 
-def _unique_name(name: str, taken: dict[str, int]) -> str:
+def _unique_name(name: str, taken: Mapping[str, int]) -> str:
     path, number = PurePosixPath(name), 1
     while name in taken:
         number += 1
         name = str(path.with_stem(f"{path.stem}~{number}"))
     return name
-
-
-def _folder_labels(
-    names: Sequence[str],
-) -> tuple[tuple[SplitName, ...] | None, tuple[int, ...] | None, tuple[str, ...]]:
-    """Return splits, labels and classes from folders: `[common/...][train|val/][class/...]image`."""
-    folders = [name.split("/")[:-1] for name in names]
-    depth = 0
-    while len(tops := _folders_at(folders, depth)) == 1 and None not in tops:
-        depth += 1
-    splits: tuple[SplitName, ...] | None = None
-    if _TRAIN in tops and len(tops) > 1 and tops <= {_TRAIN, *_HELD_OUT}:
-        splits = tuple("train" if path[depth] == _TRAIN else "val" for path in folders)
-        depth += 1
-    found = _folders_at(folders, depth)
-    if None in found or len(found) < 2:
-        return splits, None, ()
-    labels, classes = number_classes([path[depth] for path in folders])
-    return splits, labels, classes
-
-
-def _folders_at(folders: Sequence[Sequence[str]], depth: int) -> set[str | None]:
-    """Return the names of the folders at a depth; None among them stands for images that lie above it."""
-    return {path[depth] if depth < len(path) else None for path in folders}

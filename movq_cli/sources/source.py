@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from movq_cli.data.array_files import UNREADABLE_ZIP, reason_of
 from movq_cli.data.images import BadImageError
@@ -45,6 +45,18 @@ class Reader(Protocol):
         Raises:
             BadImageError: This image cannot be used; the text is the reason in a few words.
             Exception: Any of `UNREADABLE`, which `Source.read` turns into a `BadImageError`.
+        """
+
+
+@runtime_checkable
+class StampedReader(Reader, Protocol):
+    """A reader that also says, without reading an image, whether its file may have changed. This is optional."""
+
+    def stamp(self, member: int) -> tuple[int, int]:
+        """Return two numbers that change with the file: its size, and its time of change or its checksum.
+
+        Args:
+            member: Number of the file. A file that does not exist has the numbers (-1, -1).
         """
 
 
@@ -90,6 +102,10 @@ class Source:
     """Side of the images, pixels, if all are squares of one size and this is known without reading them; else None."""
     content_hash: str | None = None
     """Hash that changes with any image, label or split, if it is known without reading the images; else None."""
+    warnings: tuple[str, ...] = ()
+    """Sentences about files that were left out, which every command shows."""
+    label_warnings: tuple[str, ...] = ()
+    """Sentences about classes that were not used, which a command that uses labels shows."""
 
     def __post_init__(self) -> None:
         violation = self._violation()
@@ -98,6 +114,11 @@ class Source:
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @property
+    def has_val(self) -> bool:
+        """Whether the source itself says which images are held out."""
+        return self.splits is not None and "val" in self.splits
 
     def read(self, index: int) -> bytes:
         """Return the encoded file of an image.
@@ -222,3 +243,12 @@ def check_bytes(size: int, compressed: int | None = None) -> None:
         raise BadImageError(f"{size} bytes is more than {MAX_FILE_BYTES}")
     if compressed is not None and size > max(SMALL_FILE_BYTES, MAX_RATIO * compressed):
         raise BadImageError(f"inflates from {compressed} to {size} bytes, more than {MAX_RATIO} times its size")
+
+
+def stamp_of_file(path: Path) -> tuple[int, int]:
+    """Return the size of a file in bytes and its time of change in nanoseconds; (-1, -1) if it does not exist."""
+    try:
+        status = path.stat()
+    except OSError:
+        return -1, -1
+    return status.st_size, status.st_mtime_ns

@@ -28,7 +28,7 @@ def split_images(
     """Decide which images are held out for validation.
 
     Args:
-        source: Source of the images. Its own splits, if it has any, take precedence over the other arguments.
+        source: Source of the images. Its own val split, if it has one, takes precedence over the other arguments.
         val: A share ("0.1") or a number ("500") of images, chosen by a hash of their names; or "nvidia", which holds
             out the images numbered 60000 and above, as for FFHQ. A single image is never held out.
         val_list: File with the names of the held-out images, one in each line; it takes precedence over `val`.
@@ -42,7 +42,8 @@ def split_images(
     Raises:
         BadRequestError: A split would be empty, or a line of the list does not name one image.
     """
-    if source.splits is not None:
+    if source.has_val:
+        assert source.splits is not None
         held_out = {index for index, split in enumerate(source.splits) if split == "val"}
     elif val_list is not None:
         held_out = _listed(source, val_list)

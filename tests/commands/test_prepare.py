@@ -327,7 +327,7 @@ def test_a_list_that_does_not_fit_is_a_bad_request(tmp_path, lines, fault):
 
 def test_the_sources_own_split_wins(tmp_path):
     folder = images(tmp_path / "in" / "train", 6)
-    images(tmp_path / "in" / "test", 2)
+    images(tmp_path / "in" / "val", 2)
     prepare(tmp_path / "in", tmp_path / "out", val="3")
     assert PreparedSet.open(tmp_path / "out").manifest.counts == {"train": 6, "val": 2}
     assert folder.exists()

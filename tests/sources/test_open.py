@@ -164,11 +164,10 @@ CASES = {
         [0, 1, 1],
         ["a", "b"],
     ),
-    "top, splits, classes": (["d/test/b/1.png", "d/train/a/1.png"], "vt", [1, 0], ["a", "b"]),
+    "top, splits, classes": (["d/train/a/1.png", "d/train/b/1.png", "d/val/b/1.png"], "ttv", [0, 1, 1], ["a", "b"]),
     "flat val": (["train/a/1.png", "train/b/2.png", "val/3.png"], "ttv", None, []),
-    "no train": (["test/1.png", "val/2.png"], None, [0, 1], ["test", "val"]),
     "only train": (["train/a/1.png", "train/b/2.png"], None, [0, 1], ["a", "b"]),
-    "more than splits": (["other/1.png", "train/1.png", "val/2.png"], None, [0, 1, 2], ["other", "train", "val"]),
+    "no val": (["other/1.png", "train/1.png"], None, [0, 1], ["other", "train"]),
     "flat": (["1.png", "2.png"], None, None, []),
 }
 

@@ -32,8 +32,8 @@ class ZipKind(SourceKind):
             names = archive.namelist()
             if ARRAY in names:
                 return open_arrays(location, path, archive)
-        # Some programs write backslashes, which the format forbids. A name that ends with a slash is a folder's.
-        files = ["" if name.endswith("/") else name.replace("\\", "/") for name in names]
+        # Some programs write backslashes, which the format forbids.
+        files = [name.replace("\\", "/") for name in names]
         return assemble(location, files, ZipReader(path))
 
 
@@ -54,6 +54,12 @@ class ZipReader:
             info = self._archive.infolist()[member]
             check_bytes(info.file_size, info.compress_size)
             return b"".join(member_blocks(self._archive, info))
+
+    def stamp(self, member: int) -> tuple[int, int]:
+        """Return the size and the checksum of a member."""
+        with self.lock:
+            info = self._archive.infolist()[member]
+            return info.file_size, info.CRC
 
     def __reduce__(self) -> tuple[type[ZipReader], tuple[Path]]:
         return ZipReader, (self.path,)

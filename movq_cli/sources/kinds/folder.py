@@ -6,14 +6,16 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from movq_cli.data.images import BadImageError
 from movq_cli.errors import BadRequestError
 from movq_cli.sources.kinds.tars import open_tars
-from movq_cli.sources.labels import assemble, is_image, is_visible
-from movq_cli.sources.source import Source, SourceKind, check_bytes
+from movq_cli.sources.labels import assemble, is_image
+from movq_cli.sources.layout import is_visible
+from movq_cli.sources.output_mark import is_output_inside
+from movq_cli.sources.source import Source, SourceKind, check_bytes, stamp_of_file
 
 _MAX_VISITS = 1000
 """Largest number of paths to one folder. Folders that link to the next one twice have a path for each subset."""
@@ -31,11 +33,18 @@ class FolderKind(SourceKind):
     def open(self, location: str, path: Path | None) -> Source:
         """List the images of the folder, or those of its tars."""
         assert path is not None
-        files = tuple(_walk(path, "", frozenset(), Counter()))
-        tars = sorted(file for file in files if PurePosixPath(file).suffix.lower() == ".tar")
-        if tars and not any(map(is_image, files)):
+        outputs: list[str] = []
+        files = tuple(_walk(path, "", frozenset(), Counter(), path.resolve(), outputs))
+        visible = [file for file in files if all(map(is_visible, file.split("/")))]
+        tars = sorted(file for file in visible if PurePosixPath(file).suffix.lower() == ".tar")
+        if tars and not any(map(is_image, visible)):
             return open_tars(location, [path / tar for tar in tars])
-        return assemble(location, files, FolderReader(path, files))
+        if outputs and not any(map(is_image, visible)):
+            message = f"{path} holds no image but in the output of movq: {', '.join(sorted(outputs))}"
+            raise BadRequestError(message, "Name one of these folders to read it.")
+        source = assemble(location, files, FolderReader(path, files))
+        warnings = [f"output of movq was left out: {', '.join(sorted(outputs))}"] if outputs else []
+        return replace(source, warnings=(*warnings, *source.warnings))
 
 
 @dataclass(frozen=True)
@@ -54,11 +63,24 @@ class FolderReader:
         check_bytes(status.st_size)
         return path.read_bytes()
 
+    def stamp(self, member: int) -> tuple[int, int]:
+        """Return the size and the time of change of a file."""
+        return stamp_of_file(self.root / self.files[member])
+
 
 def _walk(
-    folder: Path, prefix: str, parents: frozenset[tuple[int, int]], visits: Counter[tuple[int, int]]
+    folder: Path,
+    prefix: str,
+    parents: frozenset[tuple[int, int]],
+    visits: Counter[tuple[int, int]],
+    root: Path,
+    outputs: list[str],
 ) -> Iterator[str]:
-    """Yield the files below a folder. Links are followed as by `find -L`, except those to a parent folder.
+    """Yield the files below a folder, and the folders that are not read with a slash at the end.
+
+    The folders that hold the output of a command which read this source are appended to `outputs`.
+
+    Links are followed as by `find -L`, except those to a parent folder.
 
     Raises:
         BadRequestError: Links lead to a folder more than `_MAX_VISITS` times.
@@ -76,8 +98,13 @@ def _walk(
         for entry in entries:
             is_linked_folder = entry.is_symlink() and Path(entry.path).is_dir()
             if is_linked_folder or entry.is_dir(follow_symlinks=False):
-                if is_visible(entry.name):
-                    yield from _walk(Path(entry.path), f"{prefix}{entry.name}/", parents | {identity}, visits)
+                below = f"{prefix}{entry.name}/"
+                if not is_visible(entry.name):
+                    yield below
+                elif is_output_inside(Path(entry.path), root):
+                    outputs.append(below)
+                else:
+                    yield from _walk(Path(entry.path), below, parents | {identity}, visits, root, outputs)
             else:
                 yield prefix + entry.name
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from movq_cli.errors import BadRequestError
 from movq_cli.sources.kinds.folder import FolderReader
-from movq_cli.sources.labels import assemble, number_classes
+from movq_cli.sources.labels import assemble, unlabelled_warning
+from movq_cli.sources.numbering import number_classes
 from movq_cli.sources.source import Source, SourceKind
 from movq_cli.sources.text_files import read_lines
 
@@ -33,6 +34,9 @@ class ImageListKind(SourceKind):
             raise BadRequestError(f"none of the {len(files)} images that {path} lists exists", remedy)
         source = assemble(location, files, FolderReader(path.parent, files), is_list=True)
         class_names = [rows[member][2].strip() for member in source.members]
+        if any(class_names) and not all(class_names):
+            warning = unlabelled_warning(source.names, [name or None for name in class_names])
+            return replace(source, labels=None, classes=(), label_warnings=(warning,))
         if not all(class_names):
             return source
         labels, classes = number_classes(class_names)

@@ -7,25 +7,28 @@ import gzip
 import io
 import json
 import lzma
+import os
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from movq_cli.data.array_files import UNREADABLE_ZIP, reason_of
-from movq_cli.data.shards import SPLITS
+from movq_cli.data.shard_index import INDEX
 from movq_cli.errors import BadRequestError
 from movq_cli.files import PositionalFiles
-from movq_cli.sources.labels import assemble, class_numbers, split_of
-from movq_cli.sources.source import Source, SourceKind, check_bytes
+from movq_cli.sources.labels import CHOICE, assemble, is_image, plugin_remedy, unlabelled_warning
+from movq_cli.sources.layout import part_of
+from movq_cli.sources.numbering import number_values
+from movq_cli.sources.source import Source, SourceKind, check_bytes, stamp_of_file
 from movq_cli.sources.temporary import extract_copy
 
 _RANGE = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
@@ -70,27 +73,74 @@ def open_tars(location: str, paths: Sequence[Path]) -> Source:
 
     Returns:
         The source. Labels come from WebDataset's `.cls` and `.json` files if each image has one, else from the class
-        folders of a single tar; splits come from the names of several tars.
+        folders in the tars; splits come from the paths of several tars, or from the folders in them. Of the images of
+        a WebDataset key, the first is listed, or the one without a further suffix (`0.jpg` and not `0.seg.png`).
 
     Raises:
         BadRequestError: A file is not a tar, or there is no image.
         FailureError: There is no room for a decompressed copy.
     """
     uncompressed = [_uncompressed(path) for path in paths]
+    titles = _titles(paths)
     are_several = len(paths) > 1
-    files = _list_files(uncompressed, paths, [f"{path.stem}/" if are_several else "" for path in paths])
-    source = assemble(location, files.names, TarReader(tuple(uncompressed), files.extents))
-    if are_several:
-        split_of_tar = [split_of(path) for path in paths]
-        splits = [split_of_tar[number] for number in files.extents[list(source.members), 0]]
-        known = tuple(split for split in splits if split is not None)
-        has_splits = len(known) == len(splits) and len(set(known)) == len(SPLITS)
-        source = replace(source, labels=None, classes=(), splits=known if has_splits else None)
-    labels = tuple(files.labels[member] for member in source.members)
-    if min(labels) < 0:
+    files = _list_files(uncompressed, paths, [f"{title}/" if are_several else "" for title in titles])
+    reader = TarReader(tuple(uncompressed), files.extents, tuple(paths))
+    places = _places(files.names, titles, files.extents[:, 0]) if are_several else None
+    source = assemble(location, files.names, reader, places=places)
+    if files.extras:
+        warning = (
+            f"{len(files.extras)} images were left out, such as {files.extras[0]}: WebDataset's key before the first "
+            "dot is that of another image, which is used"
+        )
+        source = replace(source, warnings=(*source.warnings, warning))
+    return _with_labels(source, [files.labels[member] for member in source.members], files.has_class_files)
+
+
+def _titles(paths: Sequence[Path]) -> list[str]:
+    """Return a unique title of each tar: its path below the folder that all have in common, without suffixes."""
+    common = os.path.commonpath([os.path.abspath(path.parent) for path in paths])  # noqa: PTH100 - links stay
+    relative = [PurePosixPath(os.path.relpath(path, common)) for path in paths]
+    titles = [str(path.with_name(path.name.split(".tar")[0]).with_suffix("")) for path in relative]
+    counts = Counter(titles)
+    return [title if counts[title] == 1 else str(path) for title, path in zip(titles, relative, strict=True)]
+
+
+def _places(names: Sequence[str], titles: Sequence[str], tars: NDArray[np.int64]) -> list[str]:
+    """Return the paths that give the splits and the classes of files in several tars.
+
+    Args:
+        names: Names of the files, which begin with the title of their tar.
+        titles: Title of each tar. Its words give the split, if those of every tar do.
+        tars: Number of the tar of each file [N].
+    """
+    parts = [part_of(title) for title in titles]
+    folders = [f"{part}/" if None not in parts else "" for part in parts]
+    return [folders[tar] + name[len(titles[tar]) + 1 :] for name, tar in zip(names, tars.tolist(), strict=True)]
+
+
+def _with_labels(source: Source, values: Sequence[int | str | None], has_class_files: bool) -> Source:
+    """Return the source with the values of its class files as labels, or with a warning why they are not used.
+
+    Args:
+        source: The source.
+        values: Value of each image in its class file; None = it has no file with a usable value.
+        has_class_files: Whether there is a class file at all.
+    """
+    if not has_class_files:
         return source
-    name = source.names[labels.index(max(labels))]
-    return replace(source, labels=labels, classes=class_numbers(f"the class file of {name} in {location}", max(labels)))
+    if None in values:
+        warning = unlabelled_warning(source.names, values, f"Complete the .cls or .json files. {CHOICE}")
+        # The folders in the tars may give each image a class.
+        return source if source.labels is not None else replace(source, label_warnings=(warning,))
+    largest = max((value for value in values if isinstance(value, int)), default=-1)
+    name = source.names[values.index(largest)] if largest >= 0 else ""
+    labels = number_values(f"the class file of {name} in {source.location}", values)
+    if labels is not None:
+        return replace(source, labels=labels[0], classes=labels[1], label_warnings=())
+    if len(set(values)) == 1:
+        return source  # A class of all images says nothing.
+    warning = "the .cls and .json files hold both numbers and names, or negative numbers, so that no image has a class"
+    return replace(source, label_warnings=(f"{warning}. Correct them, or pass --no-labels",))
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +149,7 @@ class TarReader:
 
     paths: tuple[Path, ...]
     extents: NDArray[np.int64]  # [N, 3]: index of the tar, offset in it, length; the last two in bytes
+    origins: tuple[Path, ...]  # the tars as the user knows them, which may be compressed
     files: PositionalFiles = field(default_factory=PositionalFiles)
 
     def read(self, member: int) -> bytes:
@@ -107,13 +158,20 @@ class TarReader:
         check_bytes(length)
         return self.files.read(self.paths[tar], offset, length)
 
+    def stamp(self, member: int) -> tuple[int, int]:
+        """Return the size of a file, and the time of change of its tar."""
+        tar, _, length = self.extents[member].tolist()
+        return length, stamp_of_file(self.origins[tar])[1]
+
 
 class _TarFiles(NamedTuple):
     """The files in several tars, in the order of the tars."""
 
     names: list[str]
     extents: NDArray[np.int64]  # as for `TarReader`
-    labels: list[int]  # label in the class file of the same key; -1 = there is none
+    labels: list[int | str | None]  # number or name in the class file of the same key; None = there is none
+    extras: list[str]  # names of images that are left out, because their key has another image
+    has_class_files: bool  # whether there is a class file, usable or not
 
 
 def _list_files(tars: Sequence[Path], origins: Sequence[Path], prefixes: Sequence[str]) -> _TarFiles:
@@ -135,27 +193,58 @@ def _list_files(tars: Sequence[Path], origins: Sequence[Path], prefixes: Sequenc
             raise
         except Exception as error:  # Python's parser raises nearly every type of exception for damaged headers
             raise BadRequestError(f"cannot read the tar archive {origins[number]}: {reason_of(error)}") from None
-    names, extents, labels = zip(*lists, strict=True)
-    return _TarFiles(list(chain(*names)), np.concatenate(extents), list(chain(*labels)))
+    names, extents, labels, extras, has_class_files = zip(*lists, strict=True)
+    joined = list(chain(*names)), np.concatenate(extents), list(chain(*labels)), list(chain(*extras))
+    return _TarFiles(*joined, any(has_class_files))
 
 
 def _list_tar(path: Path, number: int, prefix: str) -> _TarFiles:
     """List the regular files in an uncompressed tar, which has a number among several and a prefix for its names."""
-    names: list[str] = []
-    extents: list[tuple[int, int, int]] = []
-    keys: list[str] = []
-    labels: dict[str, int] = {}
+    members: dict[str, tuple[int, int, int]] = {}  # of equal names, the last counts
+    values: dict[str, int | str | None] = {}
+    keys: set[str] = set()  # of the files that are no images
     with _HeaderFile(path) as file, tarfile.open(fileobj=file, mode="r:") as archive:
         for member in _regular_files(archive, path.stat().st_size):
-            key, suffix = _key_and_suffix(member.name)
-            if suffix in _CLASS_SUFFIXES:
-                with suppress(ValueError, KeyError, TypeError, OverflowError, RecursionError):
-                    labels[key] = _read_label(archive, member, suffix)
-            else:
-                names.append(prefix + member.name)
-                extents.append((number, member.offset_data, member.size))
-                keys.append(key)
-    return _TarFiles(names, np.array(extents, np.int64).reshape(-1, 3), [labels.get(key, -1) for key in keys])
+            key, _, suffix = _split_name(member.name)
+            if suffix in _CLASS_SUFFIXES and PurePosixPath(member.name).name != INDEX:
+                has_value, value = _read_value(archive, member, suffix)
+                if has_value:
+                    values[key] = value
+                    keys.add(key)
+                    continue
+            if not is_image(member.name):
+                keys.add(key)
+            members[member.name] = (number, member.offset_data, member.size)
+    extras = _extras(members, keys)
+    names = [name for name in members if name not in extras]
+    extents = np.array([members[name] for name in names], np.int64).reshape(-1, 3)
+    labels = [_value_of(name, values) for name in names]
+    return _TarFiles(
+        [prefix + name for name in names], extents, labels, [prefix + name for name in extras], bool(values)
+    )
+
+
+def _extras(names: Iterable[str], keys: Collection[str]) -> dict[str, None]:
+    """Return the images that do not count, because their WebDataset key has another image.
+
+    Args:
+        names: Names of all files, in order.
+        keys: Keys of the files that are no images: an image without such a file beside it is not WebDataset's.
+    """
+    images: dict[str, list[str]] = {}
+    for name in filter(is_image, names):
+        full, short, _ = _split_name(name)
+        key = full if full in keys else short
+        if key in keys:
+            images.setdefault(key, []).append(name)
+    # A name without a further suffix comes first: `0.jpg` is the image, and `0.depth.png` belongs to it.
+    ordered = (sorted(group, key=lambda name: _split_name(name)[0] != key) for key, group in images.items())
+    return dict.fromkeys(chain.from_iterable(group[1:] for group in ordered))
+
+
+def _value_of(name: str, values: Mapping[str, int | str | None]) -> int | str | None:
+    full, short, _ = _split_name(name)
+    return values[full] if full in values else values.get(short)
 
 
 class _HeaderFile(io.BufferedReader):
@@ -191,21 +280,35 @@ def _regular_files(archive: tarfile.TarFile, size: int) -> Iterator[tarfile.TarI
         archive.members.clear()  # type: ignore[attr-defined]
 
 
-def _key_and_suffix(name: str) -> tuple[str, str]:
-    """Split a name as WebDataset does: the path up to the first dot of the file's name, and what follows that dot."""
+def _split_name(name: str) -> tuple[str, str, str]:
+    """Return a name without its suffix, the same up to the first dot, and the suffix in lower case.
+
+    WebDataset's key ends at the first dot, as in `0.seg.png`, but some names have a dot of their own, as `v1.0.jpg`.
+    """
     folder, _, file = name.rpartition("/")
-    stem, _, suffix = file.partition(".")
-    return f"{folder}/{stem}", suffix.lower()
+    stem, dot, suffix = file.rpartition(".")
+    full = stem if dot else file
+    return f"{folder}/{full}", f"{folder}/{file.partition('.')[0]}", suffix.lower() if dot else ""
 
 
-def _read_label(archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> int:
+def _read_value(archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) -> tuple[bool, int | str | None]:
+    """Return whether a file is one with a class, and the class: a number from 0 on or a name; None = unusable."""
     file = archive.extractfile(member)
     assert file is not None
-    text = file.read(_MAX_CLASS_BYTES)
-    label = int(json.loads(text)["label"] if suffix == "json" else text)
-    if label < 0:
-        raise ValueError(label)
-    return label
+    data = file.read(_MAX_CLASS_BYTES)
+    try:
+        value = json.loads(data) if suffix == "json" else data.decode("utf-8-sig").strip()
+    except (ValueError, RecursionError):
+        return suffix == "cls", None
+    if suffix == "json":
+        if not isinstance(value, dict) or "label" not in value:
+            return False, None
+        value = value["label"]
+    try:
+        number = int(value)
+    except (ValueError, TypeError, OverflowError):
+        return True, value if isinstance(value, str) and value != "" else None
+    return True, number if number >= 0 else None
 
 
 def _uncompressed(path: Path) -> Path:
@@ -229,7 +332,9 @@ def _uncompressed(path: Path) -> Path:
                     return extract_copy(path, blocks, ".tar", compressed=path.stat().st_size, remedy=_BOMB_REMEDY)
         except UNREADABLE_ZIP as error:
             raise BadRequestError(f"cannot decompress {path}: {reason_of(error)}") from None
-    raise BadRequestError(f"{path} is neither an image, nor a zip or tar archive, or it is damaged")
+    raise BadRequestError(
+        f"{path} is neither an image, nor a zip or tar archive, or it is damaged{plugin_remedy([path.suffix.lower()])}"
+    )
 
 
 def _is_header(block: bytes) -> bool:

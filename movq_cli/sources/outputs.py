@@ -1,0 +1,124 @@
+"""Output folders and files beside sources: none may replace what is read, or be read as part of the source later."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from movq_cli.errors import BadRequestError
+from movq_cli.files import atomic_write
+from movq_cli.sources.kinds.folder import FolderReader
+from movq_cli.sources.output_mark import OUTPUT_MARK
+from movq_cli.sources.source import Source
+
+_ANOTHER_FOLDER = "Choose another folder for the output."
+_ANOTHER_FILE = "Choose another path for it."
+
+
+def protect_source(
+    source: Source,
+    folders: Sequence[Path],
+    files: Iterable[Path],
+    *,
+    pictures: Sequence[Path] = (),
+    also_read: Sequence[Path] = (),
+) -> None:
+    """Refuse outputs that would replace images that are read, and mark output folders inside the source.
+
+    A marked folder is left out when the source is listed again.
+
+    Args:
+        source: Source of the images.
+        folders: Folders for the output; the first one is that of `files`.
+        files: Files that will be written into these folders.
+        pictures: Other pictures that will be written.
+        also_read: Files that are read besides the images.
+
+    Raises:
+        BadRequestError: An output folder holds images that are read, an output file is one of them, or a picture
+            would be an image of the source.
+        FailureError: An output folder inside the source cannot be marked.
+    """
+    root = Path(source.location)
+    read = [path.resolve() for path in also_read]
+    for folder in folders:
+        if not folder.is_dir():
+            continue
+        inside = next((path for path in _images_at(source) if path.is_relative_to(folder.resolve())), None)
+        is_parent = inside is not None and not root.is_dir() and inside.parent == folder.resolve()
+        if _is_same(folder, root) or is_parent or (inside is not None and _is_inside(folder, root)):
+            raise BadRequestError(f"{folder} holds the images that are read", _ANOTHER_FOLDER)
+    written = [file for file in (*files, *pictures) if os.path.lexists(file)]
+    if written:
+        refuse_replaced(written, [*_images_at(source), *read])
+    if root.is_dir() and isinstance(source.reader, FolderReader):
+        for picture in pictures:
+            if _is_inside(picture, root) and not any(_is_inside(picture, folder) for folder in folders):
+                message = f"the picture {picture} lies in {root}, so that it would be one of its images the next time"
+                raise BadRequestError(message, _ANOTHER_FILE)
+    for folder in folders:
+        mark_output(folder, source.location)
+
+
+def refuse_replaced(written: Iterable[Path], read: Iterable[Path]) -> None:
+    """Refuse to write a file that is read.
+
+    Args:
+        written: Files that will be written.
+        read: Files that are read.
+
+    Raises:
+        BadRequestError: A file is both.
+    """
+    known = {str(path.resolve()) for path in read}
+    for path in written:
+        # Writing replaces the name, and not the file to which a link of this name leads.
+        if str(path.parent.resolve() / path.name) in known or str(path.resolve()) in known:
+            raise BadRequestError(f"{path} is read, so that it cannot be written", _ANOTHER_FILE)
+
+
+def mark_output(folder: Path, location: str) -> None:
+    """Mark a folder as the output of a command if it lies inside the folder of the source.
+
+    Args:
+        folder: Folder for the output; it is created if it must be marked.
+        location: Location of the source.
+
+    Raises:
+        FailureError: The mark cannot be written.
+    """
+    root = Path(location)
+    if root.is_dir() and _is_inside(folder, root) and not (folder / OUTPUT_MARK).is_file():
+        source = os.path.relpath(root.resolve(), folder.resolve())
+        atomic_write(
+            folder / OUTPUT_MARK, json.dumps({"format": 1, "source": source}).encode() + b"\n", concurrent=True
+        )
+
+
+def _images_at(source: Source) -> Iterator[Path]:
+    """Yield the paths of the files that hold the images; their folders are resolved, and links to files as well."""
+    reader, root = source.reader, Path(source.location)
+    if not isinstance(reader, FolderReader):
+        if root.is_file():
+            yield root.resolve()
+        return
+    resolved: dict[Path, Path] = {}  # of the folders: a set of a million images has few
+    for member in source.members:
+        path = reader.root / reader.files[member]
+        if path.parent not in resolved:
+            resolved[path.parent] = path.parent.resolve()
+        yield resolved[path.parent] / path.name
+        if path.is_symlink():
+            yield path.resolve()
+
+
+def _is_same(path: Path, other: Path) -> bool:
+    return path.exists() and other.exists() and path.samefile(other)
+
+
+def _is_inside(path: Path, folder: Path) -> bool:
+    """Return whether a path, which need not exist, lies in a folder or below it."""
+    resolved, root = path.resolve(), folder.resolve()
+    return resolved != root and resolved.is_relative_to(root)
