@@ -68,9 +68,9 @@ format: $(INSTALLED)
 # a folder that SITE names:
 #
 #   pip download --no-deps --only-binary=:all: --python-version 3.12 -d wheels \
-#       pydantic pydantic-core annotated-types typing-inspection xxhash lpips torch-fidelity \
+#       pydantic pydantic-core annotated-types typing-inspection typing_extensions xxhash lpips torch-fidelity \
 #       vector-quantize-pytorch einops einx loguru frozendict torch-einops-utils \
-#       diffusers huggingface_hub importlib_metadata taming-transformers-rom1504
+#       diffusers 'huggingface_hub<2' 'importlib_metadata<9' taming-transformers-rom1504
 #   pip install --no-index --no-deps --target site wheels/*.whl      # on that machine
 #   make gpu-check SITE=site
 #
@@ -246,9 +246,10 @@ plan: $(INSTALLED)
 	$(BIN)/python -m benchmarks.plan
 
 # Tiny networks: the same presets with other sizes.
-small_vq := vq.resolution=32 vq.channels=32 vq.multipliers=[1,1,2] vq.blocks=1 vq.attention_resolutions=[8] \
-	vq.z_channels=64 vq.embed_dim=32 train_vq.batch_size=16 train_vq.epochs=null train_vq.steps=$(STEPS) \
-	train_vq.perceptual_weight=0 train_vq.adversarial_weight=0 train_vq.validate_every=$(STEPS) train_vq.evaluate_every=0
+small := vq.resolution=32 vq.channels=32 vq.multipliers=[1,1,2] vq.blocks=1 vq.attention_resolutions=[8] \
+	vq.z_channels=64 vq.embed_dim=32
+small_vq := train_vq.batch_size=16 train_vq.epochs=null train_vq.steps=$(STEPS) train_vq.perceptual_weight=0 \
+	train_vq.adversarial_weight=0 train_vq.validate_every=$(STEPS) train_vq.evaluate_every=0
 small_prior := prior.layers=2 prior.width=64 prior.heads=2 prior.hidden=128 views.scales=[] train_prior.batch_size=16 \
 	train_prior.epochs=null train_prior.steps=$(STEPS) train_prior.validate_every=$(STEPS) train_prior.evaluate_every=0
 STEPS ?= 60
@@ -256,14 +257,14 @@ SMALL_VAL ?= 100
 SMALL_SAMPLES ?= 64
 
 # `make table2-small` and so on make one of them.
-tables-small: small := tables
-$(addsuffix -small,$(TABLES) figA1): small = $(@:-small=)
+tables-small: made := tables
+$(addsuffix -small,$(TABLES) figA1): made = $(@:-small=)
 .PHONY: $(addsuffix -small,$(TABLES) figA1)
 tables-small $(addsuffix -small,$(TABLES) figA1):
 	@test -n "$(SMALL)" || { echo "error: name a folder of images with class folders: make $@ SMALL=/path" >&2; exit 2; }
-	$(MAKE) $(small) DATA=$(RESULTS)/small/data RUNS=$(RESULTS)/small/runs RESULTS=$(RESULTS)/small \
+	$(MAKE) $(made) DATA=$(RESULTS)/small/data RUNS=$(RESULTS)/small/runs RESULTS=$(RESULTS)/small \
 		FFHQ="$(SMALL)" IMAGENET="$(SMALL)" SIDE=32 FFHQ_VAL=$(SMALL_VAL) IMAGENET_VAL=$(SMALL_VAL) \
 		FFHQ_SAMPLES=$(SMALL_SAMPLES) IMAGENET_SAMPLES=$(SMALL_SAMPLES) \
-		VQ_OPTIONS="$(addprefix -o ,$(small_vq))" PRIOR_OPTIONS="$(addprefix -o ,$(small_vq) $(small_prior))" \
+		VQ_OPTIONS="$(addprefix -o ,$(small) $(small_vq))" PRIOR_OPTIONS="$(addprefix -o ,$(small) $(small_prior))" \
 		IMAGENET_PRIOR_OPTIONS="-o prior.classes=$(words $(wildcard $(SMALL)/*/))" \
 		RECONSTRUCTION_METRICS="--psnr --ssim --fid" SAMPLE_METRICS=--fid

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Collection, Mapping
 
 from movq_cli.errors import did_you_mean
@@ -113,5 +114,8 @@ def suggest(name: str, known: Collection[str]) -> str:
     candidates = [full for own in ours for full in known if full.rpartition(".")[2] == own]
     in_section = [full for full in candidates if full.rpartition(".")[0] == section]
     if candidates:
-        return f"Did you mean {' or '.join(map(repr, in_section or candidates))}?"
+        # A name that is right in another section may also be a misspelt one of this section.
+        similar = [] if in_section or leaf in ELSEWHERE else difflib.get_close_matches(name, known, 1)
+        meant = dict.fromkeys([*similar, *(in_section or candidates)])
+        return f"Did you mean {' or '.join(map(repr, meant))}?"
     return did_you_mean(name, known)

@@ -21,7 +21,7 @@ TABLES = ("table1", "table2", "table3", "fig6a", "fig6b", "fig6c", "figA1")
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
     # The environment of an installation is not made: the rules run the commands of this one.
-    own = [f"MOVQ={sys.executable} -m movq_cli", "INSTALLED=pyproject.toml"]
+    own = [f"MOVQ={sys.executable} -m movq_cli", "INSTALLED=README.md"]
     command = ["make", "--no-print-directory", *own, *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 

@@ -96,7 +96,7 @@ class Pace(NamedTuple):
             seconds: Time for the complete training.
             steps_per_epoch: Number of steps of one pass over the training images.
         """
-        fits, too_many = 1, 2 + int(seconds / self.step)
+        fits, too_many = 1, 2 + int(seconds / min(self.step, self.adversarial_step))
         while too_many - fits > 1:
             middle = (fits + too_many) // 2
             if self.seconds(train, middle, steps_per_epoch) <= seconds:
