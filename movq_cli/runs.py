@@ -121,7 +121,7 @@ class Run:
         """
         try:
             return digests.read_header(
-                self.manifest_file, RunManifest, "Remove the folder, or name another run folder."
+                self.manifest_file, RunManifest, f"Remove the folder {self.folder}, or name another run folder."
             )
         except (FileNotFoundError, NotADirectoryError):
             raise BadRequestError(
