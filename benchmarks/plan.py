@@ -1,4 +1,4 @@
-"""What each training of the paper's tables costs, before it is started.
+"""Plan the trainings of the paper's tables: the steps, arithmetic, hours, memory and disk space of each.
 
     python -m benchmarks.plan                              at half of the arithmetic of an A100
     python -m benchmarks.plan --tflops 989 --share 0.2     at a fifth of the arithmetic of an H100

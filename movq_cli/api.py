@@ -12,7 +12,7 @@ the_same = Tokenizer.load("hf://owner/name")
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Self
@@ -100,8 +100,7 @@ class Tokenizer(models.tokenizer.Tokenizer):
         with TemporaryDirectory(prefix="movq-") as folder:
             new = Path(folder) / runs.WEIGHTS["vq"]
             weights = _weight_file(self, TokenizerHeader(vq=self.settings), self.weight_file, new)
-            files: dict[str, Path | bytes] = {new.name: weights, "README.md": (_METADATA + card).encode()}
-            return hub.upload(repository, files, private=private)
+            return _upload(repository, {new.name: weights}, card, private=private)
 
     @classmethod
     def from_preset(cls, preset_name: str, *overrides: str) -> Self:
@@ -183,12 +182,8 @@ class Prior(nn.Module):
             header = TokenizerHeader(vq=self.tokenizer.settings)
             tokenizer = _weight_file(self.tokenizer, header, self.tokenizer_file, new_tokenizer)
             _require_tokenizer(self.header, new, tokenizer)
-            files: dict[str, Path | bytes] = {
-                new.name: _weight_file(self.transformer, self.header, self.weight_file, new),
-                new_tokenizer.name: tokenizer,
-                "README.md": (_METADATA + card).encode(),
-            }
-            return hub.upload(repository, files, private=private)
+            weights = _weight_file(self.transformer, self.header, self.weight_file, new)
+            return _upload(repository, {new.name: weights, new_tokenizer.name: tokenizer}, card, private=private)
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -253,6 +248,11 @@ class Prior(nn.Module):
         with devices.autocast(device, "auto"):
             codes = self.transformer.decode([seed + i for i in chosen_indices], labels, chosen)
             return self.tokenizer.decode(codes)
+
+
+def _upload(repository: str, weights: Mapping[str, Path], card: str, *, private: bool | None) -> str:
+    """Upload weight files, by their names in the repository, with a model card; see `hub.upload`."""
+    return hub.upload(repository, {**weights, "README.md": (_METADATA + card).encode()}, private=private)
 
 
 def _weight_file(model: nn.Module, header: Header, loaded: Path | None, new: Path) -> Path:

@@ -58,7 +58,7 @@ def _compare(
     for line in cautions.after(sides.with_images):
         console.warn(line)
     if targets is not None and request.preset is not None:
-        mode = None if selection.has_pairs else cautions.sampled_mode(sides.fake)
+        mode = None if selection.has_pairs else sides.fake.sampled_mode
         if not selection.has_pairs and mode is None:
             console.warn(
                 f"{second} has no manifest of `movq sample`, which says what drew the images: "

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
-from movq_cli import digests
 from movq_cli.data.images import FILTER, covering_size
-from movq_cli.data.sample_files import MANIFEST, SampleManifest, manifest_of_file
-from movq_cli.errors import BadRequestError
 from movq_cli.evaluation.image_sets import ImageSet, Size
 from movq_cli.evaluation.metric import Metric, Needs
 from movq_cli.image_size import ImageSize
@@ -101,34 +95,9 @@ def _warn_of_classes(real: ImageSet, fake: ImageSet) -> Iterator[str]:
 def _class_shares(side: ImageSet) -> dict[str, float]:
     """Return the share of each class by its name; nothing where the classes are unknown."""
     source = side.source
-    if source.labels is None:
-        classes = _sampled_classes(side)
-    else:
-        classes = [source.classes[label] for label in source.labels]
-    return {name: number / len(classes) for name, number in Counter(classes).items()}
-
-
-def sampled_mode(side: ImageSet) -> str | None:
-    """Return the mode of the prior that drew a set of samples; None if no manifest says it."""
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError, BadRequestError):
-        return str(_sample_manifest(side)["settings"]["mode"])
-    return None
-
-
-def _sampled_classes(side: ImageSet) -> list[str]:
-    """Return the classes of samples from their manifest; nothing without one."""
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError, BadRequestError):
-        images = _sample_manifest(side)["images"]
-        return [str(image["class"]) for image in images if image["class"] is not None]
-    return []
-
-
-def _sample_manifest(side: ImageSet) -> Any:  # noqa: ANN401 - what JSON holds
-    """Read the manifest that `movq sample` wrote into the folder of its images, or beside their file."""
-    path = Path(side.location)
-    path = path / MANIFEST if path.is_dir() else manifest_of_file(path)
-    data, _ = digests.read_json(path, "", SampleManifest.max_bytes)
-    return json.loads(data)
+    labels = source.labels
+    counts = side.sampled_classes if labels is None else Counter(source.classes[label] for label in labels)
+    return {name: number / counts.total() for name, number in counts.items()}
 
 
 def _listed(values: Mapping[str, str]) -> str:

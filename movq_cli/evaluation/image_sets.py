@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,11 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from movq_cli import digests
 from movq_cli.console import Console
 from movq_cli.data import pixels
 from movq_cli.data.images import FILTER, BadImageError, covering_crop, decode
+from movq_cli.data.sample_files import MANIFEST, SampleManifest, manifest_of_file
 from movq_cli.data.shards import DatasetManifest, SplitName
-from movq_cli.errors import FailureError
+from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.image_size import ImageSize, Resolution
 from movq_cli.sources import stream
 from movq_cli.sources.kinds.prepared import PreparedReader
@@ -96,6 +100,31 @@ class ImageSet:
     def prepared(self) -> DatasetManifest | None:
         """The manifest of a set that `movq prepare` made; None for other sets."""
         return DatasetManifest.read(Path(self.location)) if isinstance(self.source.reader, PreparedReader) else None
+
+    @property
+    def sampled_mode(self) -> str | None:
+        """The mode of the prior that drew the images of a set of samples; None if no manifest says it."""
+        return self._sampled[0]
+
+    @property
+    def sampled_classes(self) -> Counter[str]:
+        """The number of images of each class in a set of samples; empty if no manifest says it."""
+        return self._sampled[1]
+
+    @cached_property
+    def _sampled(self) -> tuple[str | None, Counter[str]]:
+        """Mode and classes from the manifest that `movq sample` wrote into its folder or beside its file.
+
+        The manifest itself, with an entry for each image, would take more memory.
+        """
+        mode, classes = None, Counter[str]()
+        path = Path(self.location)
+        path = path / MANIFEST if path.is_dir() else manifest_of_file(path)
+        with suppress(OSError, ValueError, KeyError, TypeError, RecursionError, BadRequestError):
+            manifest = json.loads(digests.read_json(path, "", SampleManifest.max_bytes)[0])
+            classes = Counter(str(image["class"]) for image in manifest["images"] if image["class"] is not None)
+            mode = str(manifest["settings"]["mode"])
+        return mode, classes
 
     def read(self, indices: Iterable[int]) -> Iterator[tuple[int, Tensor | None]]:
         """Yield each index with its pixels, uint8 [3, H, W], or with None for a corrupt image.

@@ -18,7 +18,7 @@ from movq_cli.sources.numbering import number_values
 from movq_cli.sources.source import Reader, Source
 
 CHOICE = "Give each image a class, or pass --no-labels, which stores none"
-"""What can be done if some images have no class."""
+"""Remedies if some images have no class."""
 
 
 _OWN_FILES = frozenset([MANIFEST])

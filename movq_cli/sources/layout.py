@@ -1,4 +1,4 @@
-"""What the folders of images say: which split and which class an image belongs to, and which images belong to none."""
+"""Splits and classes of images by their folders, and the images that belong to none."""
 
 from __future__ import annotations
 

@@ -38,9 +38,9 @@ def tarred(path: Path, files: Mapping[str, bytes]) -> Path:
     return path
 
 
-def zipped(path: Path, files: Mapping[str, bytes]) -> Path:
+def zipped(path: Path, files: Mapping[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
     """Write a zip file with some files."""
-    with zipfile.ZipFile(path, "w") as archive:
+    with zipfile.ZipFile(path, "w", compression) as archive:
         for name, data in files.items():
             archive.writestr(name, data)
     return path

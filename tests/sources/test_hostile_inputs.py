@@ -27,6 +27,7 @@ from movq_cli.errors import BadRequestError, MovqError
 from movq_cli.evaluation.references import find_reference
 from movq_cli.sources import temporary
 from movq_cli.sources.open import open_source
+from tests.sources.files import tarred, zipped
 
 LIMIT = 3 * 2**30
 """Address space of a command, bytes: Python and its libraries take a part of it."""
@@ -43,22 +44,6 @@ def npy(shape: str, descr: str = "'|u1'", body: bytes = bytes(100)) -> bytes:
     text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}}}".encode()
     text += b" " * (-(len(text) + 11) % 64) + b"\n"
     return b"\x93NUMPY\1\0" + len(text).to_bytes(2, "little") + text + body
-
-
-def zipped(path: Path, members: dict[str, bytes], compression: int = zipfile.ZIP_STORED) -> Path:
-    with zipfile.ZipFile(path, "w", compression) as archive:
-        for name, data in members.items():
-            archive.writestr(name, data)
-    return path
-
-
-def tarred(path: Path, members: dict[str, bytes]) -> Path:
-    with tarfile.open(path, "w") as archive:
-        for name, data in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
 
 
 @contextmanager
