@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,24 +128,63 @@ def stage_1(bench: Bench, row: str) -> dict[str, Any]:
     return train(bench, row, changes, f"{photos.folder}@{milestones[0]}" if milestones else None)
 
 
-def stage_2(bench: Bench) -> dict[str, Any]:
-    """Train the prior or resume it, and return its results with the FID of its samples."""
+def stage_2(
+    bench: Bench, tokenizer: str, row: str, changes: tuple[str, ...] = (), guidances: tuple[float, ...] = GUIDANCE
+) -> dict[str, Any]:
+    """Train a prior or resume it, and return its results with the FID of its samples.
+
+    Args:
+        bench: Settings of all rows.
+        tokenizer: Row of stage 1 whose codes the prior learns.
+        row: Name of the prior's row, from which the names of its folders follow.
+        changes: Overrides of this prior.
+        guidances: Strengths of guidance with which samples are drawn; without classes, the first one alone.
+    """
     manifest = PreparedSet.open(bench.data).manifest
-    sections = ("data", "vq", "prior", "views", "train_prior", "sample")
-    changes = (*bench.overrides_for(*sections), f"prior.classes={len(manifest.classes)}")
-    settings = [word for change in changes for word in ("-o", change)]
-    folder, count = bench.work / "prior", manifest.counts["val"]
-    tokenizer = ("--tokenizer", bench.run("photos").folder, "--run", folder)
-    movq("train-prior", "--preset", bench.preset, *settings, *bench.options, "--data", bench.data, *tokenizer)
+    sections = ("data", "prior", "views", "train_prior", "sample")
+    overrides = (*bench.overrides_for(*sections), f"prior.classes={len(manifest.classes)}", *changes)
+    settings = [word for override in overrides for word in ("-o", override)]
+    folder, count = bench.work / row, manifest.counts["val"]
+    trained = ("--tokenizer", bench.run(tokenizer).folder, "--run", folder)
+    movq("train-prior", "--preset", bench.preset, *settings, *bench.options, "--data", bench.data, *trained)
     validations, seconds = read_log(Run(folder, "prior").log, bench.settings.train_prior.batch_size)
-    results = {"row": "prior", **validations[-1], "seconds": round(seconds), "samples": []}
-    for guidance in GUIDANCE if manifest.classes else GUIDANCE[:1]:
-        samples = bench.work / f"samples-{guidance:g}"
+    results = {"row": row, **validations[-1], "seconds": round(seconds), "samples": []}
+    prefix = "" if row == "prior" else f"{row}-"
+    for guidance in guidances if manifest.classes else guidances[:1]:
+        samples = bench.work / f"{prefix}samples-{guidance:g}"
         movq("sample", samples, "--run", folder, "--n", str(count), "--guidance", str(guidance))
-        metrics = ("--fid", "--copies", str(bench.work / f"copies-{guidance:g}.png"))
+        metrics = ("--fid", "--copies", str(bench.work / f"{prefix}copies-{guidance:g}.png"))
         measured = movq("evaluate", bench.data, samples, *metrics, "--split", "val", *bench.options)
         results["samples"].append({"guidance": guidance, "images": count, "fid": measured["fid"]})
     return results
+
+
+def prepare(bench: Bench) -> None:
+    """Prepare the images that all rows share, or verify them."""
+    size = "{}x{}".format(*bench.settings.vq.image_size)
+    movq("prepare", bench.source, bench.data, "--size", size, "--val", str(bench.held_out))
+
+
+def record(bench: Bench, path: Path, rows: dict[str, Any]) -> None:
+    """Write the results of all rows to a file, with their protocol and the machine."""
+    device = next((after for name, after in pairwise(bench.options) if name == "--device"), "cpu")
+    results = {
+        "protocol": {
+            "source": Path(bench.source).name,
+            "preset": bench.preset,
+            "overrides": list(bench.overrides),
+            "images": PreparedSet.open(bench.data).manifest.counts,
+        },
+        "rows": rows,
+        "machine": machine(torch.device(device)),
+    }
+    atomic_write(path, (json.dumps(results, indent=2) + "\n").encode())
+
+
+def recorded(path: Path) -> dict[str, Any]:
+    """Return the rows that a file of results has; empty if there is no file."""
+    rows: dict[str, Any] = json.loads(path.read_text())["rows"] if path.is_file() else {}
+    return rows
 
 
 def show(results: dict[str, Any]) -> None:
@@ -170,10 +210,31 @@ _COLUMNS = {"rfid": 1, "lpips": 4, "psnr": 2, "ssim": 4, "color_error": 2}
 
 def main() -> None:
     """Train the unfinished rows, then write and print the results."""
-    parser = argparse.ArgumentParser(description="Train the presets photos-* and compare their discriminators.")
+    parser = argument_parser("Train the presets photos-* and compare their discriminators.", Path("runs/photos"))
+    parser.add_argument("--rows", nargs="*", choices=ROWS, default=ROWS, help="rows to train [default: all]")
+    given = parser.parse_args()
+    bench = bench_of(given)
+    prepare(bench)
+    path = given.out / f"{Path(bench.preset).stem}.json"
+    for row in given.rows:
+        measured = stage_2(bench, "photos", "prior") if row == "prior" else stage_1(bench, row)
+        # Another process may have written other rows in the meantime.
+        record(bench, path, {**recorded(path), row: measured})
+    if not path.is_file():
+        sys.exit("nothing measured: name a row with --rows")
+    show(json.loads(path.read_text()))
+
+
+def argument_parser(description: str, work: Path) -> argparse.ArgumentParser:
+    """Return a parser with the arguments from which `bench_of` makes the settings of all rows.
+
+    Args:
+        description: Description of the command.
+        work: Default folder of the runs.
+    """
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("source", help="source of images for `movq prepare`: a folder, an archive, or a public set")
     parser.add_argument("--preset", default="photos-32", help="preset of the rows [default: photos-32]")
-    parser.add_argument("--rows", nargs="*", choices=ROWS, default=ROWS, help="rows to train [default: all]")
     parser.add_argument(
         "-o",
         "--set",
@@ -185,35 +246,17 @@ def main() -> None:
     )
     parser.add_argument("--held-out", type=int, default=1000, help="number of held-out images [default: 1000]")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the results [default: benchmarks/results]")
-    parser.add_argument("--work", type=Path, default=Path("runs/photos"), help="folder of the runs")
+    parser.add_argument("--work", type=Path, default=work, help="folder of the runs")
     parser.add_argument("--weights", help="folder with the pretrained weights [default: torch hub's]")
     parser.add_argument("--device", help="cpu, cuda, cuda:1 ... [default: cuda where there is one]")
-    given = parser.parse_args()
+    return parser
+
+
+def bench_of(given: argparse.Namespace) -> Bench:
+    """Return the settings that all rows share from the arguments of the command."""
     named = {"--weights": given.weights, "--device": given.device}
     options = tuple(word for name, value in named.items() if value for word in (name, value))
-    bench = Bench(given.source, given.preset, tuple(given.overrides), given.held_out, given.work, options)
-    size = "{}x{}".format(*bench.settings.vq.image_size)
-    movq("prepare", bench.source, bench.data, "--size", size, "--val", str(bench.held_out))
-    path = given.out / f"{Path(bench.preset).stem}.json"
-    for row in given.rows:
-        measured = stage_2(bench) if row == "prior" else stage_1(bench, row)
-        # Another process may have written other rows in the meantime.
-        before = json.loads(path.read_text())["rows"] if path.is_file() else {}
-        counts = PreparedSet.open(bench.data).manifest.counts
-        results = {
-            "protocol": {
-                "source": Path(bench.source).name,
-                "preset": bench.preset,
-                "overrides": list(bench.overrides),
-                "images": counts,
-            },
-            "rows": {**before, row: measured},
-            "machine": machine(torch.device(given.device or "cpu")),
-        }
-        atomic_write(path, (json.dumps(results, indent=2) + "\n").encode())
-    if not path.is_file():
-        sys.exit("nothing measured: name a row with --rows")
-    show(json.loads(path.read_text()))
+    return Bench(given.source, given.preset, tuple(given.overrides), given.held_out, given.work, options)
 
 
 if __name__ == "__main__":

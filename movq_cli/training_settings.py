@@ -121,6 +121,13 @@ class TrainVQSettings(TrainSettings):
         gt=0,
         description="learning rate of the quantizer, constant and not scaled by batch_size; null = as all weights",
     )
+    perturbed_images: float = Field(
+        0.0, ge=0, le=1, description="share of the images whose codes are perturbed, against a prior's errors; 0 = off"
+    )
+    perturbed_codes: float = Field(0.5, gt=0, le=1, description="share of the codes of such an image that are replaced")
+    perturbation_neighbors: Positive = Field(
+        100, description="number of nearest codebook entries from which a replaced code is drawn"
+    )
     freeze: tuple[Literal["encoder", "codebook", "decoder"], ...] = Field(
         (), description="parts that are not trained; with the encoder and the codebook, all codes stay the same"
     )

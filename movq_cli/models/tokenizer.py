@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from movq_cli.models import quantizers
 from movq_cli.models.autoencoder import Decoder, Encoder
+from movq_cli.models.perturbation import Perturbation, entries_of, perturb
 from movq_cli.settings import TokenizerSettings
 
 
@@ -38,6 +39,8 @@ class Tokenizer(nn.Module):
     def __init__(self, settings: TokenizerSettings) -> None:
         super().__init__()
         self.settings = settings
+        self.perturbation: Perturbation | None = None
+        """How the codes of a forward pass in training mode are perturbed; None leaves them as they are."""
         self.encoder = Encoder(settings)
         self.decoder = Decoder(settings)
         self.quantize = quantizers.build(settings)
@@ -56,8 +59,16 @@ class Tokenizer(nn.Module):
         """Encode, quantize and decode images [B, 3, H, W] in [-1, 1]."""
         encoded = self.quant_conv(self.encoder(images))
         vectors, codes, losses = self.quantize(encoded)
+        if self.training and self.perturbation is not None:
+            vectors = self._perturbed(vectors, codes, self.perturbation)
         features = self.decoder.features(self.post_quant_conv(vectors), vectors)
         return Reconstruction(self.decoder.to_images(features).float(), features, encoded, codes, losses)
+
+    def _perturbed(self, vectors: Tensor, codes: Tensor, perturbation: Perturbation) -> Tensor:
+        """Return the vectors [B, D, h, w] of perturbed codes; their gradient passes to the vectors of the codes."""
+        entries = entries_of(self.quantize, self.settings.codebook_size, codes.device)
+        replaced = self.quantize.decode(perturb(codes, entries, perturbation))
+        return vectors + (replaced - vectors).detach()
 
     @torch.inference_mode()
     def encode(self, images: Tensor) -> Tensor:

@@ -17,7 +17,7 @@ from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.models.transformer import Block
 from movq_cli.settings import CodeShape, PriorSettings, TokenizerSettings
-from movq_cli.training import losses
+from movq_cli.training import quantization
 from movq_cli.training.trainable import checkpoint_activations, is_compiled
 from movq_cli.training_settings import TrainSettings, TrainVQSettings
 
@@ -72,7 +72,7 @@ def of_tokenizer(vq: TokenizerSettings, train: TrainVQSettings, device: torch.de
     with FakeTensorMode(), torch.device(device):
         images = torch.empty(_images_per_pass(train, ranks), 3, *vq.image_size)
         model = Tokenizer(vq)
-        losses.prepare(model.quantize, train)
+        quantization.prepare(model, train)
         if train.activation_checkpointing:
             checkpoint_activations(model, (ResidualBlock, AttentionBlock))
         discriminator = PatchDiscriminator(train.discriminator_channels, train.discriminator_layers)

@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
-from movq_cli.models.quantizer import Quantizer
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.training_settings import TrainVQSettings
 
@@ -53,16 +52,6 @@ def quantizer(terms: Mapping[str, Tensor], settings: TrainVQSettings) -> Tensor:
         settings: Weights; that of a loss NAME is the setting NAME_weight.
     """
     return torch.stack([getattr(settings, f"{name}_weight") * term for name, term in terms.items()]).sum()
-
-
-def prepare(model: Quantizer, settings: TrainVQSettings) -> None:
-    """Set the gradient estimator of a quantizer, and whether it computes the entropy loss.
-
-    Raises:
-        BadRequestError: The quantizer has neither.
-    """
-    temperature = settings.entropy_temperature if settings.entropy_weight > 0 else None
-    model.prepare_training(settings.quantizer_gradient, temperature)
 
 
 def logged(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.runs import Run
 from movq_cli.settings import Preset
-from movq_cli.training import losses
+from movq_cli.training import losses, quantization
 from movq_cli.training.adversary import Adversary
 from movq_cli.training.initial_weights import InitialWeights
 from movq_cli.training.log import DeviceMetrics, Metrics
@@ -86,7 +86,7 @@ class TokenizerTraining:
         torch.manual_seed(settings.seed)
         self.tokenizer = self._trainable(_frozen(Tokenizer(all_settings.vq), settings.freeze))
         self.model = self.tokenizer.model
-        losses.prepare(self.model.quantize, settings)
+        quantization.prepare(self.model, settings)
         self.adversary: Adversary | None = None
         if settings.adversarial_weight > 0:
             discriminator = PatchDiscriminator(settings.discriminator_channels, settings.discriminator_layers)

@@ -1,0 +1,113 @@
+"""The benchmark of the techniques: it makes its rows by real commands, resumes, and says what was not measured."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from benchmarks import photos, quality
+from benchmarks.photos import Bench
+from movq_cli.evaluation import perturbed
+from movq_cli.evaluation.distributions import FeatureStatistics, frechet_distance
+from movq_cli.evaluation.fid_evaluator import FIDEvaluator
+from movq_cli.models.tokenizer import Tokenizer
+from movq_cli.ranks import SINGLE_PROCESS
+from movq_cli.settings import Preset
+
+CPU = torch.device("cpu")
+
+
+class Colors(nn.Module):
+    """The smallest feature extractor: the mean color of an image."""
+
+    width = 3
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.double().mean((2, 3))
+
+
+def evaluator_of(images: Tensor) -> FIDEvaluator:
+    statistics = FeatureStatistics(3)
+    statistics.update(Colors()(images))
+    return FIDEvaluator(Colors(), (statistics.mean, statistics.covariance), CPU, SINGLE_PROCESS)  # type: ignore[arg-type]
+
+
+def test_the_perturbed_fid_is_the_rfid_without_replaced_codes_and_repeats_by_its_seed(tiny: Preset) -> None:
+    torch.manual_seed(0)
+    model = Tokenizer(tiny.vq).eval()
+    nn.init.normal_(model.quantize.get_parameter("embedding.weight"), std=3.0)
+    images = torch.randint(256, (12, 3, 16, 16), dtype=torch.uint8)
+    evaluator = evaluator_of(images)
+
+    def measured(shares: tuple[float, ...], seed: int = 0) -> dict[float, float]:
+        return perturbed.perturbed_fid(model, images.split(5), evaluator, shares, seed)
+
+    from movq_cli.data import pixels
+
+    rebuilt = pixels.to_bytes(model.decode(model.encode(pixels.to_signed(images))))
+    own = FeatureStatistics(3)
+    own.update(Colors()(rebuilt))
+    fids = measured((0.0, 1.0))
+    assert fids[0.0] == pytest.approx(frechet_distance(*evaluator.real, own.mean, own.covariance))
+    assert measured((1.0,))[1.0] == fids[1.0]
+    # The codebook of the tiny preset has 16 entries, so that the only neighbor of a code is the code itself.
+    assert fids[1.0] == pytest.approx(fids[0.0])
+
+
+def test_tokenizers_come_before_priors_and_seeds_of_all_rows_before_the_next_seed() -> None:
+    found = list(quality.jobs(["default", "fsq"], [0, 1], with_prior=True))
+    assert [(job.stage, job.row, job.seed) for job in found] == [
+        (stage, row, seed) for stage in ("tokenizer", "prior") for seed in (0, 1) for row in ("default", "fsq")
+    ]
+    assert {job.stage for job in quality.jobs(["default"], [0], with_prior=False)} == {"tokenizer"}
+
+
+def test_the_table_has_means_and_deviations_and_says_what_is_not_measured() -> None:
+    seeds = {f"tokenizer-{seed}": {"rfid": 10.0 + seed, "parameters": 7} for seed in range(3)}
+    better = {f"tokenizer-{seed}": {"rfid": 2.0 + seed} for seed in range(3)}
+    prior = {"prior-0": {"samples": [{"fid": 50.0}]}}
+    rows = {"default": {**seeds, **prior}, "rotation": better, "fsq": {"tokenizer-0": {"rfid": 3.0}}}
+    columns = [list(column.cells) for column in quality.table(rows, ["default", "rotation", "fsq", "simvq"]).columns]
+    assert columns[0] == ["default", "rotation", "fsq", "simvq"]
+    assert columns[1] == ["11.00 ± 1.00 (3)", "3.00 ± 1.00 (3)", "3.00 (1)", "not measured"]
+    assert columns[2] == ["not measured"] * 4
+    assert columns[6] == ["50.0 (1)", *["not measured"] * 3]
+    assert columns[7] == ["", "yes", "", ""]
+
+
+def in_this_process(*arguments: object) -> None:
+    """Run a command of movq without a process of its own, which takes much longer."""
+    app.app([*map(str, arguments), "--quiet"], standalone_mode=False)
+
+
+@pytest.mark.usefixtures("prepared")
+def test_a_row_is_measured_once_and_again_if_its_settings_change(
+    shapes: Path, tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality, "fids", lambda *_: {0.0: 1.5, 0.3: 2.5})  # Inception's weights are not here.
+    monkeypatch.setattr(photos, "movq", in_this_process)
+    arguments = [shapes, "--preset", tiny_yaml, "--held-out", "12", "--work", tmp_path / "w", "--out", tmp_path]
+    options = ["--rows", "default", "--seeds", "1", "--without-prior", "-o", "train_vq.steps=5", "--device", "cpu"]
+
+    def measured() -> dict[str, Any]:
+        monkeypatch.setattr(sys, "argv", ["quality", *map(str, [*arguments, *options])])
+        quality.main()
+        rows = json.loads((tmp_path / "quality-tiny.json").read_text())["rows"]
+        assert list(rows) == ["default"]
+        results: dict[str, Any] = rows["default"]["tokenizer-1"]
+        return results
+
+    first = measured()
+    assert (first["rfid"], first["perturbed_rfid"], first["step"]) == (1.5, 2.5, 5)
+    assert f"default-1-{first['digest']}" in {path.name for path in (tmp_path / "w").iterdir()}
+    monkeypatch.setattr(photos, "movq", lambda *_: pytest.fail("a command was run for a recorded row"))
+    assert measured() == first
+    bench = Bench(str(shapes), str(tiny_yaml), ("train_vq.steps=4",), 12, tmp_path / "w", ())
+    path = tmp_path / "quality-tiny.json"
+    assert len(list(quality.unmeasured(bench, path, ["default"], [1], with_prior=False))) == 1
