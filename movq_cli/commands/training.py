@@ -353,7 +353,7 @@ def fid_evaluator(context: TrainContext, train: TrainSettings, split: SplitName,
 
     Raises:
         BadRequestError: Inception's weights are missing, or there are several machines that do not share the run
-            folder, in which the features are stored.
+            folder, in which the features are then stored.
     """
     if train.evaluate_every == 0:
         return None
@@ -362,7 +362,8 @@ def fid_evaluator(context: TrainContext, train: TrainSettings, split: SplitName,
         if context.ranks.any(is_missing):
             return None
     settings, console = context.settings, context.console
-    features = context.run.folder / "features"
+    # The runs of one machine share the features; several machines share nothing but the run folder.
+    features = files.cache_folder() if context.ranks.is_one_machine else context.run.folder / "features"
     agreement.require_shared(context.ranks, features)
     real = ImageSet("real", str(settings.data.path), split, crop=settings.vq.image_size, limit=limit, console=console)
     return FIDEvaluator.of(real, features, context.request.weights, context.device, context.ranks, console)
