@@ -31,6 +31,9 @@ _LPIPS_PASSES = 2 + 1  # Forward on reconstructions and originals, backward to t
 _DISCRIMINATOR_PASSES = 2 + 2 * 3  # Generator loss: forward, backward to its images. Then training on two batches.
 
 
+_FEW_LAYERS = 3
+"""Number of layers of the prior that is counted. With mode=depth, two of them work over the chunks."""
+
 _TRANSIENT = 0.3
 """Transient memory over that of the activations: the largest ratio that was measured on the CPU."""
 
@@ -68,7 +71,7 @@ def of_tokenizer(vq: TokenizerSettings, train: TrainVQSettings, device: torch.de
         device: Device on which the training will run.
         ranks: Number of ranks that share each batch.
     """
-    with FakeTensorMode(), torch.device(device):
+    with FakeTensorMode(), torch.device(device), devices.WithoutInitialization():
         images = torch.empty(_images_per_pass(train, ranks), 3, *vq.image_size)
         model = Tokenizer(vq)
         if train.activation_checkpointing:
@@ -101,7 +104,26 @@ def of_prior(prior: PriorSettings, shape: CodeShape, train: TrainSettings, devic
         device: Device on which the training will run.
         ranks: Number of ranks that share each batch.
     """
-    with FakeTensorMode(), torch.device(device):
+    layers = min(prior.layers, _FEW_LAYERS)
+    few = _prior_pass(prior.model_copy(update={"layers": layers}), shape, train, device, ranks)
+    more = few
+    if prior.layers > layers:
+        more = _prior_pass(prior.model_copy(update={"layers": layers + 1}), shape, train, device, ranks)
+    # All further layers are equal, and counting each of them would take many seconds.
+    own = _ForwardPass(
+        *(first + (prior.layers - layers) * (next_ - first) for first, next_ in zip(few, more, strict=True))
+    )
+    with torch.device("meta"), devices.WithoutInitialization():
+        model = priors.build(prior, shape)
+    memory = _memory([model], train, own.saved_bytes, _TRANSIENT, averaged=model)
+    return Cost(memory, train.accumulate * _TRAINING_PASSES * own.flops)
+
+
+def _prior_pass(
+    prior: PriorSettings, shape: CodeShape, train: TrainSettings, device: torch.device, ranks: int
+) -> _ForwardPass:
+    """Return the cost of a forward pass of a prior and of its loss; the arguments are those of `of_prior`."""
+    with FakeTensorMode(), torch.device(device), devices.WithoutInitialization():
         images = _images_per_pass(train, ranks)
         codes = torch.zeros(images, *shape.size, dtype=torch.int64)
         classes = torch.zeros(images, dtype=torch.int64) if prior.classes else None
@@ -114,9 +136,7 @@ def of_prior(prior: PriorSettings, shape: CodeShape, train: TrainSettings, devic
             return nn.functional.cross_entropy(logits, codes.flatten(), reduction="none")
 
         with devices.autocast(device, train.precision), devices.attention_kernels(device, model.length):
-            own = _forward_pass(loss, model)
-    memory = _memory([model], train, own.saved_bytes, _TRANSIENT, averaged=model)
-    return Cost(memory, train.accumulate * _TRAINING_PASSES * own.flops)
+            return _forward_pass(loss, model)
 
 
 def lpips_parameters() -> int:
