@@ -7,14 +7,15 @@ import functools
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from movq_cli.errors import BadRequestError
 
@@ -32,6 +33,22 @@ class Memory(NamedTuple):
     """All of it; on the CPU at most the limit of this process's control group."""
     available: float
     """Memory that new tensors can take now, in GiB."""
+
+
+class WithoutInitialization(TorchFunctionMode):
+    """Skips the functions of `nn.init`: on the meta device there are no values, and some would import a compiler."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - the result of any function of torch
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def select(name: str | None = None) -> torch.device:

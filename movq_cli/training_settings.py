@@ -171,4 +171,6 @@ class TrainPriorSettings(TrainSettings):
     best_by: Literal["fid", "loss"] | None = Field(
         None, description="metric of the best weights; null = fid if it is computed, else loss"
     )
-    label_dropout: Share = Field(0.1, description="share of images trained without their class, for guidance")
+    label_dropout: Share = Field(
+        0.0, description="share of images trained without their class, which guidance needs; 0 = none, as in the paper"
+    )

@@ -72,6 +72,7 @@ TINY = {
         "steps": 10,
         "base_learning_rate": 1.25e-4,
         "ema_decay": 0.9,
+        "label_dropout": 0.1,
         "precision": "float32",
         "log_every": 1,
         "validate_every": 5,

@@ -14,7 +14,6 @@ from movq_cli.commands.prepare_again import check_source, describe_differences
 from movq_cli.commands.prepare_plan import DEFAULT_MAX_SIDE, Plan, Preprocessing, cut_into_shards
 from movq_cli.commands.workers import results
 from movq_cli.console import Console
-from movq_cli.data.images import FILTER
 from movq_cli.data.shards import (
     MANIFEST,
     PLAN,
@@ -211,7 +210,7 @@ def _announce(plan: Plan, console: Console) -> None:
     cropping = "central square" if preprocessing.square else "uncropped"
     if isinstance(size, tuple):
         resizing, cropping = "resized to cover the crop", f"central crop of height {size[0]} and width {size[1]}"
-    console.log(f"images: {resizing}, {cropping}, filter {FILTER}")
+    console.log(f"images: {resizing}, {cropping}, filter {preprocessing.filter}")
 
 
 def _check_plan(plan: Plan) -> None:
@@ -299,7 +298,6 @@ def _manifest(
     sides = [side for report in reports.values() for side in report.sides or ()]
     return DatasetManifest(
         source=plan.source.location,
-        filter=FILTER,
         counts=counts,
         shards={split: sum(shard.split == split for shard in plan.shards) for split in SPLITS},
         classes=plan.source.classes,

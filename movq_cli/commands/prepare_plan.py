@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from movq_cli.data import png
+from movq_cli.data.filters import FILTER
 from movq_cli.data.images import (
-    FILTER,
     MAX_PIXELS,
     BadImageError,
     center_crop,
@@ -63,6 +63,8 @@ class Preprocessing:
     """Compression of the stored PNG files."""
     max_pixels: int = MAX_PIXELS
     """Largest number of pixels of a source image; larger ones are rejected."""
+    filter: str = FILTER
+    """Filter with which images are resized, one of `filters.FILTERS`."""
 
     def apply(self, data: bytes) -> Image.Image:
         """Decode, resize and crop an image file.
@@ -72,7 +74,7 @@ class Preprocessing:
         """
         image = decode(data, background=self.background, orientation=self.orientation, max_pixels=self.max_pixels)
         size = self.size or min(DEFAULT_MAX_SIDE, *image.size)
-        image = resize_to_cover(image, size, upscale=self.upscale)
+        image = resize_to_cover(image, size, upscale=self.upscale, filter_name=self.filter)
         image = center_crop(image, size) if self.square or isinstance(size, tuple) else image
         check_stored_size(*image.size)
         return image
@@ -157,7 +159,7 @@ class Plan:
         settings = {
             "format": 1,
             "source": str(path.resolve()) if path.exists() else self.source.location,
-            "filter": FILTER,
+            "filter": FILTER,  # in this place, so that plans of earlier versions stay the same
             **self.preprocessing.as_settings(),
             "drop_duplicates": self.duplicates is not None,
         }

@@ -17,11 +17,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from movq_cli.data import png_chunks
+from movq_cli.data import filters, png_chunks
 from movq_cli.image_size import ImageSize, Resolution
-
-FILTER = "lanczos"
-"""The antialiasing filter of every resize; another filter changes FID by as much as one point."""
 
 TEXT_KEYWORD = "movq"
 """Keyword of the text that is stored in PNG files."""
@@ -161,7 +158,9 @@ def check_stored_size(width: int, height: int) -> None:
         raise BadImageError(f"{width} x {height} pixels is more than {MAX_PIXELS}, the limit of a resized image")
 
 
-def resize_to_cover(image: Image.Image, resolution: Resolution, *, upscale: bool) -> Image.Image:
+def resize_to_cover(
+    image: Image.Image, resolution: Resolution, *, upscale: bool, filter_name: str = filters.FILTER
+) -> Image.Image:
     """Resize an image to the smallest size from which a crop can be cut; its aspect ratio stays, up to rounding.
 
     For a square, this is the size whose short side is the side of the square.
@@ -170,6 +169,7 @@ def resize_to_cover(image: Image.Image, resolution: Resolution, *, upscale: bool
         image: RGB image.
         resolution: Size of the crop.
         upscale: Whether a smaller image is enlarged; otherwise it is an error.
+        filter_name: Name of the filter, one of `filters.FILTERS`.
 
     Returns:
         The resized image; the same object if it already has that size.
@@ -188,7 +188,7 @@ def resize_to_cover(image: Image.Image, resolution: Resolution, *, upscale: bool
     if (width, height) == image.size:
         return image
     check_stored_size(width, height)
-    return image.resize((width, height), Image.Resampling[FILTER.upper()])
+    return filters.resize(image, width, height, filter_name)
 
 
 def covering_size(stored: ImageSize, crop: ImageSize) -> ImageSize:

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from movq_cli.data.images import FILTER, covering_size
+from movq_cli.data.filters import FILTER
+from movq_cli.data.images import covering_size
 from movq_cli.evaluation.image_sets import ImageSet, Size
 from movq_cli.evaluation.metric import Metric, Needs
 from movq_cli.image_size import ImageSize
@@ -64,13 +65,24 @@ def after(sides: Sequence[ImageSet]) -> Iterator[str]:
             note = f", {enlarged} of them enlarged" if enlarged else ""
             yield (
                 f"{resized} of {len(side)} {side.role} images were resized here to {crop.in_words} ({FILTER})"
-                f"{note}: FID depends on the filter"
+                f"{note}: FID depends on the filter{_other_filter(sides, side)}"
             )
 
 
 def examples(names: Sequence[str]) -> str:
     """Return the first three of some names as text, with an ellipsis if there are more."""
     return ", ".join(names[:_SHOWN_NAMES]) + (", ..." if len(names) > _SHOWN_NAMES else "")
+
+
+def _other_filter(sides: Sequence[ImageSet], resized: ImageSet) -> str:
+    """Return a remedy if another set than the one that is resized here was prepared with another filter."""
+    for side in sides:
+        if side is not resized and side.prepared is not None and side.prepared.filter != FILTER:
+            return (
+                f", and the {side.role} images were resized with {side.prepared.filter}: prepare the "
+                f"{resized.role} images with `movq prepare --filter {side.prepared.filter}`"
+            )
+    return ""
 
 
 def _compared_sizes(side: ImageSet, sizes: Counter[Size]) -> set[str]:

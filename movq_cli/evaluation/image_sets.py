@@ -19,7 +19,8 @@ from torch import Tensor
 from movq_cli import digests
 from movq_cli.console import Console
 from movq_cli.data import pixels
-from movq_cli.data.images import FILTER, BadImageError, covering_crop, decode
+from movq_cli.data.filters import FILTER
+from movq_cli.data.images import BadImageError, covering_crop, decode
 from movq_cli.data.sample_files import MANIFEST, SampleManifest, manifest_of_file
 from movq_cli.data.shards import DatasetManifest, SplitName
 from movq_cli.errors import BadRequestError, FailureError

@@ -32,6 +32,9 @@ _LPIPS_PASSES = 2 + 1  # Forward on reconstructions and originals, backward to t
 _DISCRIMINATOR_PASSES = 2 + 2 * 3  # Generator loss: forward, backward to its images. Then training on two batches.
 
 
+_FEW_LAYERS = 3
+"""Number of layers of the prior that is counted. With mode=depth, two of them work over the chunks."""
+
 _TRANSIENT = 0.3
 """Transient memory over that of the activations: the largest ratio that was measured on the CPU."""
 
@@ -99,8 +102,16 @@ def of_prior(prior: PriorSettings, shape: CodeShape, train: TrainSettings, devic
         device: Device on which the training will run.
         ranks: Number of ranks that share each batch.
     """
-    images = _images_per_pass(train, ranks)
-    own = _prior_pass(prior, shape, images, device, train.precision, train.activation_checkpointing)
+    layers = min(prior.layers, _FEW_LAYERS)
+    arguments = (shape, _images_per_pass(train, ranks), device, train.precision, train.activation_checkpointing)
+    few = _prior_pass(prior.model_copy(update={"layers": layers}), *arguments)
+    more = few
+    if prior.layers > layers:
+        more = _prior_pass(prior.model_copy(update={"layers": layers + 1}), *arguments)
+    # All further layers are equal, and counting each of them would take many seconds.
+    own = _ForwardPass(
+        *(first + (prior.layers - layers) * (next_ - first) for first, next_ in zip(few, more, strict=True))
+    )
     memory = _memory(own.parameters, own.parameters, train, own.saved_bytes, _TRANSIENT)
     return Cost(memory, train.accumulate * _TRAINING_PASSES * own.flops)
 
@@ -132,7 +143,7 @@ def _images_per_pass(train: TrainSettings, ranks: int) -> int:
 def _tokenizer_pass(
     vq: TokenizerSettings, images: int, device: torch.device, precision: str, with_checkpointing: bool
 ) -> _ForwardPass:
-    with FakeTensorMode(), torch.device(device):
+    with FakeTensorMode(), torch.device(device), devices.WithoutInitialization():
         batch = torch.empty(images, 3, *vq.image_size)
         model = Tokenizer(vq)
         if with_checkpointing:
@@ -145,7 +156,7 @@ def _tokenizer_pass(
 def _discriminator_pass(
     channels: int, layers: int, shape: tuple[int, ...], device: torch.device, precision: str
 ) -> _ForwardPass:
-    with FakeTensorMode(), torch.device(device):
+    with FakeTensorMode(), torch.device(device), devices.WithoutInitialization():
         model = PatchDiscriminator(channels, layers)
         batch = torch.empty(shape)
         with devices.autocast(device, precision):
@@ -155,7 +166,7 @@ def _discriminator_pass(
 @cache
 def _perceptual_pass(shape: tuple[int, ...], device: torch.device) -> _ForwardPass:
     """Return the cost of one forward pass of LPIPS's trunk; a step runs it on reconstructions and on originals."""
-    with FakeTensorMode(), torch.device(device):
+    with FakeTensorMode(), torch.device(device), devices.WithoutInitialization():
         trunk = _lpips_trunk()
         batch = torch.empty(shape)
         return _forward_pass(lambda: trunk(batch.requires_grad_()), trunk)
@@ -170,7 +181,7 @@ def _prior_pass(
     precision: str,
     with_checkpointing: bool,
 ) -> _ForwardPass:
-    with FakeTensorMode(), torch.device(device):
+    with FakeTensorMode(), torch.device(device), devices.WithoutInitialization():
         codes = torch.zeros(images, *shape.size, dtype=torch.int64)
         classes = torch.zeros(images, dtype=torch.int64) if prior.classes else None
         model = priors.build(prior, shape)
