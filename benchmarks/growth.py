@@ -37,7 +37,7 @@ from benchmarks.measure import Contender
 from benchmarks.quantizer import CHANNELS, CHUNKS, inputs, our_pass
 from movq_cli import Tokenizer, devices, presets
 from movq_cli.models.masked_prior import MaskedPrior
-from movq_cli.models.quantizer import VectorQuantizer
+from movq_cli.models.quantizers.vector import VectorQuantizer
 from movq_cli.settings import SampleSettings
 
 

@@ -22,7 +22,7 @@ from benchmarks import measure
 from benchmarks.machine import machine
 from benchmarks.measure import Contender
 from movq_cli import devices
-from movq_cli.models.quantizer import VectorQuantizer
+from movq_cli.models.quantizers.vector import VectorQuantizer
 
 PEER = "vector-quantize-pytorch"
 PACKAGES = ("vector_quantize_pytorch", "einops", "einx", "loguru", "torch_einops_utils")

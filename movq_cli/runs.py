@@ -38,6 +38,7 @@ _FREE_TO_CHANGE = frozenset(
         *("l1_weight", "l2_weight", "perceptual_weight", "codebook_weight", "commitment_weight", "adversarial_weight"),
         *("discriminator_start", "discriminator_ramp", "discriminator_warmup", "discriminator_learning_rate"),
         *("adaptive_weight_limit", "revive_every", "weight_decay", "label_dropout", "label_smoothing"),
+        *("quantizer_gradient", "entropy_weight", "entropy_temperature"),
     )
 )
 """Settings that may differ when a run is resumed: its length, how it is computed and monitored, and what a user changes

@@ -74,7 +74,12 @@ class TokenizerSettings(Settings):
     chunks: Parts = Field(4, description="number of chunks of the channels, each coded by the shared codebook")
     codebook_size: int = Field(1024, ge=2, le=65536, description="number of entries of the codebook, K")
     quantizer: str = Field(
-        "vq", description="quantizer: vq = nearest codebook entry, gumbel = entry with the largest logit"
+        "vq",
+        description="quantizer: vq = nearest codebook entry, simvq = the same with entries that are a linear layer of "
+        "frozen vectors, fsq = rounded channels without a codebook, gumbel = entry with the largest logit",
+    )
+    fsq_levels: tuple[Annotated[int, Field(ge=2, le=256)], ...] = Field(
+        (), max_length=16, description="levels of each channel of quantizer fsq; their product is codebook_size"
     )
     normalize_codes: bool = Field(False, description="compare and decode vectors of unit length, as LlamaGen does")
     image_range: Literal["-1,1", "0,1"] = Field("-1,1", description="range of the networks' own pixel values")

@@ -106,6 +106,21 @@ class TrainVQSettings(TrainSettings):
     commitment_weight: Weight = Field(
         1.0, description="weight of the commitment loss; 0.25 with codebook_weight=1 is equation 3 as written"
     )
+    quantizer_gradient: Literal["straight-through", "rotation"] = Field(
+        "straight-through",
+        description="gradient from the decoder to the encoder: copied, or turned and scaled by the rotation trick",
+    )
+    entropy_weight: Weight = Field(
+        0.0, description="weight of the entropy loss, by which choices become certain and all codes frequent; 0 = off"
+    )
+    entropy_temperature: float = Field(
+        0.01, gt=0, description="temperature of the softmax over the negative distances in the entropy loss"
+    )
+    codebook_learning_rate: float | None = Field(
+        None,
+        gt=0,
+        description="learning rate of the quantizer, constant and not scaled by batch_size; null = as all weights",
+    )
     freeze: tuple[Literal["encoder", "codebook", "decoder"], ...] = Field(
         (), description="parts that are not trained; with the encoder and the codebook, all codes stay the same"
     )

@@ -19,7 +19,7 @@ from benchmarks.machine import machine
 from benchmarks.measure import Contender
 from movq_cli.data import pixels
 from movq_cli.data.images import encode_png
-from movq_cli.models.quantizer import VectorQuantizer
+from movq_cli.models.quantizers.vector import VectorQuantizer
 
 CPU = torch.device("cpu")
 

@@ -16,7 +16,7 @@ from movq_cli.data.shards import PreparedSet
 from movq_cli.models import masked_prior, priors
 from movq_cli.models.cuda_graphs import GraphRecorder
 from movq_cli.models.masked_prior import MaskedPrior
-from movq_cli.models.quantizer import VectorQuantizer
+from movq_cli.models.quantizers.vector import VectorQuantizer
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.settings import Preset, SampleSettings
 from movq_cli.training import cost

@@ -19,7 +19,7 @@ from movq_cli.interop.families.compvis import FAMILY as COMPVIS
 from movq_cli.interop.families.diffusers import FAMILY as DIFFUSERS
 from movq_cli.interop.family import Family
 from movq_cli.interop.importer import ImportOptions, import_tokenizer
-from movq_cli.models.quantizer import VectorQuantizer
+from movq_cli.models.quantizers.vector import VectorQuantizer
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.settings import TokenizerSettings
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from movq_cli.models import quantizer
+from movq_cli.models import quantizers
 from movq_cli.models.autoencoder import Decoder, Encoder
 from movq_cli.settings import TokenizerSettings
 
@@ -40,7 +40,7 @@ class Tokenizer(nn.Module):
         self.settings = settings
         self.encoder = Encoder(settings)
         self.decoder = Decoder(settings)
-        self.quantize = quantizer.build(settings)
+        self.quantize = quantizers.build(settings)
         self.quant_conv = nn.Conv2d(settings.z_channels, settings.embed_dim, 1)
         self.post_quant_conv = nn.Conv2d(settings.embed_dim, settings.z_channels, 1)
         if self.decoder.conv_in is None:

@@ -18,6 +18,7 @@ from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.models.transformer import Block
 from movq_cli.settings import CodeShape, PriorSettings, TokenizerSettings
+from movq_cli.training import losses
 from movq_cli.training.trainable import checkpoint_activations, is_compiled
 from movq_cli.training_settings import TrainSettings, TrainVQSettings
 
@@ -75,7 +76,8 @@ def of_tokenizer(vq: TokenizerSettings, train: TrainVQSettings, device: torch.de
     """
     images = _images_per_pass(train, ranks)
     shape = (images, 3, *vq.image_size)
-    own = _tokenizer_pass(vq, images, device, train.precision, train.activation_checkpointing)
+    quantizer = (train.quantizer_gradient, losses.entropy_temperature(train))
+    own = _tokenizer_pass(vq, images, device, train.precision, train.activation_checkpointing, *quantizer)
     adversarial = perceptual = _ForwardPass(0, 0, 0)
     if train.adversarial_weight > 0:
         layout = (train.discriminator_channels, train.discriminator_layers)
@@ -141,11 +143,18 @@ def _images_per_pass(train: TrainSettings, ranks: int) -> int:
 
 @cache
 def _tokenizer_pass(
-    vq: TokenizerSettings, images: int, device: torch.device, precision: str, with_checkpointing: bool
+    vq: TokenizerSettings,
+    images: int,
+    device: torch.device,
+    precision: str,
+    with_checkpointing: bool,
+    gradient: str,
+    entropy_temperature: float | None,
 ) -> _ForwardPass:
     with FakeTensorMode(), torch.device(device), devices.WithoutInitialization():
         batch = torch.empty(images, 3, *vq.image_size)
         model = Tokenizer(vq)
+        model.quantize.prepare_training(gradient, entropy_temperature)
         if with_checkpointing:
             checkpoint_activations(model, (ResidualBlock, AttentionBlock))
         with devices.autocast(device, precision):

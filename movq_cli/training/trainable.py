@@ -103,7 +103,8 @@ class Trainable(Generic[ModelT]):
     Args:
         model: Model, on its device.
         optimizer: Optimizer of the model's parameters. It has to be a fused one, which can skip a step on the device
-            without the host waiting for the decision.
+            without the host waiting for the decision. A group of parameters with an entry `constant_rate` has this
+            learning rate at each step.
         settings: Schedule of the learning rate, clipping, averaging and compilation.
         steps: Number of steps of the complete run.
         ranks: Processes over which gradients are averaged.
@@ -183,7 +184,8 @@ class Trainable(Generic[ModelT]):
             is_finite: Scalar float32; with 1 the step is made, with 0 weights and average stay as they are.
         """
         for group in self.optimizer.param_groups:
-            group["lr"] = self.learning_rate * schedule(self.settings, self.steps, step)
+            scheduled = self.learning_rate * schedule(self.settings, self.steps, step)
+            group["lr"] = group.get("constant_rate", scheduled)
         # GradScaler makes a fused optimizer skip a step in the same way: the host does not wait for the value.
         self.optimizer.found_inf = 1 - is_finite  # type: ignore[attr-defined]
         self.optimizer.step()

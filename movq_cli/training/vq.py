@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from movq_cli import checkpoints, devices
 from movq_cli.data import loader, pixels
@@ -86,6 +86,7 @@ class TokenizerTraining:
         torch.manual_seed(settings.seed)
         self.tokenizer = self._trainable(_frozen(Tokenizer(all_settings.vq), settings.freeze))
         self.model = self.tokenizer.model
+        losses.prepare(self.model.quantize, settings)
         self.adversary: Adversary | None = None
         if settings.adversarial_weight > 0:
             discriminator = PatchDiscriminator(settings.discriminator_channels, settings.discriminator_layers)
@@ -117,7 +118,8 @@ class TokenizerTraining:
         model = model.to(self.device).to(memory_format=self._memory_format)
         settings = self.settings
         rate = learning_rate or settings.learning_rate
-        optimizer = torch.optim.Adam(model.parameters(), lr=rate, betas=settings.betas, fused=True)
+        groups = _parameter_groups(model, settings.codebook_learning_rate)
+        optimizer = torch.optim.Adam(groups, lr=rate, betas=settings.betas, fused=True)
         return Trainable(model, optimizer, settings, self.steps, self.ranks, average=average, learning_rate=rate)
 
     @property
@@ -289,6 +291,7 @@ class TokenizerTraining:
         settings = self.settings
         terms = {"l1": settings.l1_weight, "l2": settings.l2_weight, "perceptual": settings.perceptual_weight}
         terms |= {"codebook": settings.codebook_weight, "commitment": settings.commitment_weight}
+        terms |= {"entropy": settings.entropy_weight}
         formula = " + ".join(f"{weight:g} {name}" for name, weight in terms.items() if weight)
         if self.discriminator is None:
             return formula
@@ -373,6 +376,15 @@ class _Part(NamedTuple):
     metrics: DeviceMetrics
     encoded: Tensor  # [B, D, h, w], the input of the quantizer
     codes: Tensor  # [B, h, w, c]
+
+
+def _parameter_groups(model: nn.Module, codebook_learning_rate: float | None) -> list[dict[str, Any]]:
+    """Return the parameters of a model; those of the quantizer are a group of their own if they have their own rate."""
+    if codebook_learning_rate is None or not isinstance(model, Tokenizer):
+        return [{"params": list(model.parameters())}]
+    own = list(model.quantize.parameters())
+    others = [parameter for parameter in model.parameters() if all(parameter is not one for one in own)]
+    return [{"params": others}, {"params": own, "constant_rate": codebook_learning_rate}]
 
 
 def _frozen(model: Tokenizer, parts: Collection[str]) -> Tokenizer:

@@ -7,7 +7,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-from movq_cli.models.quantizer import VectorQuantizer
+from movq_cli.models.quantizers.vector import VectorQuantizer
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.settings import ModulationSettings, TokenizerSettings
 

@@ -15,10 +15,10 @@ from movq_cli.data.shards import PreparedSet
 from movq_cli.errors import BadRequestError
 from movq_cli.models.masked_prior import ORDERS
 from movq_cli.models.priors import PRIORS
-from movq_cli.models.quantizer import QUANTIZERS
+from movq_cli.models.quantizers import QUANTIZERS
 from movq_cli.settings import SampleSettings
 from tests.conftest import write_tiny
-from tests.models.toys import FiniteScalarQuantizer, IndependentPrior, raster
+from tests.models.toys import IndependentPrior, SignQuantizer, raster
 
 
 def movq(*arguments: object) -> None:
@@ -40,9 +40,9 @@ def pictures(folder: Path) -> list[bytes]:
 def test_a_quantizer_without_losses_trains_and_reconstructs(
     shapes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(QUANTIZERS, "fsq", FiniteScalarQuantizer)
+    monkeypatch.setitem(QUANTIZERS, "sign", SignQuantizer)
     run = tmp_path / "run"
-    movq("train-vq", "--preset", write_tiny(tmp_path), "-o", "vq.quantizer=fsq", "--run", run)
+    movq("train-vq", "--preset", write_tiny(tmp_path), "-o", "vq.quantizer=sign", "--run", run)
     log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
     training = [line["training"] for line in log if "training" in line]
     assert len(training) == 10
@@ -51,7 +51,7 @@ def test_a_quantizer_without_losses_trains_and_reconstructs(
     assert len(pictures(tmp_path / "out")) == 20
     assert len(list((tmp_path / "codes").glob("*.npy"))) == 20
     model = checkpoints.load_tokenizer(run / "tokenizer.safetensors")
-    assert isinstance(model.quantize, FiniteScalarQuantizer)
+    assert isinstance(model.quantize, SignQuantizer)
     codes = model.encode(torch.rand(2, 3, 16, 16) * 2 - 1)
     assert torch.equal(model.quantize.encode(model.quantize.decode(codes)), codes)
 

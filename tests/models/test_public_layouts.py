@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from movq_cli.errors import BadRequestError
-from movq_cli.models import quantizer
-from movq_cli.models.quantizer import LogitQuantizer, VectorQuantizer
+from movq_cli.models import quantizers
+from movq_cli.models.quantizers.logit import LogitQuantizer
+from movq_cli.models.quantizers.vector import VectorQuantizer
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.settings import TokenizerSettings
 from tests.models.layouts import TINY, random_images
@@ -93,7 +94,7 @@ def test_the_logit_quantizer_has_the_gradient_of_the_soft_choice_and_of_the_chos
 @pytest.mark.parametrize("changes", [{"chunks": 4}, {"chunks": 1, "normalize_codes": True}])
 def test_a_logit_quantizer_of_several_chunks_is_refused(changes: dict[str, object]) -> None:
     with pytest.raises(BadRequestError, match=r"vq\.chunks=1"):
-        quantizer.build(changed(quantizer="gumbel", **changes))
+        quantizers.build(changed(quantizer="gumbel", **changes))
 
 
 def test_images_in_unit_range_are_converted_for_the_networks_alone() -> None:

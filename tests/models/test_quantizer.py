@@ -8,8 +8,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from movq_cli.errors import BadRequestError
-from movq_cli.models import quantizer as module
-from movq_cli.models.quantizer import CodebookHealth, VectorQuantizer
+from movq_cli.models import quantizers
+from movq_cli.models.quantizer import CodebookHealth
+from movq_cli.models.quantizers import vector as module
+from movq_cli.models.quantizers.vector import VectorQuantizer
 from movq_cli.settings import TokenizerSettings
 
 SHAPES = {
@@ -186,7 +188,7 @@ def test_with_no_unused_entry_nothing_changes() -> None:
 
 def test_an_unknown_quantizer_is_refused_with_the_known_ones() -> None:
     with pytest.raises(BadRequestError, match="unknown quantizer 'nosuch'") as raised:
-        module.build(TokenizerSettings(quantizer="nosuch"))
+        quantizers.build(TokenizerSettings(quantizer="nosuch"))
     assert "vq" in str(raised.value.hint)
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from movq_cli.models.quantizer import VectorQuantizer
+from movq_cli.models.quantizers.vector import VectorQuantizer
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.settings import CodeShape, ModulationSettings, TokenizerSettings
 from tests.models.layouts import MIDDLE, TINY, random_images, tiny

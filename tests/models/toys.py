@@ -13,7 +13,7 @@ from movq_cli.models.quantizer import Quantized, Quantizer
 from movq_cli.settings import CodeShape, PriorSettings, SampleSettings, TokenizerSettings
 
 
-class FiniteScalarQuantizer(Quantizer):
+class SignQuantizer(Quantizer):
     """Round each of a code's d channels to one of two levels (Mentzer et al. 2023): no codebook and no losses.
 
     Args:

@@ -16,7 +16,7 @@ from movq_cli.data import pixels
 from movq_cli.data.shards import PreparedSet
 from movq_cli.errors import FailureError
 from movq_cli.models.discriminator import PatchDiscriminator
-from movq_cli.models.quantizer import VectorQuantizer
+from movq_cli.models.quantizers.vector import VectorQuantizer
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.runs import Run, new_manifest, start_or_resume
 from movq_cli.settings import Preset
