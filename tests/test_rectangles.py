@@ -84,10 +84,10 @@ def test_samples_reconstructions_and_metrics_are_of_the_trained_size(wide: Path)
 
 @pytest.mark.slow
 def test_fid_during_training_is_that_of_evaluate_and_its_features_are_computed_once(wide: Path, tmp_path: Path) -> None:
-    weights = ["--weights", tmp_path / "weights"]
+    weights: list[str | Path] = ["--weights", tmp_path / "weights"]
     draw_weights(tmp_path / "weights")
     options = [*SHORT, "evaluate_every=2", "evaluate_images=12", "ema_decay=0"]
-    train = ["train-vq", "-p", wide / "wide.yaml", "--data", wide / "data", *weights]
+    train: list[str | Path] = ["train-vq", "-p", wide / "wide.yaml", "--data", wide / "data", *weights]
     train += [f"-otrain_vq.{option}" for option in options]
     assert "features of real" in run_movq(tmp_path, *train, "--run", "one").stderr
     assert "features of real" not in run_movq(tmp_path, *train, "--run", "two").stderr
@@ -95,7 +95,7 @@ def test_fid_during_training_is_that_of_evaluate_and_its_features_are_computed_o
     first, second = (json.loads(lines[-1])["validation"]["rfid"] for lines in logs)
     assert first == second
     run_movq(tmp_path, "reconstruct", wide / "data", "same", "--split", "val", "--run", "one")
-    compared = [wide / "data", "same", "--fid", "--split", "val", "--crop", "16x32", *weights]
+    compared: list[str | Path] = [wide / "data", "same", "--fid", "--split", "val", "--crop", "16x32", *weights]
     assert json.loads(run_movq(tmp_path, "evaluate", *compared, "--json").stdout)["fid"] == pytest.approx(first)
 
 
