@@ -26,10 +26,7 @@ def of_image(image: NDArray[np.uint8], resolution: Resolution, settings: ViewSet
     """
     stored, size = Image.fromarray(image), ImageSize.of(resolution)
     if settings.scales:
-        cut = [
-            _three_crops(stored, size) if scale == 1 else _five_crops(stored, size, scale) for scale in settings.scales
-        ]
-        crops = [crop for of_scale in cut for crop in of_scale]
+        crops = [crop for scale in settings.scales for crop in _crops_at(scale, stored, size)]
     else:
         crops = [images.center_crop(stored, size)]
     plain = np.stack([np.asarray(crop).transpose(2, 0, 1) for crop in crops])
