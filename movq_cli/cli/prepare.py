@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from movq_cli.cli.options import SIZE, Json, Quiet, console_for, image_size
+from movq_cli.cores import allowed_cores
 from movq_cli.errors import BadRequestError
 from movq_cli.image_size import Resolution
 
@@ -190,7 +190,7 @@ def _color(text: str) -> tuple[int, int, int]:
 
 
 def _worker_count(workers: int | None) -> int:
-    return (os.cpu_count() or 1) if workers is None else workers
+    return allowed_cores() if workers is None else workers
 
 
 def _job(text: str) -> tuple[int, int]:

@@ -35,6 +35,7 @@ from movq_cli.sources.open import open_source
 from movq_cli.sources.outputs import mark_output
 from movq_cli.sources.source import Source
 from movq_cli.sources.splits import split_images
+from movq_cli.text_encoding import storable_text
 
 _REASONS_SHOWN = 3
 
@@ -298,7 +299,7 @@ def _manifest(
 ) -> DatasetManifest:
     sides = [side for report in reports.values() for side in report.sides or ()]
     return DatasetManifest(
-        source=plan.source.location,
+        source=storable_text(plan.source.location),
         filter=FILTER,
         counts=counts,
         shards={split: sum(shard.split == split for shard in plan.shards) for split in SPLITS},
