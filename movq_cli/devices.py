@@ -67,7 +67,7 @@ def _meant_device(name: str) -> str:
     if number is not None or name.lower().startswith("cuda"):
         digits = number[1] if number is not None else "".join(filter(str.isdecimal, name))
         return f"A GPU of NVIDIA is --device {f'cuda:{digits}' if digits else 'cuda'}; without one, use --device cpu."
-    return "Devices are cpu, cuda, cuda:1 ..."
+    return "Devices are cpu, cuda, cuda:1 ...; try --device cpu."
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:

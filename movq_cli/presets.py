@@ -6,7 +6,7 @@ Only the command line and `api` import this module; the modules below them recei
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
@@ -66,6 +66,22 @@ def load(preset_name: str, overrides: Sequence[str] = ()) -> Preset:
         return Preset.model_validate(values)
     except ValidationError as error:
         raise BadRequestError(explain(error, f"preset {preset_name!r}")) from None
+
+
+def require_known_setting(name: str, unused: Collection[str] = ()) -> None:
+    """Refuse an unknown setting, with a hint at the one that is meant.
+
+    Args:
+        name: Dotted name of the setting.
+        unused: Names of sections at whose settings the hint does not point.
+
+    Raises:
+        BadRequestError: There is no such setting.
+    """
+    known = [setting for setting, _ in settings_fields()]
+    if name not in known:
+        used = [setting for setting in known if setting.partition(".")[0] not in unused]
+        raise BadRequestError(f"unknown setting {name!r}", suggest(name, used))
 
 
 def settings_fields(model: type[BaseModel] = Preset, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
@@ -219,9 +235,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise BadRequestError(
             f"setting {override!r} is not of the form name=value", "Example: -o vq.codebook_size=2048"
         )
-    known = [setting for setting, _ in settings_fields()]
-    if name not in known:
-        raise BadRequestError(f"unknown setting {name!r}", suggest(name, known))
+    require_known_setting(name)
     try:
         value = strict_yaml.parse(text)
     except strict_yaml.AmbiguousYAMLError as error:

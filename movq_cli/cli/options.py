@@ -180,29 +180,15 @@ def require_used_settings(overrides: Sequence[str] | None, used: Collection[str]
     Raises:
         BadRequestError: A section is another one; whether the names exist is checked where they are read.
     """
+    from movq_cli.presets import require_known_setting
+
     unused = {"vq", "prior", "views", "train_vq", "train_prior", "sample", "target"} - set(used)
     for override in overrides or ():
         setting = override.partition("=")[0]
         if setting.partition(".")[0] in unused:
             raise BadRequestError(f"-o {setting} has no effect on `movq {command}`", f"Leave -o {setting} out.")
         if setting and "=" in override:
-            _require_known_setting(setting, unused)
-
-
-def _require_known_setting(name: str, unused: Collection[str]) -> None:
-    """Refuse an unknown setting, with a hint at settings on which the command depends.
-
-    Args:
-        name: Dotted name of the setting.
-        unused: Names of the sections on which the command does not depend.
-    """
-    from movq_cli import presets
-    from movq_cli.setting_names import suggest
-
-    known = [setting for setting, _ in presets.settings_fields()]
-    if name not in known:
-        used = [setting for setting in known if setting.partition(".")[0] not in unused]
-        raise BadRequestError(f"unknown setting {name!r}", suggest(name, used))
+            require_known_setting(setting, unused)
 
 
 _LARGEST_SIDE = 2**14
