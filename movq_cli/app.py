@@ -157,7 +157,7 @@ def _report_error(error: BaseException) -> int:
 
 def _report_interrupt() -> int:
     """Report a signal for which the command has no message; of several ranks only the first one does so."""
-    return _report(signals.INTERRUPTED, signals.EXIT_CODE, mute=os.environ.get("RANK", "0") != "0")
+    return _report(signals.INTERRUPTED, signals.EXIT_CODE, mute=not signals.is_first_rank())
 
 
 def _report(message: str, code: int, *, mute: bool = False) -> int:

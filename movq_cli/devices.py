@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -61,15 +62,29 @@ def select(name: str | None = None) -> torch.device:
     """
     if name is None and torch.cuda.is_available():
         return torch.device("cuda")
+    name = "cpu" if name is None else name
+    if re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d{1,4})?", name) is None:
+        raise BadRequestError(f"there is no device {name!r}", _meant_device(name))
     try:
-        device = torch.device("cpu" if name is None else name)
+        device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
+        if name.startswith(("mps", "xpu")):  # PyTorch's own text is of its internals.
+            reason = f"this machine, or the installed PyTorch, has no {name.partition(':')[0]} device"
         raise BadRequestError(f"device {name!r} cannot be used: {reason}", "Try --device cpu.") from None
     if device.type == "cpu":
         _retain_freed_memory()
     return device
+
+
+def _meant_device(name: str) -> str:
+    """Return the hint for a name that is none of a device."""
+    number = re.fullmatch(r"(?:gpu|nvidia)?:?(\d{1,4})?", name.strip().lower())
+    if number is not None or name.lower().startswith("cuda"):
+        digits = number[1] if number is not None else "".join(filter(str.isdecimal, name))
+        return f"A GPU of NVIDIA is --device {f'cuda:{digits}' if digits else 'cuda'}; without one, use --device cpu."
+    return "Devices are cpu, cuda, cuda:1 ...; try --device cpu."
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:

@@ -26,7 +26,7 @@ LAYERS = [
     {"interop", "presets", "checkpoints", "devices", "runs", "run_manifest"},
     {"models"},
     {"digests"},
-    {"console", "files", "paths", "signals", "streams", "strict_yaml"},
+    {"console", "cores", "files", "folder_locks", "paths", "signals", "streams", "strict_yaml", "text_encoding"},
     {"settings", "training_settings", "setting_types", "setting_names", "image_size"},
     {"errors", "version"},
 ]

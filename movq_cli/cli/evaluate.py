@@ -10,6 +10,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from movq_cli.cli.colors import Background, color
 from movq_cli.cli.options import (
     SIZE,
     BatchSize,
@@ -124,6 +125,7 @@ def evaluate(
     table: Table = False,
     split: Split = "val",
     crop: Crop = None,
+    background: Background = "255,255,255",
     strict: Strict = False,
     preset: PublishedBy = None,
     run: TokenizerRun = None,
@@ -159,6 +161,8 @@ def evaluate(
         run=chosen_weights(run, weights_of, "vq") if codebook else run,
         split=split_name(split),
         crop=image_size(crop, "--crop", 8),
+        background=color(background, "--background"),
+        requires_background=is_given(context, "background"),
         strict=strict,
         batch_size=batch_size,
         weights=weights,
@@ -192,7 +196,7 @@ def _refuse_unused(
     comparing = tuple(key for key in comparing if key not in metrics.REGISTRY or metrics.REGISTRY[key].option)
     of_tokenizer, of_networks = ("run", "weights_of"), ("weights", "cache", "gpus")
     if table:
-        of_images = ("split", "crop", "strict", "batch_size", "device")
+        of_images = ("split", "crop", "background", "strict", "batch_size", "device")
         refuse_unused(
             context, ("stats", "codebook", *comparing, *of_tokenizer, *of_networks, *of_images), "with --table"
         )

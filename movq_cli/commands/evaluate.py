@@ -15,7 +15,7 @@ from movq_cli.evaluation.comparison import Comparison
 from movq_cli.evaluation.processes import Process, run_on_ranks
 from movq_cli.evaluation.request import EvaluationRequest
 from movq_cli.evaluation.selection import select_metrics
-from movq_cli.evaluation.sides import Sides, open_images, require_split
+from movq_cli.evaluation.sides import Sides, open_images, require_effect
 from movq_cli.settings import Targets
 
 
@@ -47,7 +47,7 @@ def _compare(
 ) -> None:
     agreement.require_shared(process.ranks, request.cache)
     sides = Sides.open(first, second, request, console)
-    require_split(sides.with_images, request)
+    require_effect(sides.with_images, request)
     if not process.ranks.is_one_machine:
         agreement.require_same(process.ranks, {f"the {side.role} set": side.content_hash for side in sides.with_images})
     selection = select_metrics(sides, request, process.ranks, console)
@@ -86,7 +86,7 @@ def codebook(location: str, request: EvaluationRequest, console: Console) -> Non
     """
     device = devices.select(request.device)
     images = open_images("real", location, request, console)
-    require_split([images], request)
+    require_effect([images], request)
     with torch.inference_mode():
         values, used = measure_codebook(images, request.run, request.batch_size, device, console)
     described = {"real": images.describe(), "codebook": used, "variants": dict.fromkeys(values, used["variant"])}

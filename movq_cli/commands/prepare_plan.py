@@ -65,6 +65,8 @@ class Preprocessing:
     """Largest number of pixels of a source image; larger ones are rejected."""
     filter: str = FILTER
     """Filter with which images are resized, one of `filters.FILTERS`."""
+    white: int | None = None
+    """Value of white in gray images of 16 bits; larger values are white too. None = 65535."""
 
     def apply(self, data: bytes) -> Image.Image:
         """Decode, resize and crop an image file.
@@ -72,7 +74,13 @@ class Preprocessing:
         Raises:
             BadImageError: The image cannot be used; the text says why.
         """
-        image = decode(data, background=self.background, orientation=self.orientation, max_pixels=self.max_pixels)
+        image = decode(
+            data,
+            background=self.background,
+            orientation=self.orientation,
+            max_pixels=self.max_pixels,
+            white=self.white,
+        )
         size = self.size or min(DEFAULT_MAX_SIDE, *image.size)
         image = resize_to_cover(image, size, upscale=self.upscale, filter_name=self.filter)
         image = center_crop(image, size) if self.square or isinstance(size, tuple) else image
@@ -80,8 +88,9 @@ class Preprocessing:
         return image
 
     def as_settings(self) -> dict[str, Any]:
-        """Return the settings by name; without the limit of pixels unless it is changed, as in plans without it."""
-        return {name: value for name, value in asdict(self).items() if name != "max_pixels" or value != MAX_PIXELS}
+        """Return the settings by name; without those of later versions unless they are changed."""
+        later = {"max_pixels": MAX_PIXELS, "white": None}
+        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
     def accepts(self, source: Source, index: int) -> bool:
         """Return whether an image of a source can be used."""

@@ -21,6 +21,7 @@ from PIL import Image
 
 from movq_cli import digests
 from movq_cli.console import Console, Progress
+from movq_cli.cores import allowed_cores
 from movq_cli.data import png
 from movq_cli.data.images import BadImageError, decode, encode_png
 from movq_cli.data.prefetch import map_ahead
@@ -35,7 +36,7 @@ _FILE_SUFFIXES = (".zip", ".npz")
 FOLDER_REMEDY = "Run `movq sample` again with the same options: it draws the missing and damaged images."
 """Sentence for errors: which command draws the damaged images in a folder of samples again."""
 
-_DECODERS = min(8, os.cpu_count() or 1)
+_DECODERS = min(8, allowed_cores())
 
 
 class SampleManifest(Header):

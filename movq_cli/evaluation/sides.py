@@ -87,21 +87,33 @@ def open_images(role: str, location: str, request: EvaluationRequest, console: C
     Args:
         role: "real" or "fake".
         location: Location of the images.
-        request: The split, the crop, and what to do about corrupt images.
+        request: The split, the crop, the background, and what to do about corrupt images.
         console: Console for warnings.
 
     Raises:
         BadRequestError: There are no images.
     """
-    return ImageSet(role, location, request.split, crop=request.crop, strict=request.strict, console=console)
+    return ImageSet(
+        role,
+        location,
+        request.split,
+        crop=request.crop,
+        background=request.background,
+        strict=request.strict,
+        console=console,
+    )
 
 
-def require_split(images: Sequence[ImageSet], request: EvaluationRequest) -> None:
-    """Refuse a split that the user has named if no set has splits, because it would have no effect.
+def require_effect(images: Sequence[ImageSet], request: EvaluationRequest) -> None:
+    """Refuse a split or a background that the user has named if it would have no effect.
 
     Raises:
-        BadRequestError: No set has splits.
+        BadRequestError: No set has splits, or all sets are prepared.
     """
+    if request.requires_background and all(side.prepared is not None for side in images):
+        locations = " and ".join(dict.fromkeys(side.location for side in images))
+        problem = f"--background has no effect: {locations} had its transparent pixels replaced by movq prepare"
+        raise BadRequestError(problem, "Leave --background out.")
     if request.requires_splits and all(side.split is None for side in images):
         locations = " nor ".join(side.location for side in images)
         verb = f"neither {locations} has" if len(images) > 1 else f"{locations} does not have"
