@@ -5,6 +5,8 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -53,6 +55,17 @@ def select(name: str | None = None) -> torch.device:
     if device.type == "cpu":
         _retain_freed_memory()
     return device
+
+
+def describe(device: torch.device) -> str:
+    """Return the name of the GPU, or of the processor with the number of threads that compute."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(errors="replace"))
+        name = found[1].strip() if found else name
+    return f"{name}, {torch.get_num_threads()} threads"
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:

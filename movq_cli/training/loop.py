@@ -26,7 +26,13 @@ from movq_cli.training.watch import StoppedValidationError, Watch
 
 
 def train(
-    stage: Stage, run: Run, manifest: RunManifest, console: Console, *, tflop_per_step: float | None = None
+    stage: Stage,
+    run: Run,
+    manifest: RunManifest,
+    console: Console,
+    *,
+    tflop_per_step: float | None = None,
+    session: Mapping[str, Any] | None = None,
 ) -> Metrics:
     """Train a stage to its last step, starting from its last checkpoint if there is one.
 
@@ -37,6 +43,7 @@ def train(
         console: Console for progress and log lines.
         tflop_per_step: Arithmetic of one step on one rank, in units of 1e12 floating-point operations, to compare with
             the rate of the device's matrix products; None omits this comparison.
+        session: What this process is, for the log: its command, its device, the size of the model.
 
     Returns:
         The metrics of the last validation and evaluation.
@@ -58,7 +65,7 @@ def train(
         speed = Speed.measured(tflop_per_step, stage.device, settings.precision)
     console.log(f"loss = {stage.loss_formula}")
     with (
-        Log(run, console, settings, ranks, steps, speed, done=step) as log,
+        Log(run, console, settings, ranks, steps, speed, done=step, session=session) as log,
         signals.on_stop_signal(stop.set, launched=ranks.world_size > 1),
         console.progress(steps, "training", "steps", done=min(step, steps)) as progress,
     ):
