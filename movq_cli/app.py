@@ -25,6 +25,7 @@ from movq_cli.cli.interop import export, import_weights
 from movq_cli.cli.prepare import prepare
 from movq_cli.cli.presets import presets, presets_new, presets_show
 from movq_cli.cli.reconstruct import reconstruct
+from movq_cli.cli.report import report
 from movq_cli.cli.sample import sample
 from movq_cli.cli.train import train_prior, train_vq
 from movq_cli.cli.weights import weights
@@ -82,6 +83,7 @@ app.command("train-prior", cls=_Command)(train_prior)
 app.command("reconstruct", cls=_Command)(reconstruct)
 app.command("sample", cls=_Command)(sample)
 app.command("evaluate", cls=_Command)(evaluate)
+app.command("report", cls=_Command)(report)
 app.command("check", cls=_Command)(check)
 app.command("import", cls=_Command)(import_weights)
 app.command("export", cls=_Command)(export)
