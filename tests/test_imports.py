@@ -20,6 +20,7 @@ LAYERS = [
     {"api"},
     {"training"},
     {"report"},
+    {"doctor"},
     {"evaluation"},
     {"sources"},
     {"data"},

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,7 +158,7 @@ def run_training(
             warn_of_late_discriminator(planned, console)
             context = TrainContext(request, settings, hours, images, run, device, ranks, planned, console)
             stage, manifest = set_up(context)
-            train(stage, run, manifest, console, planned, request.arguments)
+            train(stage, run, manifest, console, planned, request.arguments, images.manifest.counts)
 
 
 def _dry_run(
@@ -331,7 +331,13 @@ def origin_of(text: str, kind: Kind) -> tuple[Run, int | None]:
 
 
 def train(
-    stage: Stage, run: Run, manifest: RunManifest, console: Console, plan: Plan, arguments: Sequence[str] = ()
+    stage: Stage,
+    run: Run,
+    manifest: RunManifest,
+    console: Console,
+    plan: Plan,
+    arguments: Sequence[str],
+    counts: Mapping[str, int],
 ) -> None:
     """Train a stage to its end unless its run is finished, and print the run folder as the result."""
     metrics: Metrics = {}
@@ -345,12 +351,12 @@ def train(
             manifest,
             console,
             tflop_per_step=plan["tflop_per_step"],
-            session=_session(stage, plan, arguments),
+            session=_session(stage, plan, arguments, counts),
         )
     console.result({"run": str(run.folder), "step": manifest.steps, **metrics}, str(run.folder))
 
 
-def _session(stage: Stage, plan: Plan, arguments: Sequence[str]) -> dict[str, Any]:
+def _session(stage: Stage, plan: Plan, arguments: Sequence[str], counts: Mapping[str, int]) -> dict[str, Any]:
     """Return what the log records of the process that trains."""
     return {
         "command": ["movq", *arguments],
@@ -359,6 +365,7 @@ def _session(stage: Stage, plan: Plan, arguments: Sequence[str]) -> dict[str, An
         "torch": torch.__version__,
         "version": __version__,
         "parameters": plan["parameters"],
+        "images": dict(counts),
         "steps_per_epoch": plan["steps_per_epoch"],
         "discriminator_start": plan.get("discriminator_start") if plan.get("discriminator") else None,
     }

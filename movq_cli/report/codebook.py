@@ -53,8 +53,8 @@ def blocks(history: RunHistory, device: torch.device) -> list[Block]:
     return [
         charts.of_bars(
             "How often each entry is used",
-            f"Share of all codes that each of the {size:,} entries has, most used first, in {origin}. Healthy: a gentle "
-            "slope to the right end. A steep cliff on the left means that a few entries do all the work: a collapse. "
+            f"Share of all codes that each of the {size:,} entries has, most used first, in {origin}. Healthy: a "
+            "gentle slope to the right end. A cliff on the left means that a few entries do all the work: a collapse. "
             f"These images use {(counts.sum(0) > 0).mean():.0%} of the entries; few images cannot use all.",
             np.sort(counts.sum(0))[::-1] / max(1, counts.sum()),
             x_title="rank of the entry",

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from movq_cli.console import printable
+from movq_cli.doctor import examination
 from movq_cli.errors import MovqError
 from movq_cli.files import atomic_write
 from movq_cli.report import charts, curves, library, pictures, summary
@@ -145,5 +146,16 @@ def _sections_of_runs(histories: Sequence[RunHistory], names: Sequence[str]) -> 
 
 def _findings(histories: Sequence[RunHistory], names: Sequence[str]) -> Findings:
     """Return what is wrong with the runs."""
-    found: list[Finding] = []
-    return Findings("", "", found, 0)
+    found = [
+        Finding(name if len(names) > 1 else "", finding.title, finding.evidence, finding.remedy)
+        for history, name in zip(histories, names, strict=True)
+        for finding in examination.examine(history)
+    ]
+    checked = sum(examination.rule_count(history) for history in histories)
+    if found:
+        note = f"{len(found)} of {checked} rules have found something. `movq doctor RUN` prints the same."
+    elif all(len(history.series("loss")) for history in histories):
+        note = f"Healthy: none of {checked} rules has found anything."
+    else:
+        note = "There is no training in the log that could be examined."
+    return Findings("", note, found, checked)

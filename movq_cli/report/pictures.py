@@ -93,8 +93,8 @@ def film(history: RunHistory) -> Film | Text:
     if history.manifest.kind == "vq":
         note = (
             "Originals, what the tokenizer makes of them, and the mean absolute error of each pixel: black is 0, "
-            f"purple about 20, orange about 45, and light yellow {grids.LARGEST_ERROR} levels of 256 or more. Healthy: the "
-            "error maps darken everywhere but at fine texture. Regular dots or stripes in flat areas are "
+            f"purple about 20, orange about 45, and light yellow {grids.LARGEST_ERROR} levels of 256 or more. Healthy: "
+            "the error maps darken everywhere but at fine texture. Regular dots or stripes in flat areas are "
             "checkerboards; an error that fills flat areas is a cast of colour."
         )
     else:

@@ -122,8 +122,8 @@ def _nearest(
     part = "all" if len(chosen) == len(cache) else f"{len(chosen):,} of the"
     note = (
         f"Below each sample the nearest of {part} {len(cache):,} training views, by the distance of their code "
-        "vectors, and above it the share of their codes that are equal. Healthy: alike but not the same; a share above about "
-        "50% is a copy of a training image."
+        "vectors, and above it the share of their codes that are equal. Healthy: alike but not the same; a share above "
+        "about 50% is a copy of a training image."
     )
     return Film(_NEAREST, note, "step", [history.manifest.step], rows, columns, size, max(1, min(6, 900 // size)))
 
