@@ -65,7 +65,8 @@ def describe(device: torch.device) -> str:
     with suppress(OSError):
         found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(errors="replace"))
         name = found[1].strip() if found else name
-    return f"{name}, {torch.get_num_threads()} threads"
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:

@@ -337,7 +337,7 @@ def train(
     console: Console,
     plan: Plan,
     arguments: Sequence[str],
-    counts: Mapping[str, int],
+    counts: Mapping[SplitName, int],
 ) -> None:
     """Train a stage to its end unless its run is finished, and print the run folder as the result."""
     metrics: Metrics = {}
@@ -356,7 +356,7 @@ def train(
     console.result({"run": str(run.folder), "step": manifest.steps, **metrics}, str(run.folder))
 
 
-def _session(stage: Stage, plan: Plan, arguments: Sequence[str], counts: Mapping[str, int]) -> dict[str, Any]:
+def _session(stage: Stage, plan: Plan, arguments: Sequence[str], counts: Mapping[SplitName, int]) -> dict[str, Any]:
     """Return what the log records of the process that trains."""
     return {
         "command": ["movq", *arguments],

@@ -20,7 +20,7 @@ _INK, _FAINT = "var(--ink)", "var(--rule)"
 
 _CONFIG: Mapping[str, Any] = {
     "background": "transparent",
-    "font": "inherit",
+    "font": "sans-serif",
     "view": {"stroke": None},
     "axis": {
         "labelColor": _INK,
@@ -30,7 +30,16 @@ _CONFIG: Mapping[str, Any] = {
         "tickColor": _FAINT,
         "titleFontWeight": "normal",
     },
-    "legend": {"labelColor": _INK, "title": None, "orient": "top", "labelLimit": 300, "symbolType": "stroke"},
+    "legend": {
+        "labelColor": _INK,
+        "title": None,
+        "orient": "top",
+        "direction": "horizontal",
+        "columns": 2,
+        "columnPadding": 24,
+        "labelLimit": 260,
+        "symbolType": "stroke",
+    },
     "range": {"category": list(COLORS)},
 }
 
@@ -62,10 +71,17 @@ def of_series(
     is_log = is_log and min(values) > 0 and max(values) > 5 * min(values)
     y: dict[str, Any] = {"field": "y", "type": "quantitative", "title": unit or None}
     y["scale"] = {"type": "log"} if is_log else {"zero": False, "nice": True}
-    x: dict[str, Any] = {"field": "x", "type": "quantitative", "title": "step", "axis": {"format": "~s"}}
+    x: dict[str, Any] = {
+        "field": "x",
+        "type": "quantitative",
+        "title": "step",
+        "axis": {"format": "~s", "tickCount": 8},
+    }
     x["scale"] = {"nice": False}
     spec = _line_spec(x, y, list(drawn), has_single_points=any(len(line) == 1 for _, line, _ in lines))
-    return Chart(title, note, spec, lines, [event for event in events if event[0] >= 0])
+    if not events:
+        spec["layer"] = [layer for layer in spec["layer"] if "data" not in layer]
+    return Chart(title, note, spec, lines, events)
 
 
 def _line_spec(

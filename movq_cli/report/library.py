@@ -22,9 +22,10 @@ _VERSION = "6.1"
 _SECONDS = 300
 """Time after which the bundling has failed, seconds."""
 
-_BUNDLE = """
+_BUNDLE = f"""
 import sys, vl_convert
-sys.stdout.buffer.write(vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version=sys.argv[1]).encode())
+text = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version="{_VERSION}")
+sys.stdout.buffer.write(text.encode())
 """
 
 _memory: dict[Path, str] = {}
@@ -69,7 +70,7 @@ _END = "\n/* end of the bundle */\n"
 def _bundle(path: Path) -> str:
     try:
         done = subprocess.run(
-            [sys.executable, "-c", _BUNDLE, _VERSION], capture_output=True, timeout=_SECONDS, check=False
+            [sys.executable, "-c", _BUNDLE], capture_output=True, timeout=_SECONDS, check=False
         )
     except subprocess.TimeoutExpired:
         raise FailureError(f"the plotting library was not bundled within {_SECONDS} seconds", "Try again.") from None

@@ -153,7 +153,7 @@ def _findings(histories: Sequence[RunHistory], names: Sequence[str]) -> Findings
     ]
     checked = sum(examination.rule_count(history) for history in histories)
     if found:
-        note = f"{len(found)} of {checked} rules have found something. `movq doctor RUN` prints the same."
+        note = f"{len(found)} of {checked} rules have found something. movq doctor prints the same."
     elif all(len(history.series("loss")) for history in histories):
         note = f"Healthy: none of {checked} rules has found anything."
     else:

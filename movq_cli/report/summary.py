@@ -165,7 +165,7 @@ def metrics(history: RunHistory) -> Table:
         )
     source = f" The targets are of {target.source}." if targets and target.source else ""
     note = (
-        "Metrics during training are of few images; `movq evaluate` measures what can be compared with published "
+        "Metrics during training are of few images; movq evaluate measures what can be compared with published "
         f"values.{source}"
     )
     return Table("Metrics", note, ["metric", "last", "best", "target"], rows)
