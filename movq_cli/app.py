@@ -1,8 +1,8 @@
 """The command line: registers the commands, and maps each error to one line and an exit code.
 
 This module does not import torch, so that `movq --help` answers at once: each command imports what it needs when it is
-called. Exit codes: 0 success, 1 failure, 2 bad request, 130 interrupted by SIGINT, SIGTERM or SIGHUP (finished work is
-on disk).
+called. Exit codes: 0 success, 1 failure, 2 bad request, 3 findings of `movq doctor`, 130 interrupted by SIGINT, SIGTERM
+or SIGHUP (finished work is on disk).
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from typer.core import TyperCommand, TyperGroup
 
 from movq_cli import signals, streams
 from movq_cli.cli.check import check
+from movq_cli.cli.doctor import doctor
 from movq_cli.cli.evaluate import evaluate
 from movq_cli.cli.interop import export, import_weights
 from movq_cli.cli.prepare import prepare
 from movq_cli.cli.presets import presets, presets_new, presets_show
 from movq_cli.cli.reconstruct import reconstruct
+from movq_cli.cli.report import report
 from movq_cli.cli.sample import sample
 from movq_cli.cli.train import train_prior, train_vq
 from movq_cli.cli.weights import weights
@@ -82,6 +84,8 @@ app.command("train-prior", cls=_Command)(train_prior)
 app.command("reconstruct", cls=_Command)(reconstruct)
 app.command("sample", cls=_Command)(sample)
 app.command("evaluate", cls=_Command)(evaluate)
+app.command("report", cls=_Command)(report)
+app.command("doctor", cls=_Command)(doctor)
 app.command("check", cls=_Command)(check)
 app.command("import", cls=_Command)(import_weights)
 app.command("export", cls=_Command)(export)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import platform
 import re
 import sys
 import time
@@ -85,6 +86,18 @@ def _meant_device(name: str) -> str:
         digits = number[1] if number is not None else "".join(filter(str.isdecimal, name))
         return f"A GPU of NVIDIA is --device {f'cuda:{digits}' if digits else 'cuda'}; without one, use --device cpu."
     return "Devices are cpu, cuda, cuda:1 ...; try --device cpu."
+
+
+def describe(device: torch.device) -> str:
+    """Return the name of the GPU, or of the processor with the number of threads that compute."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(errors="replace"))
+        name = found[1].strip() if found else name
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:

@@ -53,6 +53,9 @@ class TrainSettings(Settings):
         0, ge=0, description="number of earlier checkpoints that stay beside the last one, for `--from RUN@STEP`"
     )
     tensorboard: bool | None = Field(None, description="write TensorBoard events; null = if it is installed")
+    report: bool | None = Field(
+        None, description="write report.html at each validation; null = if movq[report] is installed"
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:

@@ -64,6 +64,7 @@ TINY = {
         "log_every": 1,
         "validate_every": 5,
         "checkpoint_every": 5,
+        "report": False,
     },
     "prior": {"layers": 2, "heads": 2, "width": 32, "hidden": 64, "classes": 3},
     "train_prior": {
@@ -77,6 +78,7 @@ TINY = {
         "log_every": 1,
         "validate_every": 5,
         "checkpoint_every": 5,
+        "report": False,
     },
     "sample": {"steps": 4},
 }

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from movq_cli import checkpoints, devices
-from movq_cli.data import pixels
+from movq_cli.data import grids, pixels
 from movq_cli.data.code_cache import CodeCache
 from movq_cli.data.sampler import EpochOrder
 from movq_cli.evaluation.fid_evaluator import FIDEvaluator
@@ -31,7 +31,10 @@ from movq_cli.training.watch import UNWATCHED, Watch, batch_count
 from movq_cli.training_settings import TrainPriorSettings
 
 _PICTURES = 16
-"""Number of samples in the pictures of a run."""
+"""Largest number of samples in the pictures of a run."""
+
+_COLUMNS = 8
+"""Largest number of classes in the pictures of a run."""
 
 _SHARE_BINS = 5
 """Number of intervals of the share of predicted codes for which the validation loss is computed."""
@@ -274,10 +277,16 @@ class PriorTraining:
 
     @torch.inference_mode()
     def draw(self, run: Run, step: int) -> None:
-        """Write the run's picture of a step: samples with the same seeds at every step, and the classes in turn."""
-        images = self._samples(range(_PICTURES))
-        columns = math.ceil(math.sqrt(_PICTURES))
-        pixels.save_grid(run.picture(step), images, columns, pixels.grid_scale(images.shape[-1]))
+        """Write the run's picture of a step: samples with the same seeds at every step, in columns by class."""
+        names = self.training.header.classes if self.all_settings.prior.classes else ()
+        columns = min(len(names), _COLUMNS) if len(names) > 1 else math.isqrt(_PICTURES)
+        # The seed decides the class, so that each column has one class.
+        seeds = [
+            column + row * len(names or range(columns))
+            for row in range(_PICTURES // columns)
+            for column in range(columns)
+        ]
+        grids.save(run.picture(step), self._samples(seeds), columns, headings=names[:columns])
 
     def _samples(self, seeds: Sequence[int]) -> Tensor:
         """Return samples with these seeds, uint8 [B, 3, H, W]; a seed also decides the class, all in turn."""
