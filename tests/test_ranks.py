@@ -29,7 +29,6 @@ from movq_cli.training import loop
 from movq_cli.training.prior import PriorTraining
 from movq_cli.training.vq import TokenizerTraining
 from tests.conftest import Work, on_ranks, start_ranks
-from tests.forked_movq import ForkedMovq
 
 if TYPE_CHECKING:
     from tests.conftest import Movq
@@ -284,16 +283,22 @@ def test_a_refused_request_is_one_line_with_its_exit_code_on_several_ranks(
     assert "--device cpu" in done.stderr
 
 
-def start(folder: Path, preset: Path, *options: str) -> ForkedMovq:
-    """Start a launcher, which starts two ranks."""
-    arguments = ["train-vq", "--preset", str(preset), "--device", "cpu", "--gpus", "2", *options]
-    return ForkedMovq(arguments, folder, os.environ | {"OMP_NUM_THREADS": "1"}, new_session=True)
+def start(folder: Path, preset: Path, *options: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "movq_cli", "train-vq", "--preset", preset, "--device", "cpu", "--gpus", "2", *options],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 LONG = ["-o", "train_vq.steps=100000", "-o", "train_vq.checkpoint_every=3", "-o", "train_vq.validate_every=100000"]
 
 
-def wait_for(path: Path, process: ForkedMovq) -> None:
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
     deadline = time.monotonic() + 120
     while not path.exists():
         assert process.poll() is None, process.communicate()[1]

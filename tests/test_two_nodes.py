@@ -64,10 +64,10 @@ def start(nodes: Sequence[Path], *arguments: str, torchrun: bool = False) -> lis
     return processes
 
 
-def finish(processes: Sequence[Process]) -> list[tuple[int, str]]:
+def finish(processes: Sequence[Process]) -> list[tuple[int | None, str]]:
     """Return the exit code and the messages of each process."""
     errors = [process.communicate(timeout=240)[1] for process in processes]
-    return [(process.poll() or 0, text) for process, text in zip(processes, errors, strict=True)]
+    return [(process.returncode, text) for process, text in zip(processes, errors, strict=True)]
 
 
 def error_lines(text: str) -> list[str]:

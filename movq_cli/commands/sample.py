@@ -152,10 +152,13 @@ def _merge_settings(prior: Prior, values: Mapping[str, Any]) -> SampleSettings:
 
 def _warn_of_guidance(settings: SampleSettings, weights: Path, console: Console) -> None:
     """Warn of guidance if the run folder of the weights says that no image was trained without its class."""
-    run = runs.Run(weights.parent, "prior")
-    if not settings.guidance or not run.manifest_file.exists():
+    if not settings.guidance:
         return
-    if run.read().settings.train_prior.label_dropout == 0:
+    try:
+        trained = runs.Run(weights.parent, "prior").read().settings.train_prior
+    except BadRequestError:  # The weights alone are enough to sample.
+        return
+    if trained.label_dropout == 0:
         console.warn(
             "this prior was trained without label dropout, so guidance has no useful effect: sample with --guidance 0, "
             "or train a prior with -o train_prior.label_dropout=0.1"

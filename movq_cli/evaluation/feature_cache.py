@@ -202,8 +202,8 @@ def _writable_folder(cache: Path, name: str, ranks: Ranks, console: Console) -> 
     if (folder / HEADER).is_file() or is_writable(folder) or not ranks.is_one_machine:
         return folder
     console.warn(
-        f"the feature cache {cache} cannot be written, so that the features are computed again next time. Choose a "
-        "folder to which you may write with --cache."
+        f"the feature cache {cache} cannot be written, so that the features are computed again next time. To "
+        "choose a folder to which you may write, set XDG_CACHE_HOME, or give `movq evaluate` the option --cache."
     )
     temporary = Path(tempfile.mkdtemp(prefix="movq-features-"))
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)

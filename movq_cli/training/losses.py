@@ -10,7 +10,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.grad import conv2d_weight
 
-from movq_cli.models.quantizer import Quantizer
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.training_settings import TrainVQSettings
 
@@ -53,15 +52,6 @@ def quantizer(terms: Mapping[str, Tensor], settings: TrainVQSettings) -> Tensor:
         settings: Weights; that of a loss NAME is the setting NAME_weight.
     """
     return torch.stack([getattr(settings, f"{name}_weight") * term for name, term in terms.items()]).sum()
-
-
-def prepare(model: Quantizer, settings: TrainVQSettings) -> None:
-    """Set the gradient estimator of a quantizer, and whether it computes the entropy loss.
-
-    Raises:
-        BadRequestError: The quantizer has neither.
-    """
-    model.prepare_training(settings.quantizer_gradient, entropy_temperature(settings))
 
 
 def entropy_temperature(settings: TrainVQSettings) -> float | None:

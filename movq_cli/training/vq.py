@@ -86,7 +86,7 @@ class TokenizerTraining:
         torch.manual_seed(settings.seed)
         self.tokenizer = self._trainable(_frozen(Tokenizer(all_settings.vq), settings.freeze))
         self.model = self.tokenizer.model
-        losses.prepare(self.model.quantize, settings)
+        self.model.quantize.prepare_training(settings.quantizer_gradient, losses.entropy_temperature(settings))
         self.adversary: Adversary | None = None
         if settings.adversarial_weight > 0:
             discriminator = PatchDiscriminator(settings.discriminator_channels, settings.discriminator_layers)

@@ -22,3 +22,11 @@ def test_guidance_without_label_dropout_is_warned_of(
     run.write(RunManifest(kind="prior", preset="p", steps=1, started="", data=None, settings=settings))
     _warn_of_guidance(SampleSettings(guidance=guidance), tmp_path / "weights.safetensors", Console())
     assert ("without label dropout" in capsys.readouterr().err) == warns
+
+
+def test_a_damaged_manifest_beside_the_weights_does_not_end_the_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.json").write_text("{")
+    _warn_of_guidance(SampleSettings(guidance=1.0), tmp_path / "weights.safetensors", Console())
+    assert capsys.readouterr().err == ""
