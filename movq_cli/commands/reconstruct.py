@@ -71,6 +71,8 @@ class ReconstructRequest:
     """Folder of LPIPS's weights; None = the folder of torch.hub."""
     device_name: str | None
     """Name of the device; None = CUDA if it is available, else the CPU."""
+    requires_batches: bool = False
+    """Whether it is an error that code maps are decoded one by one, because the user has named a batch size."""
 
 
 def reconstruct(request: ReconstructRequest, console: Console) -> None:
@@ -109,6 +111,7 @@ def _refuse_options_of_images(request: ReconstructRequest) -> None:
         BadRequestError: One of them is given.
     """
     options = {
+        "--batch-size": request.requires_batches,
         "--split": request.split,
         "--crop": request.crop,
         "--grid": request.grid,
