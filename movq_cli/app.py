@@ -172,6 +172,19 @@ def _report(message: str, code: int, *, mute: bool = False) -> int:
     return code
 
 
+_LESS_MEMORY = {
+    "prepare": "Set fewer --workers, or a smaller --max-pixels",
+    "train-vq": "Set -o train_vq.accumulate=2 or more, which processes a batch in parts, or a smaller "
+    "train_vq.batch_size",
+    "train-prior": "Set -o train_prior.accumulate=2 or more, which processes a batch in parts, or a smaller "
+    "train_prior.batch_size",
+    "reconstruct": "Set a smaller --batch-size or a --crop; with a mask, fewer --samples",
+    "sample": "Set a smaller --batch-size",
+    "evaluate": "Set a smaller --batch-size",
+}
+"""What lowers the memory of a command."""
+
+
 def _report_unexpected(error: BaseException) -> int:
     """Print one line about an error that no command foresees; with MOVQ_TRACEBACK=1, after its traceback."""
     if os.environ.get("MOVQ_TRACEBACK"):
@@ -179,7 +192,9 @@ def _report_unexpected(error: BaseException) -> int:
             traceback.print_exception(error)
     text = " ".join(str(error).split())[:300]
     if is_out_of_memory(error):
-        return _report(f"out of memory. Try a smaller batch size. ({text})", FailureError.exit_code)
+        command = next((word for word in sys.argv[1:] if word in _LESS_MEMORY), "")
+        remedy = _LESS_MEMORY.get(command, "Try a smaller batch size")
+        return _report(f"out of memory. {remedy}. ({text})", FailureError.exit_code)
     return _report(
         f"unexpected {type(error).__name__}: {text}. Set MOVQ_TRACEBACK=1 to see the traceback.",
         FailureError.exit_code,

@@ -39,6 +39,8 @@ def refusal(*arguments: str | Path) -> str:
         (["evaluate", "real", "fake", "--weights-of", "last"], "--weights-of"),
         (["evaluate", "real", "fake", "--all", "--psnr"], "--all"),
         (["evaluate", "real", "--codebook", "--gpus", "2"], "--gpus"),
+        (["evaluate", "real", "fake", "--psnr", "--lpips", "--cache", "c"], "--cache"),
+        (["evaluate", "real", "fake", "--psnr", "--weights", "w"], "--weights"),
         (["evaluate", "real", "--codebook", "--preset", "ffhq"], "--preset"),
         (["evaluate", "--table", "a.json", "--background", "0,0,0"], "--background"),
         (["prepare", "imgs", "--check", "--size", "16"], "--size"),

@@ -32,6 +32,7 @@ from movq_cli.cli.options import (
 from movq_cli.console import Console
 from movq_cli.errors import BadRequestError
 from movq_cli.evaluation import metrics
+from movq_cli.evaluation.metric import PairedMetric, PixelMetric
 from movq_cli.evaluation.request import EvaluationRequest
 from movq_cli.files import cache_folder
 
@@ -206,6 +207,12 @@ def _refuse_unused(
         refuse_unused(context, ("preset", *of_networks), "with --codebook alone")
     if not codebook:
         refuse_unused(context, of_tokenizer, "without --codebook")
+    chosen = [metrics.REGISTRY[key] for key in requested]
+    if chosen and not stats and not is_given(context, "copies"):
+        if all(issubclass(metric, PairedMetric) for metric in chosen):
+            refuse_unused(context, ("cache",), "on metrics of pairs")
+        if all(issubclass(metric, PixelMetric) for metric in chosen):
+            refuse_unused(context, ("weights",), "on metrics without a network")
     if requested:
         refuse_unused(context, ("every",), f"beside {metrics.REGISTRY[requested[0]].option}")
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import re
+import sys
 import types
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
@@ -115,6 +117,8 @@ WeightsFolder = Annotated[
 
 def console_for(as_json: bool, quiet: bool) -> Console:
     """Return the console of a command. Of the processes that torchrun starts, only the first one prints."""
+    if quiet or not sys.stderr.isatty():  # huggingface_hub reads this when it is imported, which is later.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     return Console(as_json=as_json, quiet=quiet, mute=not signals.is_first_rank())
 
 

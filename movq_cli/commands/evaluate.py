@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -17,6 +18,7 @@ from movq_cli.evaluation.request import EvaluationRequest
 from movq_cli.evaluation.selection import select_metrics
 from movq_cli.evaluation.sides import Sides, open_images, require_effect
 from movq_cli.settings import Targets
+from movq_cli.sources.outputs import protect_source, refuse_replaced
 
 
 def evaluate(
@@ -48,6 +50,7 @@ def _compare(
     agreement.require_shared(process.ranks, request.cache)
     sides = Sides.open(first, second, request, console)
     require_effect(sides.with_images, request)
+    _protect_inputs(first, second, sides, request)
     if not process.ranks.is_one_machine:
         agreement.require_same(process.ranks, {f"the {side.role} set": side.content_hash for side in sides.with_images})
     selection = select_metrics(sides, request, process.ranks, console)
@@ -71,6 +74,19 @@ def _compare(
         protocol.report(values, comparison.protocol, request.out, console)
     process.barrier()
     selection.raise_missing()
+
+
+def _protect_inputs(first: str, second: str, sides: Sides, request: EvaluationRequest) -> None:
+    """Refuse output files that would replace a file that is read, or become an image of a set.
+
+    Raises:
+        BadRequestError: A file is such a one.
+    """
+    if request.copies is not None:
+        for side in sides.with_images:
+            protect_source(side.source, [], [], pictures=[request.copies])
+    written = [path for path in (request.copies, request.out) if path is not None]
+    refuse_replaced(written, [Path(first), Path(second)])
 
 
 def codebook(location: str, request: EvaluationRequest, console: Console) -> None:

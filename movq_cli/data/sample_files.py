@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from typing_extensions import TypedDict  # Pydantic needs this one before Python 3.12.
 
 from movq_cli import digests
 from movq_cli.console import Console, Progress
@@ -39,6 +40,10 @@ FOLDER_REMEDY = "Run `movq sample` again with the same options: it draws the mis
 _DECODERS = min(8, allowed_cores())
 
 
+SampleImage = TypedDict("SampleImage", {"file": str, "seed": int, "class": str | None})
+"""An image in the manifest of a set of samples."""
+
+
 class SampleManifest(Header):
     """Description of a set of samples, from which each image can be drawn again."""
 
@@ -49,7 +54,7 @@ class SampleManifest(Header):
     """Everything that decides the images, except their seeds and classes."""
     made_with: dict[str, str]
     """Versions of the software and type of the device. They may change when a set is resumed."""
-    images: list[dict[str, Any]]
+    images: list[SampleImage]
     """File, seed and class of each image."""
 
     def text_of(self, index: int) -> str:
