@@ -69,9 +69,7 @@ _END = "\n/* end of the bundle */\n"
 
 def _bundle(path: Path) -> str:
     try:
-        done = subprocess.run(
-            [sys.executable, "-c", _BUNDLE], capture_output=True, timeout=_SECONDS, check=False
-        )
+        done = subprocess.run([sys.executable, "-c", _BUNDLE], capture_output=True, timeout=_SECONDS, check=False)
     except subprocess.TimeoutExpired:
         raise FailureError(f"the plotting library was not bundled within {_SECONDS} seconds", "Try again.") from None
     if done.returncode:
