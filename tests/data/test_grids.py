@@ -16,7 +16,7 @@ from movq_cli.data import grids
 from movq_cli.data.images import encode_png
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(
     height=st.integers(1, 140),
     width=st.integers(1, 140),
