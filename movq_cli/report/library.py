@@ -16,7 +16,7 @@ from pathlib import Path
 from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.files import atomic_write, cache_folder
 
-_VERSION = "6.1"
+VERSION = "6.1"
 """Version of Vega-Lite."""
 
 _SECONDS = 300
@@ -24,7 +24,7 @@ _SECONDS = 300
 
 _BUNDLE = f"""
 import sys, vl_convert
-text = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version="{_VERSION}")
+text = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed;", vl_version="{VERSION}")
 sys.stdout.buffer.write(text.encode())
 """
 
@@ -48,7 +48,7 @@ def javascript() -> str:
             "a report needs vl-convert-python and Jinja2", "Install them: pip install 'movq[report]'."
         )
     version = importlib.metadata.version("vl-convert-python")
-    path = cache_folder() / f"vega-lite-{_VERSION}-{version}.js"
+    path = cache_folder() / f"vega-lite-{VERSION}-{version}.js"
     if path not in _memory:
         _memory[path] = _read(path) or _bundle(path)
     return _memory[path]
@@ -60,10 +60,10 @@ def _read(path: Path) -> str | None:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return None
-    return text if text.endswith(_END) else None
+    return text if text.endswith(END) else None
 
 
-_END = "\n/* end of the bundle */\n"
+END = "\n/* end of the bundle */\n"
 """Last line of a stored bundle, by which one that is cut off is recognized."""
 
 
@@ -79,7 +79,7 @@ def _bundle(path: Path) -> str:
             "Install it again: pip install --force-reinstall vl-convert-python",
         )
     # Inside a page, these characters would end the script.
-    text = done.stdout.decode().replace("</script", "<\\/script").replace("<!--", "<\\!--") + _END
+    text = done.stdout.decode().replace("</script", "<\\/script").replace("<!--", "<\\!--") + END
     with suppress(OSError, FailureError):  # Without the cache, the next process bundles it again.
         atomic_write(path, text.encode())
     return text

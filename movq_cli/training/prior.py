@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,9 @@ from movq_cli.training_settings import TrainPriorSettings
 
 _PICTURES = 16
 """Largest number of samples in the pictures of a run."""
+
+_COUNTED_VIEWS = 4096
+"""Largest number of training views whose codes are counted."""
 
 _COLUMNS = 8
 """Largest number of classes in the pictures of a run."""
@@ -269,11 +273,22 @@ class PriorTraining:
         """
         codes = np.asarray(self.validation.codes)
         of_chunks = [_entropy(codes[..., chunk]) for chunk in range(codes.shape[-1])]
+        # The entropy of the validation codes under the frequencies of the training codes; larger if these differ.
+        cross = [_entropy(codes[..., chunk], self._training_frequencies[chunk]) for chunk in range(codes.shape[-1])]
         return {
             "unigram_entropy": float(np.mean(of_chunks)),
+            "unigram_cross_entropy": float(np.mean(cross)),
             "unigram_entropy_of_chunks": of_chunks,
             "unigram_entropy_pooled": _entropy(codes),
         }
+
+    @cached_property
+    def _training_frequencies(self) -> np.ndarray:
+        """The share of each code in each chunk of evenly spaced training views, [c, K]; none is 0."""
+        chosen = pixels.evenly_spaced(len(self.training), _COUNTED_VIEWS)
+        codes, size = np.asarray(self.training.codes[chosen]), self.model.shape.codebook_size
+        counts = np.stack([np.bincount(codes[..., chunk].ravel(), minlength=size) for chunk in range(codes.shape[-1])])
+        return (counts + 1) / (counts + 1).sum(1, keepdims=True)
 
     @torch.inference_mode()
     def draw(self, run: Run, step: int) -> None:
@@ -313,11 +328,13 @@ class PriorTraining:
         checkpoints.save_weights(path, self.prior.exported, header)
 
 
-def _entropy(codes: np.ndarray) -> float:
-    """Return the entropy of the frequencies of codes, in nats."""
+def _entropy(codes: np.ndarray, frequencies: np.ndarray | None = None) -> float:
+    """Return the entropy of the frequencies of codes, in nats; with other frequencies [K], the cross entropy."""
     counts = np.bincount(codes.ravel())
-    share = counts[counts > 0] / counts.sum()
-    return float(-(share * np.log(share)).sum())
+    share = counts / counts.sum()
+    expected = share if frequencies is None else frequencies[: len(share)]
+    used = counts > 0
+    return float(-(share[used] * np.log(expected[used])).sum())
 
 
 def _ratio(pair: Tensor) -> float:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 from movq_cli.doctor.rule import FEWEST_LINES, FEWEST_VALIDATIONS, Symptom, again, longer, mean, rule, section
 from movq_cli.doctor.rules.codebook import validation_images
-from movq_cli.run_history import RunHistory
+from movq_cli.run_history import RunHistory, Series
 
 _DIVERGED = 1.3
 """Loss of the last tenth over the lowest tenth from which a training has lost what it had learned."""
 
 _EXPLODED = 30.0
 """Gradient norm of the last tenth over its median from which a training is about to diverge."""
+
+_JUMP, _JUMPS = 3.0, 2
+"""Ratio of two neighbouring log lines that is a jump, and the number of jumps that are no accident: the mean loss of
+some steps varies by a few per cent."""
 
 _LEARNED = 0.05
 """Share by which the loss has to fall during a training; tiny models with a proper rate reach that in 100 steps."""
@@ -27,7 +32,7 @@ _FEWEST_IMAGES = 64
 """Number of validation images below which a metric varies more between sets than between good and bad settings: PSNR
 varies by some 3 dB between images, so that the mean of 64 is known to 0.4 dB."""
 
-_BETTER = 0.01
+_BETTER = 0.005
 """Share by which raw weights have to be better than their average to count."""
 
 
@@ -40,12 +45,16 @@ def _diverges(history: RunHistory) -> Symptom | None:
             f"A step after step {history.last_step:,} was not finite; nonfinite.json in the run folder has its metrics."
         )
         return Symptom(text, again(history, *remedy), history.last_step)
-    loss, norm = history.series("loss"), history.series("gradient_norm")
+    loss, norm = _same_phase(history, "loss"), _same_phase(history, "gradient_norm")
     if len(loss) < 2 * FEWEST_LINES:
         return None
     tenths = [mean(loss, tenth / 10, (tenth + 1) / 10) for tenth in range(10)]
     lowest = min(tenths)
     has_exploded = len(norm) >= 2 * FEWEST_LINES and mean(norm, 0.9) > _EXPLODED * sorted(norm.values)[len(norm) // 2]
+    jumps = _jumps(history.series("loss"))
+    if len(jumps) >= _JUMPS:
+        listed = ", ".join(f"{before:.3g} to {after:.3g} at step {step:,}" for step, before, after in jumps[:3])
+        return Symptom(f"The loss jumped {len(jumps)} times: from {listed}.", again(history, *remedy), jumps[-1][0])
     if tenths[-1] <= _DIVERGED * abs(lowest) and not has_exploded:
         return None
     text = (
@@ -53,6 +62,28 @@ def _diverges(history: RunHistory) -> Symptom | None:
         f"{lowest:.4g} before; the gradient norm is {mean(norm, 0.9):.3g} and was {mean(norm, 0.0, 0.5):.3g}."
     )
     return Symptom(text, again(history, *remedy), loss.steps[-1])
+
+
+def _jumps(loss: Series) -> list[tuple[int, float, float]]:
+    """Return the steps after which the loss was many times what it had been, with both values."""
+    found = []
+    for (_, before), (step, after) in pairwise(loss):
+        if after > _JUMP * before > 0:
+            found.append((step, before, after))
+    return found
+
+
+def _same_phase(history: RunHistory, name: str) -> Series:
+    """Return the metric since the adversarial loss has its full weight; of a shorter run, before that loss begins.
+
+    The adversarial loss raises the other losses, as it should.
+    """
+    series, start = history.series(name), history.discriminator_start
+    if history.manifest.kind != "vq" or start is None:
+        return series
+    train = history.manifest.settings.train_vq
+    settled = series.from_step(start + train.discriminator_ramp + train.log_every)
+    return settled if len(settled) >= 2 * FEWEST_LINES else Series.of(pair for pair in series if pair[0] <= start)
 
 
 DIVERGES = rule(
@@ -94,7 +125,7 @@ def _overfits(history: RunHistory) -> Symptom | None:
     series, training = history.series(name, "validation"), history.series("l1" if is_vq else "loss")
     start = history.discriminator_start
     if is_vq and start is not None:  # Adversarial training lowers PSNR as it should.
-        series = type(series).of(pair for pair in series if pair[0] <= start)
+        series = Series.of(pair for pair in series if pair[0] <= start)
     if len(series) < FEWEST_VALIDATIONS + 1 or len(training) < FEWEST_LINES:
         return None
     best = max(series.values) if is_vq else min(series.values)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from movq_cli import files
 from movq_cli.doctor.rule import FEWEST_LINES, FEWEST_VALIDATIONS, Symptom, again, longer, mean, rule
+from movq_cli.doctor.rules.codebook import validation_images
 from movq_cli.run_history import RunHistory
 
 _BELOW = 0.98
 """Loss of a channel over its unigram entropy, below which a prior knows more than frequencies. A prior of 4,000 small
 steps on digits has 0.55; one that learns nothing ends at 1.00 to 1.01."""
 
-_APART = 1.15
-"""Validation loss over the training loss at the first validation, from which both cannot be of one distribution: in so
-few steps nothing is memorized."""
+_APART = 0.1
+"""Divergence of the frequencies of the validation codes from those of the training codes, in nats a code, that is no
+chance; mirrored and moderately scaled views have 0.00 to 0.03."""
 
 _digests: dict[tuple[str, int, int], str] = {}
 
@@ -43,30 +44,29 @@ WRONG_TOKENIZER = rule(
 
 
 def _wrong_views(history: RunHistory) -> Symptom | None:
-    validation, training = history.series("loss", "validation"), history.series("loss")
-    if len(validation) < FEWEST_VALIDATIONS:
+    cross, entropy = (history.series(f"unigram_{name}", "validation") for name in ("cross_entropy", "entropy"))
+    images, shape = validation_images(history), history.manifest.settings.vq.code_shape
+    if not len(cross) or not len(entropy) or images is None:
         return None
-    first = validation.steps[0]
-    near = [value for step, value in training if first / 2 < step <= first]
-    epoch = history.sessions[-1].values.get("steps_per_epoch") if history.sessions else None
-    # Within the first epoch, every training view is new to the prior, as a validation image is.
-    is_new = isinstance(epoch, int) and first <= epoch
-    if not near or not is_new:
-        return None
-    mean_near = sum(near) / len(near)
-    if validation.values[0] < _APART * mean_near:
+    # Frequencies that are estimated from few codes differ by chance: by K / (2 N) nats on average, of N codes.
+    expected = shape.codebook_size / max(1, images * shape.positions)
+    apart = cross.values[-1] - entropy.values[-1]
+    if apart < _APART + expected:
         return None
     text = (
-        f"At step {first:,}, within the first epoch, the validation loss is {validation.values[0]:.3f} and the "
-        f"training loss {mean_near:.3f}: the views of the training images are not like the validation images."
+        f"The validation codes have an entropy of {entropy.values[-1]:.3f} nats, and of {cross.values[-1]:.3f} nats by "
+        "the frequencies of the training codes: the views of the training images are unlike the validation images."
     )
-    return Symptom(text, again(history, "views.scales=[]", "views.mirror=false"), first)
+    remedy = again(history, "views.scales=[]", "views.mirror=false")
+    if history.manifest.settings.views.count == 1:  # The splits themselves are unlike.
+        remedy = f"movq prepare SOURCE {history.manifest.settings.data.path}-2 --val {images}"
+    return Symptom(text, remedy, cross.steps[-1])
 
 
 WRONG_VIEWS = rule(
     "wrong-views",
     "The training views are not like the validation images",
-    "Before an image is seen twice, training and validation loss estimate the same number if the images are alike.",
+    "Views of the same kind of image have the same frequencies of codes; what a prior learns from others is of no use.",
     "prior",
 )(_wrong_views)
 
