@@ -86,8 +86,10 @@ class TokenizerSettings(Settings):
     norm_groups: Parts = Field(
         32, description="groups of each GroupNorm, 32 in VQGAN; a group of one channel would lose the channel's mean"
     )
-    initial_feature: Literal["quantized", "sinusoid", "constant", "fourier", "projected"] = Field(
-        "fourier", description="first activation of the decoder, F0 in equation 4; quantized = as in VQGAN"
+    initial_feature: Literal["quantized", "sinusoid", "constant", "embedded_constant", "fourier", "projected"] = Field(
+        "fourier",
+        description="first activation of the decoder, F0 in equation 4; quantized = as in VQGAN, embedded_constant = "
+        "conv_in of a constant",
     )
     modulation: ModulationSettings | None = Field(
         default_factory=ModulationSettings,
