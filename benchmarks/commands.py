@@ -23,7 +23,7 @@ def read_log(log: Path, batch_size: int) -> tuple[list[dict[str, Any]], float]:
         if "validation" in record:
             known = validations.get(record["step"], {"step": record["step"]})
             validations[record["step"]] = {**known, **record["validation"]}
-        else:
+        elif "images_per_second" in record:  # The other lines are those of the start of a session.
             training[record["step"]] = record["images_per_second"]
     steps = sorted(training)
     seconds = sum(

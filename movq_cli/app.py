@@ -1,8 +1,8 @@
 """The command line: registers the commands, and maps each error to one line and an exit code.
 
 This module does not import torch, so that `movq --help` answers at once: each command imports what it needs when it is
-called. Exit codes: 0 success, 1 failure, 2 bad request, 130 interrupted by SIGINT, SIGTERM or SIGHUP (finished work is
-on disk).
+called. Exit codes: 0 success, 1 failure, 2 bad request, 3 findings of `movq doctor`, 130 interrupted by SIGINT, SIGTERM
+or SIGHUP (finished work is on disk).
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from typer.core import TyperCommand, TyperGroup
 
 from movq_cli import signals, streams
 from movq_cli.cli.check import check
+from movq_cli.cli.doctor import doctor
 from movq_cli.cli.evaluate import evaluate
 from movq_cli.cli.interop import export, import_weights
 from movq_cli.cli.prepare import prepare
 from movq_cli.cli.presets import presets, presets_new, presets_show
 from movq_cli.cli.reconstruct import reconstruct
+from movq_cli.cli.report import report
 from movq_cli.cli.sample import sample
 from movq_cli.cli.train import train_prior, train_vq
 from movq_cli.cli.weights import weights
@@ -82,6 +84,8 @@ app.command("train-prior", cls=_Command)(train_prior)
 app.command("reconstruct", cls=_Command)(reconstruct)
 app.command("sample", cls=_Command)(sample)
 app.command("evaluate", cls=_Command)(evaluate)
+app.command("report", cls=_Command)(report)
+app.command("doctor", cls=_Command)(doctor)
 app.command("check", cls=_Command)(check)
 app.command("import", cls=_Command)(import_weights)
 app.command("export", cls=_Command)(export)
@@ -157,7 +161,7 @@ def _report_error(error: BaseException) -> int:
 
 def _report_interrupt() -> int:
     """Report a signal for which the command has no message; of several ranks only the first one does so."""
-    return _report(signals.INTERRUPTED, signals.EXIT_CODE, mute=os.environ.get("RANK", "0") != "0")
+    return _report(signals.INTERRUPTED, signals.EXIT_CODE, mute=not signals.is_first_rank())
 
 
 def _report(message: str, code: int, *, mute: bool = False) -> int:
@@ -168,6 +172,19 @@ def _report(message: str, code: int, *, mute: bool = False) -> int:
     return code
 
 
+_LESS_MEMORY = {
+    "prepare": "Set fewer --workers, or a smaller --max-pixels",
+    "train-vq": "Set -o train_vq.accumulate=2 or more, which processes a batch in parts, or a smaller "
+    "train_vq.batch_size",
+    "train-prior": "Set -o train_prior.accumulate=2 or more, which processes a batch in parts, or a smaller "
+    "train_prior.batch_size",
+    "reconstruct": "Set a smaller --batch-size or a --crop; with a mask, fewer --samples",
+    "sample": "Set a smaller --batch-size",
+    "evaluate": "Set a smaller --batch-size",
+}
+"""What lowers the memory of a command."""
+
+
 def _report_unexpected(error: BaseException) -> int:
     """Print one line about an error that no command foresees; with MOVQ_TRACEBACK=1, after its traceback."""
     if os.environ.get("MOVQ_TRACEBACK"):
@@ -175,7 +192,9 @@ def _report_unexpected(error: BaseException) -> int:
             traceback.print_exception(error)
     text = " ".join(str(error).split())[:300]
     if is_out_of_memory(error):
-        return _report(f"out of memory. Try a smaller batch size. ({text})", FailureError.exit_code)
+        command = next((word for word in sys.argv[1:] if word in _LESS_MEMORY), "")
+        remedy = _LESS_MEMORY.get(command, "Try a smaller batch size")
+        return _report(f"out of memory. {remedy}. ({text})", FailureError.exit_code)
     return _report(
         f"unexpected {type(error).__name__}: {text}. Set MOVQ_TRACEBACK=1 to see the traceback.",
         FailureError.exit_code,

@@ -7,7 +7,7 @@ the file alone. A training state is a file that torch.save wrote, with tensors a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
@@ -16,9 +16,9 @@ from pydantic import ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from movq_cli import digests
+from movq_cli.devices import WithoutInitialization
 from movq_cli.digests import NO_DIGEST, Header
 from movq_cli.errors import BadRequestError, MovqError
 from movq_cli.files import atomic_file, sha256
@@ -251,24 +251,8 @@ def _with_weights(path: Path, build: Callable[[], ModelT], tensors: dict[str, Te
 
 def shapes_of(build: Callable[[], nn.Module]) -> dict[str, torch.Size]:
     """Return the shapes of a model's tensors by name, without memory for its weights."""
-    with torch.device("meta"), _WithoutInitialization():
+    with torch.device("meta"), WithoutInitialization():
         return {name: tensor.shape for name, tensor in build().state_dict().items()}
-
-
-class _WithoutInitialization(TorchFunctionMode):
-    """Skips the functions of `nn.init`: on the meta device there are no values, and some would import a compiler."""
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
-    ) -> Any:  # noqa: ANN401 - the result of any function of torch
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", "") == nn.init.__name__:
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)
 
 
 def _shape_problem(expected: Mapping[str, torch.Size], found: Mapping[str, torch.Size]) -> str | None:

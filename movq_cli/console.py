@@ -110,7 +110,9 @@ class Console:
         from rich.table import Table
         from rich.text import Text
 
-        table = Table(*columns)
+        table = Table()
+        for column in columns:  # Folded, because a path of which the end is left out cannot be copied.
+            table.add_column(Text(printable(column)), overflow="fold")
         for row in rows:
             table.add_row(*(Text(printable(cell)) for cell in row))
         RichConsole().print(table)
@@ -185,7 +187,7 @@ def _rich(total: int, activity: str, unit: str, done: int, brief: bool) -> Itera
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn(unit),
+        TextColumn(unit, markup=False),
         TimeElapsedColumn(),
         TextColumn("ETA"),
         TimeRemainingColumn(),

@@ -5,16 +5,19 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import platform
+import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
 from movq_cli.errors import BadRequestError
 
@@ -34,6 +37,22 @@ class Memory(NamedTuple):
     """Memory that new tensors can take now, in GiB."""
 
 
+class WithoutInitialization(TorchFunctionMode):
+    """Skips the functions of `nn.init`: on the meta device there are no values, and some would import a compiler."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:  # noqa: ANN401 - the result of any function of torch
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == nn.init.__name__:
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
 def select(name: str | None = None) -> torch.device:
     """Return the device with a name such as `cuda`, `cuda:1` or `cpu`; None selects CUDA if it is available.
 
@@ -44,15 +63,41 @@ def select(name: str | None = None) -> torch.device:
     """
     if name is None and torch.cuda.is_available():
         return torch.device("cuda")
+    name = "cpu" if name is None else name
+    if re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d{1,4})?", name) is None:
+        raise BadRequestError(f"there is no device {name!r}", _meant_device(name))
     try:
-        device = torch.device("cpu" if name is None else name)
+        device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
+        if name.startswith(("mps", "xpu")):  # PyTorch's own text is of its internals.
+            reason = f"this machine, or the installed PyTorch, has no {name.partition(':')[0]} device"
         raise BadRequestError(f"device {name!r} cannot be used: {reason}", "Try --device cpu.") from None
     if device.type == "cpu":
         _retain_freed_memory()
     return device
+
+
+def _meant_device(name: str) -> str:
+    """Return the hint for a name that is none of a device."""
+    number = re.fullmatch(r"(?:gpu|nvidia)?:?(\d{1,4})?", name.strip().lower())
+    if number is not None or name.lower().startswith("cuda"):
+        digits = number[1] if number is not None else "".join(filter(str.isdecimal, name))
+        return f"A GPU of NVIDIA is --device {f'cuda:{digits}' if digits else 'cuda'}; without one, use --device cpu."
+    return "Devices are cpu, cuda, cuda:1 ...; try --device cpu."
+
+
+def describe(device: torch.device) -> str:
+    """Return the name of the GPU, or of the processor with the number of threads that compute."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    name = platform.processor() or platform.machine()
+    with suppress(OSError):
+        found = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(errors="replace"))
+        name = found[1].strip() if found else name
+    threads = torch.get_num_threads()
+    return f"{name}, {threads} thread{'s' if threads > 1 else ''}"
 
 
 def autocast(device: torch.device, precision: str) -> AbstractContextManager[None]:

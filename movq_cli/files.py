@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import os
 import shutil
 import tempfile
 import threading
+import time
 import uuid
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
+from movq_cli import folder_locks
 from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.paths import LONGEST_NAME
 
@@ -182,7 +183,9 @@ def _failures(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def locked(folder: Path, command: str, *, shared: bool = False) -> Iterator[None]:
+def locked(
+    folder: Path, command: str, *, shared: bool = False, while_waiting: Callable[[str], None] | None = None
+) -> Iterator[None]:
     """Lock a folder for this process during the block; the folder is created if it does not exist.
 
     If the folder and its parents were created here and are still empty at the end, as after a refused request, they are
@@ -192,9 +195,11 @@ def locked(folder: Path, command: str, *, shared: bool = False) -> Iterator[None
         folder: Folder to lock.
         command: Name of the command that locks it, for the error message of a second process.
         shared: Whether other processes that also pass `shared` may use the folder at the same time.
+        while_waiting: Function that is called again and again while another process has locked the folder, with the
+            name of the command and the number of that process. None = do not wait.
 
     Raises:
-        BadRequestError: The path is a file, or another process has locked the folder.
+        BadRequestError: The path is a file, or another process has locked the folder and is not waited for.
         FailureError: The folder cannot be created.
     """
     if folder.exists() and not folder.is_dir():
@@ -202,17 +207,14 @@ def locked(folder: Path, command: str, *, shared: bool = False) -> Iterator[None
     # A shared folder may be in use by another process although it is still empty.
     created = [] if shared else [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(folder, os.O_RDONLY)
+        while (descriptor := folder_locks.try_lock(folder, shared=shared)) is None:
+            other = f"another {command}{folder_locks.holder(folder)}"
+            if while_waiting is None:
+                raise BadRequestError(f"{other} is at work in {folder}", "Wait until it has ended.")
+            while_waiting(other)
+            time.sleep(_RETRY_SECONDS)
     except OSError as error:
         raise FailureError(f"cannot create {folder}: {error.strerror}", _PERMISSION) from None
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        raise BadRequestError(f"another {command} is at work in {folder}", "Wait until it has ended.") from None
-    except OSError:
-        pass  # Some network file systems have no locks.
     # A forked worker that survives its killed parent for a moment must not hold the parent's lock.
     descriptors = [descriptor]
     os.register_at_fork(after_in_child=lambda: _close_descriptors(descriptors))
@@ -223,6 +225,10 @@ def locked(folder: Path, command: str, *, shared: bool = False) -> Iterator[None
             for path in created:
                 path.rmdir()
         _close_descriptors(descriptors)
+
+
+_RETRY_SECONDS = 0.1
+"""Time between two attempts to lock a folder that another process has locked."""
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from torch.distributed.distributed_c10d import Store
 from torch.distributed.rendezvous import rendezvous
 
 from movq_cli import devices
+from movq_cli.cores import allowed_cores
 from movq_cli.errors import BadRequestError, FailureError, InterruptedRunError, MovqError
 from movq_cli.ranks import LAUNCHER_ENDED, POLL_SECONDS, SINGLE_PROCESS, LostRankError, Machine, Ranks
 
@@ -341,7 +342,7 @@ def _run_elastic(arguments: Sequence[str], processes: int) -> None:
 
     # The ranks report their own errors; torch's report of a failure is a page long.
     logging.disable(logging.CRITICAL)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, allowed_cores() // processes)))
     config = LaunchConfig(
         min_nodes=1,
         max_nodes=1,

@@ -6,7 +6,7 @@ Only the command line and `api` import this module; the modules below them recei
 from __future__ import annotations
 
 import types
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Union, get_args, get_origin
 
@@ -19,6 +19,7 @@ from movq_cli.errors import BadRequestError, did_you_mean
 from movq_cli.paths import expand_path
 from movq_cli.setting_names import suggest
 from movq_cli.settings import Preset
+from movq_cli.text_encoding import TextEncodingError, decode_text
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -67,6 +68,22 @@ def load(preset_name: str, overrides: Sequence[str] = ()) -> Preset:
         raise BadRequestError(explain(error, f"preset {preset_name!r}")) from None
 
 
+def require_known_setting(name: str, unused: Collection[str] = ()) -> None:
+    """Refuse an unknown setting, with a hint at the one that is meant.
+
+    Args:
+        name: Dotted name of the setting.
+        unused: Names of sections at whose settings the hint does not point.
+
+    Raises:
+        BadRequestError: There is no such setting.
+    """
+    known = [setting for setting, _ in settings_fields()]
+    if name not in known:
+        used = [setting for setting in known if setting.partition(".")[0] not in unused]
+        raise BadRequestError(f"unknown setting {name!r}", suggest(name, used))
+
+
 def settings_fields(model: type[BaseModel] = Preset, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Yield the dotted name and the field of each setting; a section comes before its settings.
 
@@ -105,7 +122,17 @@ def explain(error: ValidationError, owner: str) -> str:
     message = violation["msg"].removeprefix("Value error, ")
     given = "" if isinstance(violation["input"], dict | BaseModel) else f", not {_shortened(violation['input'])}"
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    return f"{owner}: {f'{dotted}: ' if dotted else ''}{message}{given}{more}"
+    form = _list_form(dotted, violation["input"]) if violation["type"] in {"tuple_type", "list_type"} else ""
+    return f"{owner}: {f'{dotted}: ' if dotted else ''}{message}{given}{more}{form}"
+
+
+def _list_form(setting: str, value: object) -> str:
+    """Return how values are written as a list, as the end of a message; empty if the value is no number or text."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return ""
+    items = str(value).strip("()[]{} ").replace(";", ",")
+    items = ",".join(items.replace(",", " ").split())
+    return f". Write the list in brackets: '{setting}=[{items}]', or {setting.rpartition('.')[2]}: [{items}] in a file"
 
 
 def _shortened(value: object) -> str:
@@ -177,9 +204,11 @@ def _read(name: str, children: tuple[Path, ...] = ()) -> dict[str, Any]:
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise BadRequestError(f"{path} is no preset: it has over {_MAX_BYTES} bytes", "Name a file of settings.")
-        values = strict_yaml.parse(data.decode("utf-8-sig")) or {}
+        values = strict_yaml.parse(decode_text(data)) or {}
     except strict_yaml.AmbiguousYAMLError as error:
         raise BadRequestError(f"preset {path}: {error}") from None
+    except TextEncodingError as error:
+        raise BadRequestError(f"preset {path} cannot be read: {error}") from None
     except (yaml.YAMLError, ValueError) as error:
         raise BadRequestError(f"preset {path} is not valid YAML: {error}") from None
     if not isinstance(values, dict):
@@ -206,9 +235,7 @@ def _apply(values: dict[str, Any], override: str) -> None:
         raise BadRequestError(
             f"setting {override!r} is not of the form name=value", "Example: -o vq.codebook_size=2048"
         )
-    known = [setting for setting, _ in settings_fields()]
-    if name not in known:
-        raise BadRequestError(f"unknown setting {name!r}", suggest(name, known))
+    require_known_setting(name)
     try:
         value = strict_yaml.parse(text)
     except strict_yaml.AmbiguousYAMLError as error:

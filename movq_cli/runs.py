@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -32,7 +32,7 @@ _FREE_TO_CHANGE = frozenset(
     for section in ("train_vq", "train_prior")
     for name in (
         *("steps", "epochs", "log_every", "validate_every", "validate_images", "evaluate_every", "evaluate_images"),
-        *("checkpoint_every", "keep_checkpoints", "best_by", "tensorboard"),
+        *("checkpoint_every", "keep_checkpoints", "best_by", "tensorboard", "report"),
         *("accumulate", "compile", "activation_checkpointing", "channels_last"),
         *("precision", "base_learning_rate", "warmup_steps", "decay", "clip_norm"),
         *("l1_weight", "l2_weight", "perceptual_weight", "codebook_weight", "commitment_weight", "adversarial_weight"),
@@ -296,14 +296,22 @@ def find_run(path: Path | None, kind: Kind, *, fits: TokenizerSettings | None = 
     return run
 
 
-def find_weights(path: Path | None, kind: Kind, *, fits: TokenizerSettings | None = None) -> Path:
+def find_weights(
+    path: Path | None, kind: Kind, *, fits: TokenizerSettings | None = None, beside: Collection[str] = ()
+) -> Path:
     """Return the weight file that a command uses: `path` itself if it is a file, else that of the run at `path`.
 
     An address on the Hugging Face hub is downloaded first, a prior with its tokenizer.
+
+    Args:
+        path: Weight file, run folder or address; None finds the newest finished run.
+        kind: Kind of the run.
+        fits: Tokenizer settings that a run which is found must have; None accepts any.
+        beside: Names of further files that are downloaded from an address, if they are there.
     """
     address = hub.address_of(path)
     if address is not None:
-        return hub.download_weights(address, WEIGHTS[kind], beside=() if kind == "vq" else (WEIGHTS["vq"],))
+        return hub.download_weights(address, WEIGHTS[kind], beside=beside if kind == "vq" else (WEIGHTS["vq"], *beside))
     return path if path is not None and path.is_file() else find_run(path, kind, fits=fits).weights
 
 

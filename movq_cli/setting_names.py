@@ -107,6 +107,9 @@ def suggest(name: str, known: Collection[str]) -> str:
         name: Name that the user typed, with or without a section.
         known: Valid names, with their sections.
     """
+    name = name.lower().replace("-", "_")  # Nobody means another setting by another case.
+    if name in known:
+        return f"Did you mean {name!r}?"
     section, _, leaf = name.rpartition(".")
     if leaf in ABSENT:
         return f"movq does not have it: {ABSENT[leaf]}."

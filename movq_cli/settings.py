@@ -30,15 +30,17 @@ class ViewSettings(Settings):
     """The views of each training image from which a prior learns; a validation image has its centre crop only."""
 
     mirror: bool = Field(False, description="add the mirror image of each view; unsuitable if left and right differ")
-    scales: tuple[Annotated[float, Field(gt=1, le=2)], ...] = Field(
+    scales: tuple[Annotated[float, Field(ge=1, le=2)], ...] = Field(
         (),
-        description="sizes, relative to the crop, at which corners and centre are cropped; empty = the centre crop",
+        description="sizes, relative to the crop, at which corners and centre are cropped, at 1 the ends of the longer "
+        "side and the centre; empty = the centre crop",
     )
 
     @property
     def count(self) -> int:
         """Number of views of one image."""
-        return (5 * len(self.scales) or 1) * (2 if self.mirror else 1)
+        crops = sum(3 if scale == 1 else 5 for scale in self.scales)
+        return (crops or 1) * (2 if self.mirror else 1)
 
 
 class ModulationSettings(Settings):
@@ -84,8 +86,10 @@ class TokenizerSettings(Settings):
     norm_groups: Parts = Field(
         32, description="groups of each GroupNorm, 32 in VQGAN; a group of one channel would lose the channel's mean"
     )
-    initial_feature: Literal["quantized", "sinusoid", "constant", "fourier", "projected"] = Field(
-        "fourier", description="first activation of the decoder, F0 in equation 4; quantized = as in VQGAN"
+    initial_feature: Literal["quantized", "sinusoid", "constant", "embedded_constant", "fourier", "projected"] = Field(
+        "fourier",
+        description="first activation of the decoder, F0 in equation 4; quantized = as in VQGAN, embedded_constant = "
+        "conv_in of a constant",
     )
     modulation: ModulationSettings | None = Field(
         default_factory=ModulationSettings,
@@ -225,7 +229,9 @@ class SampleSettings(Settings):
     order: str = Field(
         "confidence", description="order in which a masked prior decides codes: confidence = most likely first"
     )
-    guidance: Weight = Field(0.0, description="strength of classifier-free guidance; 0 = off, the paper's setting")
+    guidance: Weight = Field(
+        0.0, description="classifier-free guidance, the scale of diffusers minus 1; 0 = off, the paper's setting"
+    )
     guidance_schedule: Literal["constant", "linear"] = Field(
         "constant", description="strength over the decoding steps; linear = rising to the full strength at the last one"
     )

@@ -49,6 +49,14 @@ _COMMANDS = "movq_cli.commands."
 _IMPORT_SYSTEM = "<frozen importlib._bootstrap>"
 
 
+def is_first_rank() -> bool:
+    """Return whether this process speaks for its command: it is alone, or the first one of those of a launcher.
+
+    RANK alone does not make it one of several: a shell may have the variable from another program.
+    """
+    return "WORLD_SIZE" not in os.environ or os.environ.get("RANK", "0") == "0"
+
+
 def handle_from_start() -> None:
     """Handle the signals for the rest of this process; to be called before anything is imported that takes long."""
     global _is_handled  # noqa: PLW0603 - it describes the process
@@ -201,7 +209,7 @@ def _position(frame: FrameType | None) -> tuple[bool, bool]:
 
 def _end_process() -> NoReturn:
     """End this process at once; of several ranks only the first one prints the line."""
-    if os.environ.get("RANK", "0") == "0":
+    if is_first_rank():
         with suppress(OSError):
             os.write(2, f"error: {INTERRUPTED}\n".encode())
     os._exit(EXIT_CODE)

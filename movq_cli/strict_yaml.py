@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import yaml
@@ -30,15 +31,42 @@ def parse(text: str) -> Any:  # noqa: ANN401 - YAML can be any value
         ValueError: It contains an impossible number or date, is nested too deeply, or is larger than a file of settings
             because of its aliases.
     """
-    try:
-        root = yaml.compose(text, yaml.SafeLoader)
-        if _expanded_size(root, {}) > _MAX_VALUES:
-            raise ValueError(f"its aliases stand for more than {_MAX_VALUES} values")
-        for name, node in _scalars_and_keys(root, "", set()):
+    with _limited_depth():
+        for name, node in _scalars_and_keys(_compose(text), "", set()):
             _check_number(name, node)
         return yaml.safe_load(text)
+
+
+def load_plain(text: str) -> Any:  # noqa: ANN401 - YAML can be any value
+    """Return the value of a YAML text of another project, which may have repeated keys and any numbers.
+
+    Raises:
+        yaml.YAMLError: It is not valid YAML.
+        ValueError: It cannot be read, as for `parse`.
+    """
+    with _limited_depth():
+        _compose(text)
+        return yaml.safe_load(text)
+
+
+@contextmanager
+def _limited_depth() -> Iterator[None]:
+    try:
+        yield
     except RecursionError:
         raise ValueError("it is nested too deeply, or in itself") from None
+
+
+def _compose(text: str) -> yaml.Node | None:
+    """Return the nodes of a text, in which aliases are not expanded.
+
+    Raises:
+        ValueError: Its aliases stand for too many values.
+    """
+    root: yaml.Node | None = yaml.compose(text, yaml.SafeLoader)
+    if _expanded_size(root, {}) > _MAX_VALUES:
+        raise ValueError(f"its aliases stand for more than {_MAX_VALUES} values")
+    return root
 
 
 def _scalars_and_keys(node: yaml.Node | None, name: str, visited: set[int]) -> Iterator[tuple[str, yaml.ScalarNode]]:

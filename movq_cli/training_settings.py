@@ -53,6 +53,9 @@ class TrainSettings(Settings):
         0, ge=0, description="number of earlier checkpoints that stay beside the last one, for `--from RUN@STEP`"
     )
     tensorboard: bool | None = Field(None, description="write TensorBoard events; null = if it is installed")
+    report: bool | None = Field(
+        None, description="write report.html at each validation; null = if movq[report] is installed"
+    )
 
     @model_validator(mode="after")
     def _one_length(self) -> Self:
@@ -193,4 +196,6 @@ class TrainPriorSettings(TrainSettings):
     best_by: Literal["fid", "loss"] | None = Field(
         None, description="metric of the best weights; null = fid if it is computed, else loss"
     )
-    label_dropout: Share = Field(0.1, description="share of images trained without their class, for guidance")
+    label_dropout: Share = Field(
+        0.0, description="share of images trained without their class, which guidance needs; 0 = none, as in the paper"
+    )

@@ -64,6 +64,7 @@ TINY = {
         "log_every": 1,
         "validate_every": 5,
         "checkpoint_every": 5,
+        "report": False,
     },
     "prior": {"layers": 2, "heads": 2, "width": 32, "hidden": 64, "classes": 3},
     "train_prior": {
@@ -72,10 +73,12 @@ TINY = {
         "steps": 10,
         "base_learning_rate": 1.25e-4,
         "ema_decay": 0.9,
+        "label_dropout": 0.1,
         "precision": "float32",
         "log_every": 1,
         "validate_every": 5,
         "checkpoint_every": 5,
+        "report": False,
     },
     "sample": {"steps": 4},
 }
@@ -86,6 +89,12 @@ TINY = {
 def _one_thread() -> None:
     """Use one thread, so that the order of sums, and with it every bit, does not depend on the machine's cores."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Name a cache of features that only this test uses, and not the user's."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
 @pytest.fixture

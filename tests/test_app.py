@@ -94,7 +94,7 @@ def complete(words: str, folder: Path) -> list[str]:
 @pytest.mark.parametrize(
     ("words", "expected"),
     [
-        ("movq presets show ffhq-", ["ffhq-1ch", "ffhq-2ch", "ffhq-8ch", "ffhq-own"]),
+        ("movq presets show ffhq-", ["ffhq-1ch", "ffhq-2ch", "ffhq-8ch", "ffhq-own", "ffhq-plus"]),
         ("movq train-vq --preset kand", ["kandinsky-102m", "kandinsky-270m", "kandinsky-67m"]),
         ("movq train-prior -p dig", ["digits"]),
         ("movq sample --guidance-schedule l", ["linear"]),
@@ -304,4 +304,5 @@ def test_a_dry_run_needs_no_data_and_prints_the_parameters(movq: Movq) -> None:
     assert (plan["discriminator"], plan["lpips"]) == (2_765_633, 14_716_160)
     plan = json.loads(movq("train-prior", "--preset", "ffhq", "--dry-run", "--json").stdout)
     assert plan["parameters"]["total"] == 307_030_272
-    assert [plan[name] for name in ("images", "views", "steps", "steps_per_epoch")] == [None] * 4
+    assert plan["steps"] == 187_500
+    assert [plan[name] for name in ("images", "views", "steps_per_epoch")] == [None] * 3

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import photos
+from tests.conftest import run_movq
 
 pytestmark = pytest.mark.slow
 
@@ -17,6 +18,7 @@ def test_rows_start_from_the_same_checkpoint_and_others_are_not_measured(
     shapes: Path, tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     rows = ["photos", "no-discriminator"]
+    monkeypatch.setattr(photos, "movq", lambda *words: json.loads(run_movq(tmp_path, *words, "--json").stdout))
     monkeypatch.setenv("COLUMNS", "200")  # A narrow table would break "not measured" into lines.
     arguments = [shapes, "--preset", tiny_yaml, "--held-out", "12", "--work", tmp_path / "w", "--out", tmp_path]
     monkeypatch.setattr(sys, "argv", ["photos", *map(str, arguments), "--rows", *rows])

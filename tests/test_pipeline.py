@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +16,7 @@ from PIL import Image
 from movq_cli import checkpoints
 from movq_cli.commands.reconstruct import read_map
 from movq_cli.errors import BadRequestError
+from tests.forked_movq import ForkedMovq
 
 if TYPE_CHECKING:
     from movq_cli.data.shards import PreparedSet
@@ -169,18 +168,7 @@ def test_a_file_that_is_no_code_map_is_named(trained: Path) -> None:
         read_map(trained / "codes.npy", settings)
 
 
-def start(folder: Path, *arguments: str | Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, "-m", "movq_cli", *map(str, arguments)],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-
-
-def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+def wait_for(path: Path, process: ForkedMovq) -> None:
     deadline = time.monotonic() + 120
     while not path.exists():
         assert process.poll() is None, process.communicate()[1]
@@ -191,11 +179,12 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 def test_a_run_that_is_stopped_by_any_signal_ends_with_the_same_weights(
     movq: Movq, prepared: PreparedSet, tiny_yaml: Path, tmp_path: Path
 ) -> None:
-    length = ["-o", "train_vq.steps=40", "-o", "train_vq.checkpoint_every=3", "-o", "train_vq.validate_every=40"]
+    length = ["-o", "train_vq.steps=20", "-o", "train_vq.checkpoint_every=3", "-o", "train_vq.validate_every=20"]
     movq("train-vq", "--preset", tiny_yaml, "--run", "uninterrupted", *length)
     for number, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 130), (signal.SIGINT, 130)):
         run = tmp_path / f"stopped-by-{number}"
-        process = start(tmp_path, "train-vq", "--preset", tiny_yaml, "--run", run, *length)
+        arguments = ["train-vq", "--preset", str(tiny_yaml), "--run", str(run), *length]
+        process = ForkedMovq(arguments, tmp_path, os.environ)
         wait_for(run / "checkpoint.pt", process)
         process.send_signal(number)
         _, errors = process.communicate()

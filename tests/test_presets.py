@@ -23,8 +23,10 @@ PARAMETERS = {  # tokenizer, prior
     "ffhq-1ch": (82_889_603, 304_671_744),
     "ffhq-2ch": (82_758_531, 305_195_520),
     "ffhq-8ch": (82_660_227, 311_093_376),
+    "ffhq-plus": (82_692_995, 307_030_272),
     "imagenet": (82_692_995, 307_031_296),
     "imagenet-16384": (83_676_035, 373_878_016),
+    "imagenet-plus": (82_692_995, 307_031_296),
     "kandinsky-102m": (101_614_255, 336_916_480),
     "kandinsky-270m": (270_669_103, 336_916_480),
     "kandinsky-67m": (67_832_495, 336_916_480),
@@ -68,12 +70,23 @@ def test_what_is_shown_loads_again_as_the_same_settings(name: str, tmp_path: Pat
     assert presets.load(str(path)) == settings
 
 
-@pytest.mark.parametrize(("name", "views", "passes"), [("ffhq", 2, 400), ("vqgan-ffhq", 2, 400), ("imagenet", 20, 200)])
-def test_an_epoch_is_a_pass_over_all_views(name: str, views: int, passes: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "views", "images", "passes"),
+    [
+        ("ffhq", 1, 60_000, 200),
+        ("vqgan-ffhq", 1, 60_000, 200),
+        ("ffhq-plus", 2, 60_000, 400),
+        ("imagenet", 3, 1_281_167, 200),
+        ("imagenet-plus", 26, 1_281_167, 200),
+    ],
+)
+def test_the_priors_are_trained_for_their_passes_over_the_images(
+    name: str, views: int, images: int, passes: int
+) -> None:
     settings = presets.load(name)
     assert settings.views.count == views
-    steps = settings.train_prior.total_steps(60_000 * views)
-    assert steps == pytest.approx(passes * 60_000 / settings.train_prior.batch_size, rel=1e-3)
+    steps = settings.train_prior.total_steps(images * views)
+    assert steps == round(passes * images / settings.train_prior.batch_size)
 
 
 def test_every_setting_is_described_by_a_phrase_that_says_what_null_means() -> None:

@@ -13,12 +13,14 @@ from torch import Tensor, nn
 
 from benchmarks import photos, quality
 from benchmarks.photos import Bench
+from movq_cli.data import pixels
 from movq_cli.evaluation import perturbed
 from movq_cli.evaluation.distributions import FeatureStatistics, frechet_distance
 from movq_cli.evaluation.fid_evaluator import FIDEvaluator
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.ranks import SINGLE_PROCESS
 from movq_cli.settings import Preset
+from tests.conftest import run_movq
 
 CPU = torch.device("cpu")
 
@@ -47,8 +49,6 @@ def test_the_perturbed_fid_is_the_rfid_without_replaced_codes_and_repeats_by_its
 
     def measured(shares: tuple[float, ...], seed: int = 0) -> dict[float, float]:
         return perturbed.perturbed_fid(model, images.split(5), evaluator, shares, seed)
-
-    from movq_cli.data import pixels
 
     rebuilt = pixels.to_bytes(model.decode(model.encode(pixels.to_signed(images))))
     own = FeatureStatistics(3)
@@ -81,17 +81,12 @@ def test_the_table_has_means_and_deviations_and_says_what_is_not_measured() -> N
     assert columns[7] == ["", "yes", "", ""]
 
 
-def in_this_process(*arguments: object) -> None:
-    """Run a command of movq without a process of its own, which takes much longer."""
-    app.app([*map(str, arguments), "--quiet"], standalone_mode=False)
-
-
-@pytest.mark.usefixtures("prepared")
+@pytest.mark.slow
 def test_a_row_is_measured_once_and_again_if_its_settings_change(
     shapes: Path, tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(quality, "fids", lambda *_: {0.0: 1.5, 0.3: 2.5})  # Inception's weights are not here.
-    monkeypatch.setattr(photos, "movq", in_this_process)
+    monkeypatch.setattr(photos, "movq", lambda *words: json.loads(run_movq(tmp_path, *words, "--json").stdout))
     arguments = [shapes, "--preset", tiny_yaml, "--held-out", "12", "--work", tmp_path / "w", "--out", tmp_path]
     options = ["--rows", "default", "--seeds", "1", "--without-prior", "-o", "train_vq.steps=5", "--device", "cpu"]
 

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from benchmarks.evaluation import draw_weights
 from movq_cli import api, checkpoints
 from movq_cli.data.shards import PreparedSet
 from movq_cli.runs import Run
@@ -78,6 +80,40 @@ def test_samples_reconstructions_and_metrics_are_of_the_trained_size(wide: Path)
     assert result["psnr"] > 0
     assert "resized" not in done.stderr
     assert "several sizes" not in done.stderr
+
+
+@pytest.mark.slow
+def test_fid_during_training_is_that_of_evaluate_and_its_features_are_computed_once(wide: Path, tmp_path: Path) -> None:
+    weights: list[str | Path] = ["--weights", tmp_path / "weights"]
+    draw_weights(tmp_path / "weights")
+    options = [*SHORT, "evaluate_every=2", "evaluate_images=12", "ema_decay=0"]
+    train: list[str | Path] = ["train-vq", "-p", wide / "wide.yaml", "--data", wide / "data", *weights]
+    train += [f"-otrain_vq.{option}" for option in options]
+    assert "features of real" in run_movq(tmp_path, *train, "--run", "one").stderr
+    assert "features of real" not in run_movq(tmp_path, *train, "--run", "two").stderr
+    logs = [Run(tmp_path / name, "vq").log.read_text().splitlines() for name in ("one", "two")]
+    first, second = (json.loads(lines[-1])["validation"]["rfid"] for lines in logs)
+    assert first == second
+    run_movq(tmp_path, "reconstruct", wide / "data", "same", "--split", "val", "--run", "one")
+    compared: list[str | Path] = [wide / "data", "same", "--fid", "--split", "val", "--crop", "16x32", *weights]
+    assert json.loads(run_movq(tmp_path, "evaluate", *compared, "--json").stdout)["fid"] == pytest.approx(first)
+
+
+@pytest.mark.slow
+def test_an_exported_tokenizer_of_rectangles_is_imported_again(wide: Path, tmp_path: Path) -> None:
+    changes = ["vq.initial_feature=quantized", "vq.modulation=null", "vq.chunks=1"]
+    changes += [f"train_vq.{setting}" for setting in SHORT]
+    options = [f"-o{change}" for change in changes]
+    run_movq(tmp_path, "train-vq", "-p", wide / "wide.yaml", "--data", wide / "data", "--run", "vq", *options)
+    images = torch.rand(2, 3, 16, 32) * 2 - 1
+    codes = api.Tokenizer.load(tmp_path / "vq").encode(images)
+    for form in ("compvis", "diffusers"):
+        run_movq(tmp_path, "export", "vq", form, "--to", form)
+        weights = tmp_path / form / "model.ckpt" if form == "compvis" else tmp_path / form
+        run_movq(tmp_path, "import", weights, f"{form}-again", "--resolution", "16x32")
+        again = api.Tokenizer.load(tmp_path / f"{form}-again")
+        assert again.settings.resolution == (16, 32)
+        assert torch.equal(again.encode(images), codes)
 
 
 @pytest.mark.slow

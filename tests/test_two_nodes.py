@@ -15,13 +15,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import draw_shapes, edit_header, free_port, run_movq, write_tiny
+from tests.forked_movq import ForkedMovq
 
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
-Process = subprocess.Popen[str]
+Process = subprocess.Popen[str] | ForkedMovq
 
 TRAIN = ["train-vq", "--preset", "tiny.yaml", "--device", "cpu"]
-LENGTH = ["-o", "train_vq.steps=40", "-o", "train_vq.checkpoint_every=4", "-o", "train_vq.validate_every=20"]
+LENGTH = ["-o", "train_vq.steps=20", "-o", "train_vq.checkpoint_every=4", "-o", "train_vq.validate_every=10"]
 
 
 @pytest.fixture(scope="module")
@@ -46,26 +47,24 @@ def nodes(prepared_once: Path, tmp_path: Path) -> list[Path]:
 def start(nodes: Sequence[Path], *arguments: str, torchrun: bool = False) -> list[Process]:
     """Start one rank on each node: with torchrun, or as a scheduler does that only sets the environment."""
     port = str(free_port())
-    processes = []
+    processes: list[Process] = []
     for node, folder in enumerate(nodes):
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "TORCH_HOME": str(folder / "torch")}
-        command = [sys.executable]
         if torchrun:
-            address = ["--master-addr", "127.0.0.1", "--master-port", port]
-            command += ["-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(node), *address]
+            command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--node-rank", str(node)]
+            command += ["--master-addr", "127.0.0.1", "--master-port", port, "-m", "movq_cli", "--", *arguments]
+            pipe = subprocess.PIPE
+            processes.append(
+                subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
+            )
         else:
             environment |= {"RANK": str(node), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
             environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        command += ["-m", "movq_cli", *(["--"] if torchrun else []), *arguments]
-        processes.append(
-            subprocess.Popen(
-                command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-        )
+            processes.append(ForkedMovq(arguments, folder, environment))
     return processes
 
 
-def finish(processes: Sequence[Process]) -> list[tuple[int, str]]:
+def finish(processes: Sequence[Process]) -> list[tuple[int | None, str]]:
     """Return the exit code and the messages of each process."""
     errors = [process.communicate(timeout=240)[1] for process in processes]
     return [(process.returncode, text) for process, text in zip(processes, errors, strict=True)]

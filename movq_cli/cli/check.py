@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from movq_cli.cli.options import Json, Quiet, console_for
+from movq_cli.cores import allowed_cores
 
 
 def check(
@@ -26,4 +26,4 @@ def check(
     """Compare all files with the digests that were written with them, and name each damaged file with its remedy."""
     from movq_cli.commands import check as command
 
-    command.check(path, workers=os.cpu_count() or 1, console=console_for(as_json, quiet))
+    command.check(path, workers=allowed_cores(), console=console_for(as_json, quiet))

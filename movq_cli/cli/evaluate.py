@@ -10,6 +10,7 @@ from typing import Annotated, TypeVar
 
 import typer
 
+from movq_cli.cli.colors import Background, color
 from movq_cli.cli.options import (
     SIZE,
     BatchSize,
@@ -31,6 +32,7 @@ from movq_cli.cli.options import (
 from movq_cli.console import Console
 from movq_cli.errors import BadRequestError
 from movq_cli.evaluation import metrics
+from movq_cli.evaluation.metric import PairedMetric, PixelMetric
 from movq_cli.evaluation.request import EvaluationRequest
 from movq_cli.files import cache_folder
 
@@ -124,6 +126,7 @@ def evaluate(
     table: Table = False,
     split: Split = "val",
     crop: Crop = None,
+    background: Background = "255,255,255",
     strict: Strict = False,
     preset: PublishedBy = None,
     run: TokenizerRun = None,
@@ -159,6 +162,8 @@ def evaluate(
         run=chosen_weights(run, weights_of, "vq") if codebook else run,
         split=split_name(split),
         crop=image_size(crop, "--crop", 8),
+        background=color(background, "--background"),
+        requires_background=is_given(context, "background"),
         strict=strict,
         batch_size=batch_size,
         weights=weights,
@@ -192,7 +197,7 @@ def _refuse_unused(
     comparing = tuple(key for key in comparing if key not in metrics.REGISTRY or metrics.REGISTRY[key].option)
     of_tokenizer, of_networks = ("run", "weights_of"), ("weights", "cache", "gpus")
     if table:
-        of_images = ("split", "crop", "strict", "batch_size", "device")
+        of_images = ("split", "crop", "background", "strict", "batch_size", "device")
         refuse_unused(
             context, ("stats", "codebook", *comparing, *of_tokenizer, *of_networks, *of_images), "with --table"
         )
@@ -202,6 +207,12 @@ def _refuse_unused(
         refuse_unused(context, ("preset", *of_networks), "with --codebook alone")
     if not codebook:
         refuse_unused(context, of_tokenizer, "without --codebook")
+    chosen = [metrics.REGISTRY[key] for key in requested]
+    if chosen and not stats and not is_given(context, "copies"):
+        if all(issubclass(metric, PairedMetric) for metric in chosen):
+            refuse_unused(context, ("cache",), "on metrics of pairs")
+        if all(issubclass(metric, PixelMetric) for metric in chosen):
+            refuse_unused(context, ("weights",), "on metrics without a network")
     if requested:
         refuse_unused(context, ("every",), f"beside {metrics.REGISTRY[requested[0]].option}")
 

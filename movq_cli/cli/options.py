@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 import re
+import sys
 import types
 from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, Union, get_args, get_
 
 import typer
 
+from movq_cli import signals
 from movq_cli.console import Console
 from movq_cli.errors import BadRequestError
 from movq_cli.image_size import ImageSize
@@ -115,7 +117,9 @@ WeightsFolder = Annotated[
 
 def console_for(as_json: bool, quiet: bool) -> Console:
     """Return the console of a command. Of the processes that torchrun starts, only the first one prints."""
-    return Console(as_json=as_json, quiet=quiet, mute=os.environ.get("RANK", "0") != "0")
+    if quiet or not sys.stderr.isatty():  # huggingface_hub reads this when it is imported, which is later.
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    return Console(as_json=as_json, quiet=quiet, mute=not signals.is_first_rank())
 
 
 def is_given(context: typer.Context, name: str) -> bool:
@@ -180,11 +184,15 @@ def require_used_settings(overrides: Sequence[str] | None, used: Collection[str]
     Raises:
         BadRequestError: A section is another one; whether the names exist is checked where they are read.
     """
+    from movq_cli.presets import require_known_setting
+
+    unused = {"vq", "prior", "views", "train_vq", "train_prior", "sample", "target"} - set(used)
     for override in overrides or ():
-        section = override.partition("=")[0].partition(".")[0]
-        if section in {"vq", "prior", "views", "train_vq", "train_prior", "sample", "target"} - set(used):
-            setting = override.partition("=")[0]
+        setting = override.partition("=")[0]
+        if setting.partition(".")[0] in unused:
             raise BadRequestError(f"-o {setting} has no effect on `movq {command}`", f"Leave -o {setting} out.")
+        if setting and "=" in override:
+            require_known_setting(setting, unused)
 
 
 _LARGEST_SIDE = 2**14

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from movq_cli.cli.options import SIZE, Json, Quiet, console_for, image_size
-from movq_cli.errors import BadRequestError
+from movq_cli.cli.colors import Background, color
+from movq_cli.cli.options import SIZE, Json, Quiet, console_for, image_size, is_given, refuse_unused
+from movq_cli.cores import allowed_cores
+from movq_cli.data.filters import FILTER, FILTERS
+from movq_cli.errors import BadRequestError, did_you_mean
 from movq_cli.image_size import Resolution
 
 Source = Annotated[
@@ -58,7 +60,15 @@ ValLabels = Annotated[
 
 Upscale = Annotated[bool, typer.Option("--upscale", help="Enlarge smaller images instead of rejecting them.")]
 
-Background = Annotated[str, typer.Option(help="Color behind transparent pixels: R,G,B, each 0 to 255.")]
+Filter = Annotated[
+    str,
+    typer.Option(
+        "--filter",
+        metavar="|".join(FILTERS),
+        help="Filter of the resize, which changes FID by as much as a point. vqgan is that of VQGAN's code: bilinear "
+        "without antialiasing.",
+    ),
+]
 
 Labels = Annotated[bool, typer.Option("--labels/--no-labels", help="Store the classes of the images.")]
 
@@ -79,6 +89,16 @@ MaxPixels = Annotated[
         min=1,
         help="Reject images with more pixels. An image that is decoded takes up to 16 bytes of memory a pixel in each "
         "worker. [default: 134217728]",
+        show_default=False,
+    ),
+]
+
+White = Annotated[
+    int | None,
+    typer.Option(
+        min=1,
+        max=65535,
+        help="Value of white in gray images of 16 bits: 4095 for values of 12 bits. [default: 65535]",
         show_default=False,
     ),
 ]
@@ -108,6 +128,7 @@ Show = Annotated[bool, typer.Option("--show", help="SRC is a prepared set: make 
 
 def prepare(
     source: Source,
+    context: typer.Context,
     out: Output = None,
     size: Size = None,
     square: Square = False,
@@ -115,11 +136,13 @@ def prepare(
     val_list: ValList = None,
     val_labels: ValLabels = None,
     upscale: Upscale = False,
+    filter_name: Filter = FILTER,
     background: Background = "255,255,255",
     labels: Labels = True,
     orientation: Orientation = True,
     compression: Compression = "none",
     max_pixels: MaxPixels = None,
+    white: White = None,
     workers: Workers = None,
     drop_duplicates: DropDuplicates = False,
     shard: Shard = None,
@@ -128,11 +151,15 @@ def prepare(
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Make a prepared set: decode, resize and split images once, in a form that training reads quickly."""
+    """Make a prepared set: decode, resize and split images once, in a form that training reads quickly.
+
+    Values of pixels are taken as stored: color profiles are not applied. Gray images of 16 bits are scaled to 8 bits.
+    """
     if check and (show or out is not None):
         raise BadRequestError(
             "--check takes the path of a prepared set only", "Example: movq prepare --check data/ffhq"
         )
+    _refuse_unused(context, check=check, show=show)
     if check or show:
         from movq_cli.commands import prepared
 
@@ -146,12 +173,20 @@ def prepare(
     from movq_cli.commands.prepare_plan import Preprocessing
 
     resolution, is_square = _resolution(size, is_square=square)
-    limit = {} if max_pixels is None else {"max_pixels": max_pixels}
+    given = {"max_pixels": max_pixels, "white": white}
+    limits = {name: value for name, value in given.items() if value is not None}
     request = command.PrepareRequest(
         source,
         out or Path("data") / Path(source).resolve().stem.removesuffix(".tar"),
         Preprocessing(
-            resolution, is_square, upscale, _color(background), orientation, _compression(compression), **limit
+            resolution,
+            is_square,
+            upscale,
+            color(background, "--background"),
+            orientation,
+            _compression(compression),
+            filter=_filter(filter_name),
+            **limits,
         ),
         val=val,
         val_list=val_list,
@@ -162,6 +197,30 @@ def prepare(
         shard=None if shard is None else _job(shard),
     )
     command.prepare(request, console_for(as_json, quiet))
+
+
+def _refuse_unused(context: typer.Context, *, check: bool, show: bool) -> None:
+    """Refuse options that have no effect beside others.
+
+    Args:
+        context: Context of the command.
+        check: Whether a prepared set is verified.
+        show: Whether a contact sheet of a prepared set is made.
+
+    Raises:
+        BadRequestError: Such an option is given.
+    """
+    if check or show:
+        used = {"source", "out", "check", "show", "as_json", "quiet", *(() if show else ("workers",))}
+        names = [parameter.name for parameter in context.command.params if parameter.name is not None]
+        refuse_unused(context, [name for name in names if name not in used], "with --show" if show else "with --check")
+        return
+    if not is_given(context, "size"):
+        refuse_unused(context, ("upscale",), "without --size")
+    if is_given(context, "val_list"):
+        refuse_unused(context, ("val",), "beside --val-list")
+    if context.params["labels"] is False:
+        refuse_unused(context, ("val_labels",), "beside --no-labels")
 
 
 def _resolution(text: str | None, *, is_square: bool) -> tuple[Resolution | None, bool]:
@@ -179,18 +238,14 @@ def _resolution(text: str | None, *, is_square: bool) -> tuple[Resolution | None
     return size.resolution, is_square or (size.is_square and "x" in text.lower())
 
 
-def _color(text: str) -> tuple[int, int, int]:
-    parts = text.split(",")
-    if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) < 256 for part in parts):
-        raise BadRequestError(
-            f"--background {text!r} is not three numbers from 0 to 255", "Example: --background 0,0,0"
-        )
-    red, green, blue = map(int, parts)
-    return red, green, blue
+def _filter(name: str) -> str:
+    if name not in FILTERS:
+        raise BadRequestError(f"--filter {name!r} is none of {', '.join(FILTERS)}", did_you_mean(name, FILTERS))
+    return name
 
 
 def _worker_count(workers: int | None) -> int:
-    return (os.cpu_count() or 1) if workers is None else workers
+    return allowed_cores() if workers is None else workers
 
 
 def _job(text: str) -> tuple[int, int]:

@@ -177,6 +177,7 @@ def reconstruct(
         source_names=source_names,
         weights=weights,
         device_name=device_name,
+        requires_batches=is_given(context, "batch_size"),
     )
     command.reconstruct(request, console)
 

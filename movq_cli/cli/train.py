@@ -156,6 +156,7 @@ def train_vq(
     from movq_cli.commands import train_vq as command
     from movq_cli.commands.training import TrainRequest
 
+    console = console_for(as_json, quiet)  # Before a download, whose progress it may silence.
     require_used_settings(overrides, {"vq", "train_vq"}, "train-vq")
     changes = with_setting(overrides, "data.path", "--data", None if data is None else str(data))
     parts = None if freeze is None else [part.strip() for part in freeze.split(",")]
@@ -177,7 +178,7 @@ def train_vq(
         dry_run=dry_run,
         arguments=sys.argv[1:],
     )
-    command.train_vq(request, console_for(as_json, quiet))
+    command.train_vq(request, console)
 
 
 def train_prior(

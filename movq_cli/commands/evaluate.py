@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -15,8 +16,9 @@ from movq_cli.evaluation.comparison import Comparison
 from movq_cli.evaluation.processes import Process, run_on_ranks
 from movq_cli.evaluation.request import EvaluationRequest
 from movq_cli.evaluation.selection import select_metrics
-from movq_cli.evaluation.sides import Sides, open_images, require_split
+from movq_cli.evaluation.sides import Sides, open_images, require_effect
 from movq_cli.settings import Targets
+from movq_cli.sources.outputs import protect_source, refuse_replaced
 
 
 def evaluate(
@@ -47,7 +49,8 @@ def _compare(
 ) -> None:
     agreement.require_shared(process.ranks, request.cache)
     sides = Sides.open(first, second, request, console)
-    require_split(sides.with_images, request)
+    require_effect(sides.with_images, request)
+    _protect_inputs(first, second, sides, request)
     if not process.ranks.is_one_machine:
         agreement.require_same(process.ranks, {f"the {side.role} set": side.content_hash for side in sides.with_images})
     selection = select_metrics(sides, request, process.ranks, console)
@@ -73,6 +76,19 @@ def _compare(
     selection.raise_missing()
 
 
+def _protect_inputs(first: str, second: str, sides: Sides, request: EvaluationRequest) -> None:
+    """Refuse output files that would replace a file that is read, or become an image of a set.
+
+    Raises:
+        BadRequestError: A file is such a one.
+    """
+    if request.copies is not None:
+        for side in sides.with_images:
+            protect_source(side.source, [], [], pictures=[request.copies])
+    written = [path for path in (request.copies, request.out) if path is not None]
+    refuse_replaced(written, [Path(first), Path(second)])
+
+
 def codebook(location: str, request: EvaluationRequest, console: Console) -> None:
     """Measure how one set of images uses a tokenizer's codebook.
 
@@ -86,7 +102,7 @@ def codebook(location: str, request: EvaluationRequest, console: Console) -> Non
     """
     device = devices.select(request.device)
     images = open_images("real", location, request, console)
-    require_split([images], request)
+    require_effect([images], request)
     with torch.inference_mode():
         values, used = measure_codebook(images, request.run, request.batch_size, device, console)
     described = {"real": images.describe(), "codebook": used, "variants": dict.fromkeys(values, used["variant"])}

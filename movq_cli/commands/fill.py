@@ -13,7 +13,7 @@ from torch import Tensor
 
 from movq_cli import devices, runs
 from movq_cli.api import Prior
-from movq_cli.commands.reconstruct import output_names
+from movq_cli.commands.reconstruct import output_names, skipped_warning
 from movq_cli.console import Console
 from movq_cli.data import pixels
 from movq_cli.data.images import BadImageError, center_crop, decode, encode_png, resize_to_cover
@@ -22,6 +22,7 @@ from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_write
 from movq_cli.image_size import ImageSize
 from movq_cli.models.masked_prior import ratio_mask
+from movq_cli.paths import is_too_long
 from movq_cli.settings import SampleSettings
 from movq_cli.sources.open import open_source
 from movq_cli.sources.outputs import protect_source
@@ -79,7 +80,8 @@ def fill(request: FillRequest, console: Console) -> None:
         console: Console for the progress and the result.
 
     Raises:
-        BadRequestError: The prior is not a masked one, or an image or the mask cannot be read.
+        BadRequestError: The prior is not a masked one, the mask cannot be read or has no white pixel, or no image can
+            be read.
     """
     weights = runs.find_weights(request.prior, "prior")
     console.log(f"prior: {weights}")
@@ -98,14 +100,26 @@ def fill(request: FillRequest, console: Console) -> None:
     files = (_filling_path(request, name, number) for name in names for number in range(request.samples))
     read = [] if request.picture is None else [request.picture]
     protect_source(images, [request.out], files, pictures=pictures, also_read=read)
+    skipped: list[str] = []
+    filled: list[int] = []
     with console.progress(len(images), "filling", "images") as progress:
-        for index, original in _crop_images(images, model):
-            for number, image in enumerate(_fill_image(model, original, painted, request, index)):
-                atomic_write(_filling_path(request, names[index], number), encode_png(pixels.to_image(image)))
+        for index, original in _crop_images(images, model, skipped):
             progress.advance()
-    result: dict[str, object] = {"path": str(request.out), "images": len(images), "fillings": request.samples}
+            paths = [_filling_path(request, names[index], number) for number in range(request.samples)]
+            if any(is_too_long(str(path.relative_to(request.out))) for path in paths):
+                skipped.append(f"{images.names[index]} (its name is too long)")
+                continue
+            for path, image in zip(paths, _fill_image(model, original, painted, request, index), strict=True):
+                atomic_write(path, encode_png(pixels.to_image(image)))
+            filled.append(index)
+    if skipped:
+        console.warn(skipped_warning(skipped))
+    if not filled:
+        raise BadRequestError(f"no usable image in {request.source}: {skipped[0]}")
+    result: dict[str, object] = {"path": str(request.out), "images": len(filled)}
+    result |= {"skipped": len(skipped), "fillings": request.samples}
     if request.figure is not None:
-        _save_figure(request.figure, request, model, images)
+        _save_figure(request.figure, request, model, images.take(filled))
         result["figure"] = str(request.figure)
     console.result(result, str(request.out))
 
@@ -168,13 +182,21 @@ def _sample_settings(model: Prior, request: FillRequest) -> SampleSettings:
     return settings if request.steps is None else settings.model_copy(update={"steps": request.steps})
 
 
-def _crop_images(images: Source, model: Prior) -> Iterator[tuple[int, Tensor]]:
-    """Yield the index of each image, and its pixels [3, H, W] uint8, cropped to the prior's size."""
+def _crop_images(images: Source, model: Prior, skipped: list[str]) -> Iterator[tuple[int, Tensor]]:
+    """Yield the index of each image, and its pixels [3, H, W] uint8, cropped to the prior's size.
+
+    Args:
+        images: The images.
+        model: Masked prior with its tokenizer.
+        skipped: List to which the name and the error of each image are appended that cannot be read.
+    """
     for index, name in enumerate(images.names):
         try:
-            yield index, _read_cropped(images.read(index), model)
+            image = _read_cropped(images.read(index), model)
         except BadImageError as error:
-            raise BadRequestError(f"{name} in {images.location} cannot be read: {error}") from None
+            skipped.append(f"{name} ({error})")
+        else:
+            yield index, image
 
 
 def _read_cropped(data: bytes, model: Prior) -> Tensor:
@@ -186,13 +208,23 @@ def _read_cropped(data: bytes, model: Prior) -> Tensor:
 
 
 def _read_mask(path: Path, model: Prior) -> Tensor:
-    """Return which pixels [1, H, W] bool are white in a mask."""
+    """Return which pixels [1, H, W] bool are white in a mask.
+
+    Raises:
+        BadRequestError: It cannot be read, or has no white pixel.
+    """
     try:
-        return _read_cropped(path.read_bytes(), model).float().mean(0, keepdim=True) >= _WHITE
+        white = _read_cropped(path.read_bytes(), model).float().mean(0, keepdim=True) >= _WHITE
     except OSError as error:
         raise BadRequestError(f"--mask {path} cannot be read: {error.strerror}") from None
     except BadImageError as error:
         raise BadRequestError(f"--mask {path} is not a picture: {error}") from None
+    if not white.any():
+        raise BadRequestError(
+            f"--mask {path} has no white pixel, so that nothing would be filled in",
+            "Paint white what is to be filled in, and the rest black.",
+        )
+    return white
 
 
 def _codes_under(painted: Tensor, model: Prior) -> Tensor:
@@ -207,7 +239,7 @@ def _save_figure(path: Path, request: FillRequest, model: Prior, images: Source)
     shape = model.transformer.shape
     methods = [(_TOP1, 1), (_sample_settings(model, request), 1 if request.top1 else request.samples)]
     grid: list[Tensor] = []
-    for index, original in _crop_images(examples, model):
+    for index, original in _crop_images(examples, model, []):
         columns = []
         for ratio in FIGURE_RATIOS:
             hidden = ratio_mask(ratio, [request.seed + index], shape)

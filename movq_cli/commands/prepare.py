@@ -14,7 +14,8 @@ from movq_cli.commands.prepare_again import check_source, describe_differences
 from movq_cli.commands.prepare_plan import DEFAULT_MAX_SIDE, Plan, Preprocessing, cut_into_shards
 from movq_cli.commands.workers import results
 from movq_cli.console import Console
-from movq_cli.data.images import FILTER
+from movq_cli.data.images import BadImageError, deep_maximum
+from movq_cli.data.pixels import evenly_spaced
 from movq_cli.data.shards import (
     MANIFEST,
     PLAN,
@@ -35,6 +36,7 @@ from movq_cli.sources.open import open_source
 from movq_cli.sources.outputs import mark_output
 from movq_cli.sources.source import Source
 from movq_cli.sources.splits import split_images
+from movq_cli.text_encoding import storable_text
 
 _REASONS_SHOWN = 3
 
@@ -179,6 +181,8 @@ def _make_plan(request: PrepareRequest, console: Console) -> Plan:
         source = replace(source, labels=None, classes=(), label_warnings=())
     for warning in (*source.warnings, *source.label_warnings):
         console.warn(warning)
+    if request.preprocessing.white is None:
+        _warn_of_dark_images(source, console)
     duplicates = _find_duplicates(source, request.workers, console) if request.drop_duplicates else None
 
     def is_usable(index: int) -> bool:
@@ -187,6 +191,27 @@ def _make_plan(request: PrepareRequest, console: Console) -> Plan:
     splits = split_images(source, request.val, request.val_list, is_usable)
     is_shared = request.shard is not None
     return Plan(source, request.out, request.preprocessing, cut_into_shards(splits), duplicates, is_shared)
+
+
+def _warn_of_dark_images(source: Source, console: Console) -> None:
+    """Warn if gray images of 16 bits hold values of fewer bits, as cameras and scanners of 12 bits write them."""
+    largest = 0
+    for index in evenly_spaced(len(source), _EXAMINED):
+        with suppress(BadImageError):
+            largest = max(largest, deep_maximum(source.read(index)) or 0)
+    bits = largest.bit_length()
+    if 0 < bits < _FEWER_BITS:
+        console.warn(
+            f"the gray images of 16 bits have values of up to {largest} only, so that they become dark: white is "
+            f"65535. If these are {bits} bits, pass --white {2**bits - 1}"
+        )
+
+
+_EXAMINED = 8
+"""Number of images in which the largest value is looked for."""
+
+_FEWER_BITS = 15
+"""Bits of a value; with fewer of them the brightest image is darker than a fourth of white."""
 
 
 def _report_missing(plan: Plan, missing: int, console: Console) -> None:
@@ -211,7 +236,7 @@ def _announce(plan: Plan, console: Console) -> None:
     cropping = "central square" if preprocessing.square else "uncropped"
     if isinstance(size, tuple):
         resizing, cropping = "resized to cover the crop", f"central crop of height {size[0]} and width {size[1]}"
-    console.log(f"images: {resizing}, {cropping}, filter {FILTER}")
+    console.log(f"images: {resizing}, {cropping}, filter {preprocessing.filter}")
 
 
 def _check_plan(plan: Plan) -> None:
@@ -298,8 +323,7 @@ def _manifest(
 ) -> DatasetManifest:
     sides = [side for report in reports.values() for side in report.sides or ()]
     return DatasetManifest(
-        source=plan.source.location,
-        filter=FILTER,
+        source=storable_text(plan.source.location),
         counts=counts,
         shards={split: sum(shard.split == split for shard in plan.shards) for split in SPLITS},
         classes=plan.source.classes,

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from movq_cli.data import png
+from movq_cli.data.filters import FILTER
 from movq_cli.data.images import (
-    FILTER,
     MAX_PIXELS,
     BadImageError,
     center_crop,
@@ -63,6 +63,10 @@ class Preprocessing:
     """Compression of the stored PNG files."""
     max_pixels: int = MAX_PIXELS
     """Largest number of pixels of a source image; larger ones are rejected."""
+    filter: str = FILTER
+    """Filter with which images are resized, one of `filters.FILTERS`."""
+    white: int | None = None
+    """Value of white in gray images of 16 bits; larger values are white too. None = 65535."""
 
     def apply(self, data: bytes) -> Image.Image:
         """Decode, resize and crop an image file.
@@ -70,16 +74,23 @@ class Preprocessing:
         Raises:
             BadImageError: The image cannot be used; the text says why.
         """
-        image = decode(data, background=self.background, orientation=self.orientation, max_pixels=self.max_pixels)
+        image = decode(
+            data,
+            background=self.background,
+            orientation=self.orientation,
+            max_pixels=self.max_pixels,
+            white=self.white,
+        )
         size = self.size or min(DEFAULT_MAX_SIDE, *image.size)
-        image = resize_to_cover(image, size, upscale=self.upscale)
+        image = resize_to_cover(image, size, upscale=self.upscale, filter_name=self.filter)
         image = center_crop(image, size) if self.square or isinstance(size, tuple) else image
         check_stored_size(*image.size)
         return image
 
     def as_settings(self) -> dict[str, Any]:
-        """Return the settings by name; without the limit of pixels unless it is changed, as in plans without it."""
-        return {name: value for name, value in asdict(self).items() if name != "max_pixels" or value != MAX_PIXELS}
+        """Return the settings by name; without those of later versions unless they are changed."""
+        later = {"max_pixels": MAX_PIXELS, "white": None}
+        return {name: value for name, value in asdict(self).items() if name not in later or value != later[name]}
 
     def accepts(self, source: Source, index: int) -> bool:
         """Return whether an image of a source can be used."""
@@ -157,7 +168,7 @@ class Plan:
         settings = {
             "format": 1,
             "source": str(path.resolve()) if path.exists() else self.source.location,
-            "filter": FILTER,
+            "filter": FILTER,  # in this place, so that plans of earlier versions stay the same
             **self.preprocessing.as_settings(),
             "drop_duplicates": self.duplicates is not None,
         }

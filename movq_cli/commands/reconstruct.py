@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import io
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -22,7 +21,7 @@ from movq_cli.data.coding import ImageMemoryError, decode_batch, encode_batch, n
 from movq_cli.data.images import BadImageError, covering_crop, encode_png
 from movq_cli.data.shards import SplitName
 from movq_cli.digests import NO_DIGEST
-from movq_cli.errors import BadRequestError
+from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.evaluation import extractors, paired
 from movq_cli.evaluation.metrics import load_scorers
 from movq_cli.files import atomic_write
@@ -31,10 +30,11 @@ from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.paths import is_too_long
 from movq_cli.settings import TokenizerSettings
 from movq_cli.sources import stream
+from movq_cli.sources.labels import is_image
 from movq_cli.sources.open import open_source
 from movq_cli.sources.original_names import original_names
 from movq_cli.sources.output_mark import is_output_inside
-from movq_cli.sources.outputs import protect_source
+from movq_cli.sources.outputs import mark_output, protect_source
 from movq_cli.sources.source import Source
 
 _GRID_COLUMNS = 16
@@ -71,6 +71,8 @@ class ReconstructRequest:
     """Folder of LPIPS's weights; None = the folder of torch.hub."""
     device_name: str | None
     """Name of the device; None = CUDA if it is available, else the CPU."""
+    requires_batches: bool = False
+    """Whether it is an error that code maps are decoded one by one, because the user has named a batch size."""
 
 
 def reconstruct(request: ReconstructRequest, console: Console) -> None:
@@ -82,6 +84,7 @@ def reconstruct(request: ReconstructRequest, console: Console) -> None:
 
     Raises:
         BadRequestError: There is no usable image, or a file is not a code map of this tokenizer.
+        FailureError: The memory does not suffice for some of the images; the others are written.
     """
     folder = Path(request.source)
     maps = find_maps(folder)
@@ -108,6 +111,7 @@ def _refuse_options_of_images(request: ReconstructRequest) -> None:
         BadRequestError: One of them is given.
     """
     options = {
+        "--batch-size": request.requires_batches,
         "--split": request.split,
         "--crop": request.crop,
         "--grid": request.grid,
@@ -136,21 +140,22 @@ def _reconstruct_images(
     unreadable = [
         f"{images.names[index]} (its name is too long)" for index, name in enumerate(names) if is_too_long(name)
     ]
+    too_large: list[str] = []
     pairs: dict[int, Tensor] = dict.fromkeys(pixels.evenly_spaced(len(images), _GRID_COLUMNS), torch.empty(0))
     with console.progress(len(images), "reconstructing", "images") as progress:
         for indices, originals in stream.same_size_batches(
             _decode_readable(images, fitting, request.crop, unreadable, progress), request.batch_size
         ):
-            for part in _parts_in_memory(model, images, indices, originals, metrics, device, unreadable):
+            for part in _parts_in_memory(model, images, indices, originals, metrics, device, too_large):
                 for key, new in part.values.items():
                     values[key] += new
                 _write_batch([names[index] for index in part.indices], part.outputs, part.codes, request)
                 for index, *pair in zip(part.indices, part.originals, part.outputs, strict=True):
                     if index in pairs:
                         pairs[index] = torch.stack(pair)
+    unreadable += too_large
     if unreadable:
-        more = " ..." if len(unreadable) > _NAMED_UNREADABLE else ""
-        console.warn(f"{len(unreadable)} images were skipped: {'; '.join(unreadable[:_NAMED_UNREADABLE])}{more}")
+        console.warn(skipped_warning(unreadable))
     if len(unreadable) == len(images):
         raise BadRequestError(f"no usable image in {request.source}: {unreadable[0]}")
     result: dict[str, object] = {"path": str(request.out), "images": len(images) - len(unreadable)}
@@ -164,6 +169,18 @@ def _reconstruct_images(
         result[metric.key] = paired.finite_mean(torch.tensor(values[metric.key], dtype=torch.float64))
         console.log(f"{metric.key}: {result[metric.key]} ({metric.variant}; {len(values[metric.key])} images)")
     console.result(result, str(request.out))
+    if too_large:
+        raise FailureError(
+            f"{len(too_large)} of {len(images)} images were left out, because the memory does not suffice for them: "
+            f"{', '.join(too_large[:_NAMED_UNREADABLE])}",
+            "Reconstruct them with --crop, or resize them.",
+        )
+
+
+def skipped_warning(images: Sequence[str]) -> str:
+    """Return the sentence about images that were left out; each is given with its reason."""
+    more = " ..." if len(images) > _NAMED_UNREADABLE else ""
+    return f"{len(images)} images were skipped: {'; '.join(images[:_NAMED_UNREADABLE])}{more}"
 
 
 class _Part(NamedTuple):
@@ -184,7 +201,7 @@ def _parts_in_memory(
     originals: Tensor,
     metrics: Sequence[paired.PairScorer],
     device: torch.device,
-    unreadable: list[str],
+    too_large: list[str],
 ) -> Iterator[_Part]:
     """Yield the reconstructions of a batch: at once, or one by one if the memory does not suffice for all.
 
@@ -195,7 +212,7 @@ def _parts_in_memory(
         originals: Images [B, 3, H, W] uint8 on the CPU.
         metrics: Metrics to compute.
         device: Device of the tokenizer.
-        unreadable: List to which an image is appended for which the memory does not suffice.
+        too_large: List to which an image is appended for which the memory does not suffice.
     """
     names = [images.names[index] for index in indices.tolist()]
     try:
@@ -203,12 +220,12 @@ def _parts_in_memory(
         return
     except ImageMemoryError as error:
         if len(indices) == 1:
-            unreadable.append(error.message)
+            too_large.append(error.message)
             return
     if device.type == "cuda":
         torch.cuda.empty_cache()
     for index, original in zip(indices.split(1), originals.split(1), strict=True):
-        yield from _parts_in_memory(model, images, index, original, metrics, device, unreadable)
+        yield from _parts_in_memory(model, images, index, original, metrics, device, too_large)
 
 
 def _reconstruct_part(
@@ -234,14 +251,29 @@ def _reconstruct_part(
 
 
 def find_maps(folder: Path) -> list[Path]:
-    """Return the code maps in a folder, sorted, without those that a command has written from images in this folder."""
+    """Return the code maps in a folder, sorted, without those that a command has written from images in this folder.
+
+    A folder that also holds images is one of images: then there are none.
+    """
     if not folder.is_dir():
         return []
+    found = _without_outputs(folder, sorted(folder.rglob("*.npy")))
+    return [] if found and _has_other_images(folder, found) else found
+
+
+def _has_other_images(folder: Path, maps: Sequence[Path]) -> bool:
+    """Return whether a folder holds images that are not the decoded images of code maps."""
+    decoded = {path.with_suffix("") for path in maps}
+    images = [path for path in folder.rglob("*") if is_image(path.name) and path.with_suffix("") not in decoded]
+    return len(_without_outputs(folder, images)) > 0
+
+
+def _without_outputs(folder: Path, paths: Sequence[Path]) -> list[Path]:
+    """Return the files in a folder without those in hidden folders and in folders that a command has written."""
     root = folder.resolve()
-    found = sorted(folder.rglob("*.npy"))
-    outputs = {parent for path in found for parent in path.parents if parent != folder and folder in parent.parents}
-    left_out = [parent for parent in outputs if is_output_inside(parent, root)]
-    return [path for path in found if not any(parent in path.parents for parent in left_out)]
+    parents = {parent for path in paths for parent in path.parents if parent != folder and folder in parent.parents}
+    left_out = {parent for parent in parents if parent.name.startswith(".") or is_output_inside(parent, root)}
+    return [path for path in paths if left_out.isdisjoint(path.parents) and not path.name.startswith(".")]
 
 
 def _output_names(images: Source, request: ReconstructRequest) -> list[str]:
@@ -296,6 +328,7 @@ def decode_maps(model: Tokenizer, folder: Path, maps: Sequence[Path], out: Path,
         BadRequestError: A file is not a code map of this tokenizer.
     """
     device = model.device
+    mark_output(out, str(folder))
     with console.progress(len(maps), "decoding", "code maps") as progress:
         for path in maps:
             codes = torch.from_numpy(read_map(path, model.settings).astype(np.int64))[None].to(device)
@@ -353,11 +386,9 @@ def _cropped(image: Tensor, crop: Resolution) -> Tensor:
     return pixels.from_array(np.asarray(covering_crop(pixels.to_image(image), crop)))
 
 
-def output_names(names: tuple[str, ...]) -> list[str]:
+def output_names(names: Sequence[str]) -> list[str]:
     """Return a PNG file name for each image: `.png` replaces the suffix, or is appended if two names would be equal."""
-    plain = [str(PurePosixPath(name).with_suffix(".png")) for name in names]
-    counts = Counter(plain)
-    return [f"{name}.png" if counts[short] > 1 else short for name, short in zip(names, plain, strict=True)]
+    return [f"{name}.png" for name in paired.short_names(names)]
 
 
 def _save_pairs(path: Path, pairs: list[Tensor]) -> None:

@@ -94,6 +94,7 @@ def sample(request: SampleRequest, *, arguments: Sequence[str], console: Console
         console.log(f"prior: {weights}")
         prior = _load_prior(weights, request, device)
         settings = _merge_settings(prior, request.settings)
+        _warn_of_guidance(settings, weights, console)
         class_ids = prior.class_ids(request.classes)
         target = SampleFiles(request.out, _manifest(prior, settings, sha256(weights), request, class_ids))
         images = {"the number of images": request.n, "the classes of the images": class_ids}
@@ -147,6 +148,21 @@ def _merge_settings(prior: Prior, values: Mapping[str, Any]) -> SampleSettings:
     if settings.guidance > 0 and not prior.classes:
         raise BadRequestError("guidance needs a class-conditional prior, and this one is unconditional")
     return settings
+
+
+def _warn_of_guidance(settings: SampleSettings, weights: Path, console: Console) -> None:
+    """Warn of guidance if the run folder of the weights says that no image was trained without its class."""
+    if not settings.guidance:
+        return
+    try:
+        trained = runs.Run(weights.parent, "prior").read().settings.train_prior
+    except BadRequestError:  # The weights alone are enough to sample.
+        return
+    if trained.label_dropout == 0:
+        console.warn(
+            "this prior was trained without label dropout, so guidance has no useful effect: sample with --guidance 0, "
+            "or train a prior with -o train_prior.label_dropout=0.1"
+        )
 
 
 def _manifest(

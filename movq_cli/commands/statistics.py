@@ -10,7 +10,7 @@ from movq_cli.evaluation import cautions, extractors, feature_cache, pretrained,
 from movq_cli.evaluation.metrics import FID
 from movq_cli.evaluation.processes import Process, run_on_ranks
 from movq_cli.evaluation.request import EvaluationRequest
-from movq_cli.evaluation.sides import open_images, require_split
+from movq_cli.evaluation.sides import open_images, require_effect
 from movq_cli.paths import expand_path
 from movq_cli.sources.outputs import refuse_replaced
 
@@ -39,7 +39,7 @@ def _write_statistics(
     path: Path, location: str, request: EvaluationRequest, process: Process, console: Console
 ) -> None:
     images = open_images("real", location, request, console)
-    require_split([images], request)
+    require_effect([images], request)
     FID.require_images(len(images))
     refuse_replaced([path], [Path(location)])
     network = extractors.load_extractor(references.NETWORK, request.weights, process.device)

@@ -15,6 +15,7 @@ from movq_cli.commands.training_plan import Plan
 from movq_cli.console import Console
 from movq_cli.data import code_cache, loader
 from movq_cli.data.shards import PreparedSet, SplitName
+from movq_cli.devices import WithoutInitialization
 from movq_cli.errors import BadRequestError
 from movq_cli.evaluation.fid_evaluator import FIDEvaluator
 from movq_cli.files import link_or_copy, sha256
@@ -71,7 +72,7 @@ def plan(settings: Preset, images: PreparedSet | None, device: torch.device, pro
     train, shape = settings.train_prior, settings.vq.code_shape
     count = None if images is None else images.manifest.counts["train"]
     views = None if count is None else count * settings.views.count
-    with torch.device("meta"):
+    with torch.device("meta"), WithoutInitialization():
         model = priors.build(settings.prior, shape)
     return {
         "parameters": training_plan.parameters(model),

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -158,7 +158,7 @@ def run_training(
             warn_of_late_discriminator(planned, console)
             context = TrainContext(request, settings, hours, images, run, device, ranks, planned, console)
             stage, manifest = set_up(context)
-            train(stage, run, manifest, console, planned)
+            train(stage, run, manifest, console, planned, request.arguments, images.manifest.counts)
 
 
 def _dry_run(
@@ -330,15 +330,45 @@ def origin_of(text: str, kind: Kind) -> tuple[Run, int | None]:
     return run, int(step) if step else None
 
 
-def train(stage: Stage, run: Run, manifest: RunManifest, console: Console, plan: Plan) -> None:
+def train(
+    stage: Stage,
+    run: Run,
+    manifest: RunManifest,
+    console: Console,
+    plan: Plan,
+    arguments: Sequence[str],
+    counts: Mapping[SplitName, int],
+) -> None:
     """Train a stage to its end unless its run is finished, and print the run folder as the result."""
     metrics: Metrics = {}
     # A run that has lost its weights gets them back from its checkpoint.
     if manifest.status == "finished" and stage.ranks.from_first(run.weights.is_file):
         console.log(f"{run.folder} is finished already (step {manifest.step}); nothing to do")
     else:
-        metrics = loop.train(stage, run, manifest, console, tflop_per_step=plan["tflop_per_step"])
+        metrics = loop.train(
+            stage,
+            run,
+            manifest,
+            console,
+            tflop_per_step=plan["tflop_per_step"],
+            session=_session(stage, plan, arguments, counts),
+        )
     console.result({"run": str(run.folder), "step": manifest.steps, **metrics}, str(run.folder))
+
+
+def _session(stage: Stage, plan: Plan, arguments: Sequence[str], counts: Mapping[SplitName, int]) -> dict[str, Any]:
+    """Return what the log records of the process that trains."""
+    return {
+        "command": ["movq", *arguments],
+        "device": devices.describe(stage.device),
+        "ranks": stage.ranks.world_size,
+        "torch": torch.__version__,
+        "version": __version__,
+        "parameters": plan["parameters"],
+        "images": dict(counts),
+        "steps_per_epoch": plan["steps_per_epoch"],
+        "discriminator_start": plan.get("discriminator_start") if plan.get("discriminator") else None,
+    }
 
 
 def fid_evaluator(context: TrainContext, train: TrainSettings, split: SplitName, limit: int) -> FIDEvaluator | None:
@@ -353,7 +383,7 @@ def fid_evaluator(context: TrainContext, train: TrainSettings, split: SplitName,
 
     Raises:
         BadRequestError: Inception's weights are missing, or there are several machines that do not share the run
-            folder, in which the features are stored.
+            folder, in which the features are then stored.
     """
     if train.evaluate_every == 0:
         return None
@@ -362,7 +392,8 @@ def fid_evaluator(context: TrainContext, train: TrainSettings, split: SplitName,
         if context.ranks.any(is_missing):
             return None
     settings, console = context.settings, context.console
-    features = context.run.folder / "features"
+    # The runs of one machine share the features; several machines share nothing but the run folder.
+    features = files.cache_folder() if context.ranks.is_one_machine else context.run.folder / "features"
     agreement.require_shared(context.ranks, features)
     real = ImageSet("real", str(settings.data.path), split, crop=settings.vq.image_size, limit=limit, console=console)
     return FIDEvaluator.of(real, features, context.request.weights, context.device, context.ranks, console)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,35 @@ import numpy as np
 from numpy.typing import NDArray
 
 from movq_cli import digests
-from movq_cli.console import Progress
+from movq_cli.console import Console, Progress
 from movq_cli.errors import BadRequestError
-from movq_cli.files import atomic_file
+from movq_cli.files import atomic_file, locked
 from movq_cli.ranks import Ranks
 
 Arrays = Mapping[str, NDArray[np.generic]]
 """The results for the items of a block, by name. Every array has the same number of rows per item."""
+
+
+def locked_in_turn(folder: Path, command: str, ranks: Ranks, console: Console) -> AbstractContextManager[None]:
+    """Return a context in which rank 0 has locked the folder of shared work; it waits for the command that has done so.
+
+    The other ranks do not wait here: they must call a long barrier next. The work may be complete afterwards.
+
+    Args:
+        folder: Folder of the work.
+        command: Name of the command that locks the folder.
+        ranks: Ranks that share the work.
+        console: Console for the line that says for whom this command waits.
+    """
+    reported: set[str] = set()
+
+    def report_once(other: str) -> None:
+        ranks.check_launcher()
+        if not reported:
+            console.warn(f"waiting for {other}, which is at work in {folder}; then its result is used")
+        reported.add(other)
+
+    return locked(folder, command, while_waiting=report_once) if ranks.is_first else nullcontext()
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -26,11 +26,11 @@ from pydantic import Field
 from movq_cli import digests
 from movq_cli.console import Console, Progress
 from movq_cli.data import loader, pixels
-from movq_cli.data.blocks import Arrays, Blocks
+from movq_cli.data.blocks import Arrays, Blocks, locked_in_turn
 from movq_cli.data.shards import Split
 from movq_cli.digests import Header
 from movq_cli.errors import BadRequestError
-from movq_cli.files import atomic_file, locked
+from movq_cli.files import atomic_file
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.settings import DataSettings, ViewSettings
@@ -146,7 +146,7 @@ def load_or_encode(
         console: Console that shows the progress.
 
     Raises:
-        BadRequestError: Another command is making this cache, or it is damaged.
+        BadRequestError: The cache is damaged.
     """
     header = CodeCacheHeader(
         tokenizer=tokenizer,
@@ -157,8 +157,7 @@ def load_or_encode(
         classes=tuple(split.classes),
     )
     folder = folder / _folder_name(header)
-    ranks.from_first(lambda: _remove_codes_of_another_tokenizer(folder, header, console))
-    if not ranks.from_first((folder / HEADER).is_file):
+    if not ranks.from_first(lambda: _is_complete(folder, header)):
         images = loader.Views(split, model.settings.image_size, views)
         _make(folder, header, model, images, loading, batch_size, device, ranks, console)
     elif ranks.is_first:
@@ -167,27 +166,35 @@ def load_or_encode(
     return open_cache(folder, header, checked=not ranks.is_first)
 
 
+def _is_complete(folder: Path, expected: CodeCacheHeader) -> bool:
+    """Return whether the codes of this tokenizer are there.
+
+    Raises:
+        BadRequestError: The header is damaged.
+    """
+    return (folder / HEADER).is_file() and _read_header(folder, folder / HEADER).tokenizer == expected.tokenizer
+
+
 def _remove_codes_of_another_tokenizer(folder: Path, expected: CodeCacheHeader, console: Console) -> None:
     """Remove a cache, complete or in progress, that another tokenizer has made, because it is made again.
 
     Raises:
-        BadRequestError: The header is damaged, another command is making the cache, or it cannot be removed.
+        BadRequestError: The header is damaged, or the cache cannot be removed.
     """
     headers = [folder / name for name in (HEADER, _IN_PROGRESS) if (folder / name).is_file()]
     if all(_read_header(folder, file).tokenizer == expected.tokenizer for file in headers):
         return
-    with locked(folder, "movq train-prior"):
-        console.warn(f"the codes in {folder} were made by another tokenizer; they are made again")
-        try:
-            for name in (HEADER, _CODES, _LABELS, _IN_PROGRESS):  # The header goes first: without it none is complete.
-                (folder / name).unlink(missing_ok=True)
-            if (folder / _BLOCKS).exists():
-                shutil.rmtree(folder / _BLOCKS)
-        except OSError as error:
-            raise BadRequestError(
-                f"the codes in {folder} were made by another tokenizer, and cannot be removed ({error.strerror})",
-                "Name another folder with --codes.",
-            ) from None
+    console.warn(f"the codes in {folder} were made by another tokenizer; they are made again")
+    try:
+        for name in (HEADER, _CODES, _LABELS, _IN_PROGRESS):  # The header goes first: without it none is complete.
+            (folder / name).unlink(missing_ok=True)
+        if (folder / _BLOCKS).exists():
+            shutil.rmtree(folder / _BLOCKS)
+    except OSError as error:
+        raise BadRequestError(
+            f"the codes in {folder} were made by another tokenizer, and cannot be removed ({error.strerror})",
+            "Name another folder with --codes.",
+        ) from None
 
 
 def _folder_name(header: CodeCacheHeader) -> str:
@@ -207,10 +214,16 @@ def _make(
     ranks: Ranks,
     console: Console,
 ) -> None:
-    """Encode the missing blocks, all ranks together, and complete the cache."""
+    """Encode the missing blocks, all ranks together, and complete the cache.
+
+    If another command is making the cache, it is waited for; nothing is left to do if it completes the cache.
+    """
     blocks = _blocks(folder, header)
-    with ranks.long_barrier() as barrier, locked(folder, "movq train-prior") if ranks.is_first else nullcontext():
-        missing = ranks.from_first(lambda: _begin(folder, header, blocks))
+    with ranks.long_barrier() as barrier, locked_in_turn(folder, "movq train-prior", ranks, console):
+        barrier()  # Without a timeout: rank 0 may have waited for hours.
+        missing = ranks.from_first(lambda: _begin(folder, header, blocks, console))
+        if missing is None:
+            return
         done = header.views - blocks.rows * sum(map(len, missing))
         with console.progress(header.views, f"encoding {header.split}", "image views", done) as progress:
             size = max(1, batch_size // blocks.rows)
@@ -223,8 +236,11 @@ def _make(
         barrier()
 
 
-def _begin(folder: Path, header: CodeCacheHeader, blocks: Blocks) -> list[range]:
-    """Write the description of the cache in progress, or check it, and return the missing blocks."""
+def _begin(folder: Path, header: CodeCacheHeader, blocks: Blocks, console: Console) -> list[range] | None:
+    """Write the description of the cache in progress, or check it, and return the missing blocks; None if complete."""
+    _remove_codes_of_another_tokenizer(folder, header, console)
+    if (folder / HEADER).is_file():
+        return None
     in_progress = folder / _IN_PROGRESS
     if in_progress.is_file():
         _check(folder, in_progress, header)

@@ -12,16 +12,14 @@ import math
 import re
 import warnings
 from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
-from movq_cli.data import png_chunks
+from movq_cli.data import filters, png_chunks
 from movq_cli.image_size import ImageSize, Resolution
-
-FILTER = "lanczos"
-"""The antialiasing filter of every resize; another filter changes FID by as much as one point."""
 
 TEXT_KEYWORD = "movq"
 """Keyword of the text that is stored in PNG files."""
@@ -85,6 +83,7 @@ def decode(
     background: tuple[int, int, int] = (255, 255, 255),
     orientation: bool = True,
     max_pixels: int = MAX_PIXELS,
+    white: int | None = None,
 ) -> Image.Image:
     """Decode an image file, or the first frame of an animation.
 
@@ -94,6 +93,7 @@ def decode(
         orientation: Whether the image is turned upright as its EXIF data says. (Pillow always
             does so for TIFF and AVIF, and its plugin for HEIC.)
         max_pixels: Largest number of pixels that is decoded.
+        white: Value of white in gray images of 16 bits; larger values are white too. None = 65535.
 
     Returns:
         An RGB image with 8 bits per channel, without metadata.
@@ -112,7 +112,7 @@ def decode(
             _check_size(*image.size, max_pixels)
             image.load()
             _check_size(*image.size, max_pixels)  # a frame can be larger than the canvas that the header declares
-            rgb = _to_rgb(image, background)
+            rgb = _to_rgb(image, background, white)
             turn = _exif_turn(image) if orientation else None
         except (BadImageError, MemoryError):
             raise  # too little memory is no property of the image: skipping it would make the set depend on the machine
@@ -151,6 +151,51 @@ def declared_pixels(data: bytes) -> int:
             return 0
 
 
+def is_jpeg(data: bytes) -> bool:
+    """Return whether the content of a file is a JPEG image, whatever its name says."""
+    return data.startswith(_JPEG_START)
+
+
+class Traits(NamedTuple):
+    """What makes several decodings of an image possible; 1 or 0 for an image, or the number of images of a set."""
+
+    transparent: int  # 1 if it has an alpha channel or a transparent color
+    turned: int  # 1 if its EXIF data says that it is not upright
+    deep: int  # 1 if it is a gray image with integers of more than 8 bits
+
+
+def read_traits(data: bytes) -> Traits:
+    """Return the traits of an image file from its header, without decoding it; none of them if it is no image.
+
+    Args:
+        data: Bytes of the file.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = _open(data)
+            turned = _exif_turn(image) is not None
+            return Traits(int(image.has_transparency_data), int(turned), int(image.mode.startswith("I")))
+        except Exception:  # Whatever is wrong with it, decoding it finds the same.
+            return Traits(0, 0, 0)
+
+
+def deep_maximum(data: bytes) -> int | None:
+    """Return the largest value of a gray image with integers of more than 8 bits; None for every other file.
+
+    Args:
+        data: Bytes of the file.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            image = _open(data)
+            _check_size(*image.size, MAX_PIXELS)
+            return int(np.asarray(image).max()) if image.mode.startswith("I") else None
+        except Exception:  # Whatever is wrong with it, decoding it finds the same.
+            return None
+
+
 def check_stored_size(width: int, height: int) -> None:
     """Refuse an image that is too large to be stored: those who read it apply the usual limit.
 
@@ -161,7 +206,9 @@ def check_stored_size(width: int, height: int) -> None:
         raise BadImageError(f"{width} x {height} pixels is more than {MAX_PIXELS}, the limit of a resized image")
 
 
-def resize_to_cover(image: Image.Image, resolution: Resolution, *, upscale: bool) -> Image.Image:
+def resize_to_cover(
+    image: Image.Image, resolution: Resolution, *, upscale: bool, filter_name: str = filters.FILTER
+) -> Image.Image:
     """Resize an image to the smallest size from which a crop can be cut; its aspect ratio stays, up to rounding.
 
     For a square, this is the size whose short side is the side of the square.
@@ -170,6 +217,7 @@ def resize_to_cover(image: Image.Image, resolution: Resolution, *, upscale: bool
         image: RGB image.
         resolution: Size of the crop.
         upscale: Whether a smaller image is enlarged; otherwise it is an error.
+        filter_name: Name of the filter, one of `filters.FILTERS`.
 
     Returns:
         The resized image; the same object if it already has that size.
@@ -188,7 +236,7 @@ def resize_to_cover(image: Image.Image, resolution: Resolution, *, upscale: bool
     if (width, height) == image.size:
         return image
     check_stored_size(width, height)
-    return image.resize((width, height), Image.Resampling[FILTER.upper()])
+    return filters.resize(image, width, height, filter_name)
 
 
 def covering_size(stored: ImageSize, crop: ImageSize) -> ImageSize:
@@ -287,9 +335,9 @@ def _too_many(subject: str, max_pixels: int) -> str:
     return f"{subject} is more than {max_pixels}, the limit that `movq prepare --max-pixels` raises"
 
 
-def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+def _to_rgb(image: Image.Image, background: tuple[int, int, int], white: int | None) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
-        image = _to_8_bits(image)
+        image = _to_8_bits(image, white)
     if image.has_transparency_data:
         below = Image.new("RGBA", image.size, (*background, 255))
         image = Image.alpha_composite(below, image.convert("RGBA"))
@@ -298,11 +346,12 @@ def _to_rgb(image: Image.Image, background: tuple[int, int, int]) -> Image.Image
     return rgb
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
+def _to_8_bits(image: Image.Image, white: int | None) -> Image.Image:
     """Scale gray values of more than 8 bits; Pillow's own conversion would clip all values above 255 to white."""
     values = np.asarray(image)
-    scaled = np.rint(values.astype(np.float32) * (255.0 / _value_range(image.mode, values)))
-    gray = Image.fromarray(scaled.astype(np.uint8))
+    largest = _value_range(image.mode, values) if white is None or image.mode == "F" else float(white)
+    scaled = np.rint(values.astype(np.float32) * (255.0 / largest))
+    gray = Image.fromarray(scaled.clip(0, 255).astype(np.uint8))
     transparent = image.info.get("transparency")
     if transparent is not None:
         gray.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))

@@ -8,7 +8,6 @@ in a container; and a process can be killed.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import count
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor
 
+from movq_cli.cores import allowed_cores
 from movq_cli.data import views
 from movq_cli.data.prefetch import map_ahead
 from movq_cli.data.sampler import EpochOrder
@@ -234,7 +234,7 @@ def worker_count(workers: int, device: torch.device, ranks: Ranks) -> int:
     if workers >= 0:
         return workers
     # On the CPU the model uses all cores.
-    return max(1, (os.cpu_count() or 2) // ranks.local_world_size - 1) if device.type == "cuda" else 0
+    return max(1, allowed_cores() // ranks.local_world_size - 1) if device.type == "cuda" else 0
 
 
 def check_size(images: PreparedSet, settings: TokenizerSettings) -> None:

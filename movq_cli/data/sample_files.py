@@ -18,9 +18,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from typing_extensions import TypedDict  # Pydantic needs this one before Python 3.12.
 
 from movq_cli import digests
 from movq_cli.console import Console, Progress
+from movq_cli.cores import allowed_cores
 from movq_cli.data import png
 from movq_cli.data.images import BadImageError, decode, encode_png
 from movq_cli.data.prefetch import map_ahead
@@ -35,7 +37,11 @@ _FILE_SUFFIXES = (".zip", ".npz")
 FOLDER_REMEDY = "Run `movq sample` again with the same options: it draws the missing and damaged images."
 """Sentence for errors: which command draws the damaged images in a folder of samples again."""
 
-_DECODERS = min(8, os.cpu_count() or 1)
+_DECODERS = min(8, allowed_cores())
+
+
+SampleImage = TypedDict("SampleImage", {"file": str, "seed": int, "class": str | None})
+"""An image in the manifest of a set of samples."""
 
 
 class SampleManifest(Header):
@@ -48,7 +54,7 @@ class SampleManifest(Header):
     """Everything that decides the images, except their seeds and classes."""
     made_with: dict[str, str]
     """Versions of the software and type of the device. They may change when a set is resumed."""
-    images: list[dict[str, Any]]
+    images: list[SampleImage]
     """File, seed and class of each image."""
 
     def text_of(self, index: int) -> str:

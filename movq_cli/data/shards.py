@@ -100,6 +100,7 @@ class DatasetManifest(Header):
     orientation: bool
     compression: png.Compression = "zlib"
     max_pixels: int = MAX_PIXELS  # largest number of pixels of a source image
+    white: int | None = None  # value of white in gray images of 16 bits; None = 65535
     drop_duplicates: bool = False
     counts: dict[SplitName, int]  # number of images
     shards: dict[SplitName, int]  # number of shards

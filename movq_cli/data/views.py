@@ -20,16 +20,36 @@ def of_image(image: NDArray[np.uint8], resolution: Resolution, settings: ViewSet
         settings: Settings of the views.
 
     Returns:
-        Views [V, 3, H, W] uint8: for each scale the four corners, row by row, and the centre; without scales the
-        centre crop only. With `mirror`, the mirror images of all these follow in the same order.
+        Views [V, 3, H, W] uint8: for each scale above 1 the four corners, row by row, and the centre; for scale 1
+        the crops of the smallest size that covers a crop, at its start, centre and end; without scales the centre crop
+        only. With `mirror`, the mirror images of all these follow in the same order.
     """
     stored, size = Image.fromarray(image), ImageSize.of(resolution)
     if settings.scales:
-        crops = [crop for scale in settings.scales for crop in _five_crops(stored, size, scale)]
+        crops = [crop for scale in settings.scales for crop in _crops_at(scale, stored, size)]
     else:
         crops = [images.center_crop(stored, size)]
     plain = np.stack([np.asarray(crop).transpose(2, 0, 1) for crop in crops])
     return np.concatenate([plain, plain[..., ::-1]]) if settings.mirror else plain
+
+
+def _crops_at(scale: float, image: Image.Image, size: ImageSize) -> list[Image.Image]:
+    return _three_crops(image, size) if scale == 1 else _five_crops(image, size, scale)
+
+
+def _three_crops(image: Image.Image, size: ImageSize) -> list[Image.Image]:
+    """Return the crops at the start, the centre and the end of the longer side, between which VQGAN draws its crops.
+
+    The short side of the image becomes that of the crops. A square image has the same crop three times.
+
+    Args:
+        image: Stored image.
+        size: Size of the crops.
+    """
+    covering = images.resize_to_cover(image, size, upscale=True)
+    ends = [(0, 0), (covering.width - size.width, covering.height - size.height)]
+    first, last = (images.crop(covering, size, left, top) for left, top in ends)
+    return [first, images.center_crop(covering, size), last]
 
 
 def _five_crops(image: Image.Image, size: ImageSize, scale: float) -> list[Image.Image]:

@@ -20,7 +20,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import islice
@@ -35,12 +35,12 @@ from torch import Tensor
 
 from movq_cli import agreement, digests
 from movq_cli.console import Console, Progress, printable
-from movq_cli.data.blocks import Arrays, Blocks
+from movq_cli.data.blocks import Arrays, Blocks, locked_in_turn
 from movq_cli.digests import Header
 from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.evaluation.distributions import FeatureStatistics
 from movq_cli.evaluation.image_sets import ImageSet
-from movq_cli.files import atomic_file, is_writable, locked
+from movq_cli.files import atomic_file, is_writable
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.sources import stream
 
@@ -161,7 +161,7 @@ def cached_features(
         console: Console for progress.
 
     Raises:
-        BadRequestError: Another command is computing these features.
+        BadRequestError: A file of the cache is damaged.
         FailureError: The features cannot be written, or an image of a strict set is corrupt.
     """
     agreement.require_same(ranks, {f"the hash of the weights of {network.name}": network.digest})
@@ -170,15 +170,10 @@ def cached_features(
     folder = ranks.from_first(lambda: _writable_folder(cache, f"{network.name}-{key[:16]}", ranks, console))
     cache = folder.parent
     header = FeatureCacheHeader(images=len(images), extractor=network.name, key=key, of=printable(images.location))
-    if not ranks.from_first((folder / HEADER).is_file):
+    if not ranks.from_first(lambda: _is_complete(folder)):
         _compute(folder, header, images, network, batch_size, device, ranks, console)
         if ranks.is_first:
             _evict(cache, folder)
-    elif ranks.is_first:
-        check_features(folder)
-        with suppress(OSError):  # A cache that may only be read is read.
-            (folder / HEADER).touch()
-    ranks.wait()  # Until rank 0 has found the files intact.
     sizes = np.load(folder / _SIZES)
     images.add_sizes(sizes)
     # The cache does not store what is wrong with a corrupt image, so these are read again.
@@ -187,14 +182,28 @@ def cached_features(
     return Features(folder, np.flatnonzero(sizes[:, 0]))
 
 
+def _is_complete(folder: Path) -> bool:
+    """Return whether all features are there, intact; a complete set counts as used now.
+
+    Raises:
+        BadRequestError: A file is damaged.
+    """
+    if not (folder / HEADER).is_file():
+        return False
+    check_features(folder)
+    with suppress(OSError):  # A cache that may only be read is read.
+        (folder / HEADER).touch()
+    return True
+
+
 def _writable_folder(cache: Path, name: str, ranks: Ranks, console: Console) -> Path:
     """Return the folder of a set, which is in a temporary cache if it is to be computed and cannot be written."""
     folder = cache / name
     if (folder / HEADER).is_file() or is_writable(folder) or not ranks.is_one_machine:
         return folder
     console.warn(
-        f"the feature cache {cache} cannot be written, so that the features are computed again next time. Choose a "
-        "folder to which you may write with --cache."
+        f"the feature cache {cache} cannot be written, so that the features are computed again next time. To "
+        "choose a folder to which you may write, set XDG_CACHE_HOME, or give `movq evaluate` the option --cache."
     )
     temporary = Path(tempfile.mkdtemp(prefix="movq-features-"))
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
@@ -265,9 +274,15 @@ def _compute(
     ranks: Ranks,
     console: Console,
 ) -> None:
-    """Compute the blocks that an interrupted command has left out, on all ranks, and join all blocks to one table."""
+    """Compute the blocks that an interrupted command has left out, on all ranks, and join all blocks to one table.
+
+    If another command is computing them, it is waited for; nothing is left to do if it completes them.
+    """
     blocks = Blocks(folder / "blocks", len(images), _BLOCK_IMAGES)
-    with ranks.long_barrier() as barrier, locked(folder, "movq evaluate") if ranks.is_first else nullcontext():
+    with ranks.long_barrier() as barrier, locked_in_turn(folder, "movq evaluate", ranks, console):
+        barrier()  # Without a timeout: rank 0 may have waited for hours.
+        if ranks.from_first(lambda: _is_complete(folder)):
+            return
         if ranks.is_first:
             digests.write_header(folder / _IN_PROGRESS, header)
         missing = ranks.from_first(blocks.missing)

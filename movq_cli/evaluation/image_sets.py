@@ -19,7 +19,8 @@ from torch import Tensor
 from movq_cli import digests
 from movq_cli.console import Console
 from movq_cli.data import pixels
-from movq_cli.data.images import FILTER, BadImageError, covering_crop, decode
+from movq_cli.data.filters import FILTER
+from movq_cli.data.images import BadImageError, Traits, covering_crop, decode, is_jpeg, read_traits
 from movq_cli.data.sample_files import MANIFEST, SampleManifest, manifest_of_file
 from movq_cli.data.shards import DatasetManifest, SplitName
 from movq_cli.errors import BadRequestError, FailureError
@@ -28,6 +29,20 @@ from movq_cli.sources import stream
 from movq_cli.sources.kinds.prepared import PreparedReader
 from movq_cli.sources.open import open_source
 from movq_cli.sources.source import Source
+
+WHITE = (255, 255, 255)
+"""The background that movq uses unless another one is requested."""
+
+NO_JPEG, JPEG = 1, 2
+"""Formats of images, by their content."""
+
+
+class Policy(NamedTuple):
+    """How the images of a set were decoded, where several ways are possible."""
+
+    background: tuple[int, int, int]  # color behind transparent pixels, RGB in 0..255
+    orientation: bool  # whether images are turned upright as their EXIF data says
+    white: int  # value of white in gray images of 16 bits
 
 
 class Size(NamedTuple):
@@ -43,6 +58,8 @@ class ReadReport:
 
     sizes: NDArray[np.int32]
     """Width and height of each image [N, 2]; 0 for one that was not or could not be read."""
+    formats: NDArray[np.uint8]
+    """Format of each image [N]; 0 where it is unknown."""
     unreadable: Mapping[int, str]
     """The reason why each corrupt image cannot be used, by its index."""
 
@@ -56,6 +73,7 @@ class ImageSet:
         split: Split to read where the set has splits.
         crop: Size of the central part to read, after the image has been resized to the smallest size that covers it;
             None reads images as they are.
+        background: Color that transparent pixels are composited over, RGB in 0..255.
         limit: Largest number of images to read, evenly spaced over the set; None reads all.
         strict: Whether a corrupt image is an error; otherwise it is left out with a warning.
         console: Console for the warnings of corrupt images.
@@ -71,6 +89,7 @@ class ImageSet:
         split: SplitName,
         *,
         crop: Resolution | None = None,
+        background: tuple[int, int, int] = WHITE,
         limit: int | None = None,
         strict: bool = False,
         console: Console,
@@ -83,9 +102,12 @@ class ImageSet:
         self.location = location
         self.split: SplitName | None = split if self.source.splits is not None else None
         self.crop = None if crop is None else ImageSize.of(crop)
+        self.background = background
         self.strict = strict
         self.sizes: NDArray[np.int32] = np.zeros((len(self.source), 2), np.int32)
         self.unreadable: dict[int, str] = {}
+        self.formats: NDArray[np.uint8] = np.zeros(len(self.source), np.uint8)
+        """`NO_JPEG` or `JPEG` for each image [N] whose content was read; 0 where it is unknown."""
         self._console = console
 
     def __len__(self) -> int:
@@ -100,6 +122,30 @@ class ImageSet:
     def prepared(self) -> DatasetManifest | None:
         """The manifest of a set that `movq prepare` made; None for other sets."""
         return DatasetManifest.read(Path(self.location)) if isinstance(self.source.reader, PreparedReader) else None
+
+    @cached_property
+    def policy(self) -> Policy:
+        """How the images are decoded: by `movq prepare` in a prepared set, otherwise here."""
+        prepared = self.prepared
+        if prepared is None:
+            return Policy(self.background, True, _WHITE_OF_16_BITS)
+        return Policy(prepared.background, prepared.orientation, prepared.white or _WHITE_OF_16_BITS)
+
+    def count_traits(self) -> Traits:
+        """Return the number of images with each trait; every file is read. None of a prepared set has one."""
+        total = np.zeros(len(Traits._fields), int)
+        if self.prepared is None:
+            for _, traits in stream.mapped(self.source, range(len(self)), read_traits):
+                total += (0, 0, 0) if isinstance(traits, BadImageError) else traits
+        return Traits(*total.tolist())
+
+    @property
+    def jpeg_share(self) -> float | None:
+        """Share of the images whose content is JPEG; None if the content of none was read."""
+        known = int((self.formats > 0).sum())
+        if self.prepared is not None:
+            return 0.0
+        return float((self.formats == JPEG).sum() / known) if known else None
 
     @property
     def sampled_mode(self) -> str | None:
@@ -140,7 +186,7 @@ class ImageSet:
                 self.leave_out(index, str(found))
                 yield index, None
             else:
-                image, self.sizes[index] = found
+                image, self.sizes[index], self.formats[index] = found
                 yield index, image
 
     def leave_out(self, index: int, reason: str) -> None:
@@ -162,7 +208,7 @@ class ImageSet:
 
     def read_report(self) -> ReadReport:
         """Return what this process found on reading, to be sent to other ranks."""
-        return ReadReport(self.sizes, self.unreadable)
+        return ReadReport(self.sizes, self.formats, self.unreadable)
 
     def add_report(self, report: ReadReport) -> None:
         """Add what another rank found on reading.
@@ -171,6 +217,7 @@ class ImageSet:
             FailureError: It found a corrupt image, and the set is strict.
         """
         self.add_sizes(report.sizes)
+        np.copyto(self.formats, report.formats, where=report.formats > 0)
         for index, reason in report.unreadable.items():
             self.leave_out(index, reason)
 
@@ -194,13 +241,18 @@ class ImageSet:
 
         For a prepared set the hash in its manifest and the names are hashed; for every other set each file is read.
         """
-        digest = hashlib.sha256(f"{self.crop} {FILTER if self.crop else ''}\n".encode())
+        background = "" if self.background == WHITE or self.prepared is not None else f" {self.background}"
+        digest = hashlib.sha256(f"{self.crop} {FILTER if self.crop else ''}{background}\n".encode())
         if self.source.content_hash is not None:
             digest.update("\n".join([self.source.content_hash, *self.names]).encode(errors="surrogateescape"))
             return digest.hexdigest()
         with self._console.progress(len(self), f"hashing {self.role}", "images") as progress:
-            for _, image_digest in stream.mapped(self.source, range(len(self)), _digest):
-                digest.update(b"unreadable" if isinstance(image_digest, BadImageError) else image_digest)
+            for index, found in stream.mapped(self.source, range(len(self)), _digest):
+                if isinstance(found, BadImageError):
+                    digest.update(b"unreadable")
+                else:
+                    digest.update(found[0])
+                    self.formats[index] = found[1]
                 progress.advance()
         return digest.hexdigest()
 
@@ -217,6 +269,7 @@ class ImageSet:
             "distinct_sizes": len(sizes),
             "crop": self._describe_crop(),
             "prepared": prepared and prepared.model_dump(include={"hash", "filter", "size", "square", "orientation"}),
+            "background": list(self.policy.background),
         }
 
     def _describe_crop(self) -> dict[str, Any] | None:
@@ -225,13 +278,20 @@ class ImageSet:
         sides = {"side": self.crop.height} if self.crop.is_square else self.crop._asdict()
         return {**sides, "filter": FILTER}
 
-    def _decode(self, data: bytes) -> tuple[Tensor, Size]:
-        image = decode(data)
+    def _decode(self, data: bytes) -> tuple[Tensor, Size, int]:
+        image = decode(data, background=self.background)
         size = Size(*image.size)
         if self.crop is not None:
             image = covering_crop(image, self.crop)
-        return pixels.from_array(np.asarray(image)), size
+        return pixels.from_array(np.asarray(image)), size, _format(data)
 
 
-def _digest(data: bytes) -> bytes:
-    return hashlib.sha256(data).digest()
+_WHITE_OF_16_BITS = 65535
+
+
+def _digest(data: bytes) -> tuple[bytes, int]:
+    return hashlib.sha256(data).digest(), _format(data)
+
+
+def _format(data: bytes) -> int:
+    return JPEG if is_jpeg(data) else NO_JPEG

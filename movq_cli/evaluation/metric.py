@@ -74,6 +74,10 @@ class Metric(ABC):
     """Pretrained network whose weights are needed."""
     minimum_images: ClassVar[int] = 1
     """Smallest number of images in each set, or of pairs, for which the metric is defined."""
+    reliable_images: ClassVar[int] = 0
+    """Number of images in each set below which the metric misleads; 0 = it does not."""
+    few_images: ClassVar[str] = ""
+    """What is wrong with the metric below that number, for the warning."""
     decimals: ClassVar[int] = DEFAULT_DECIMALS
     """Decimals in the tables of `movq evaluate --table`."""
 
@@ -121,8 +125,10 @@ class Metric(ABC):
             sides: The sets that have images, the real one first.
             reconstructed: Whether the fake images are reconstructions of the real ones.
         """
-        del sides, reconstructed
-        yield from ()
+        del reconstructed
+        for side in sides if self.needs is not Needs.FAKE else sides[-1:]:
+            if len(side) < self.reliable_images:
+                yield f"{side.role} has {len(side)} images, fewer than {self.reliable_images}: {self.few_images}"
 
 
 class PairedMetric(Metric):

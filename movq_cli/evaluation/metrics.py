@@ -86,8 +86,8 @@ class FID(SetMetric):
     needs = Needs.STATISTICS_AND_FAKE
     minimum_images = 2
     decimals = 2
-    reliable_images: ClassVar[int] = 2048
-    """With fewer images the covariance of the 2,048 features does not have full rank."""
+    reliable_images = 2048  # With fewer images the covariance of the 2,048 features does not have full rank.
+    few_images = "FID is biased upwards and compares only with FIDs of the same number of images"
 
     def compute(self, inputs: SetInputs) -> Measurement:
         """Compare the mean and the covariance of the features."""
@@ -104,10 +104,7 @@ class FID(SetMetric):
 
     def warnings(self, sides: Sequence[ImageSet], *, reconstructed: bool) -> Iterator[str]:
         """Warn of too few images, and of an rFID on images that the tokenizer was trained on."""
-        for side in sides:
-            if len(side) < self.reliable_images:
-                number = f"{side.role} has {len(side)} images, fewer than {self.reliable_images}"
-                yield f"{number}: FID is biased upwards and compares only with FIDs of the same number of images"
+        yield from super().warnings(sides, reconstructed=reconstructed)
         if reconstructed and sides[0].split == "train":
             yield (
                 f"{sides[0].location} is its train split: "
@@ -127,6 +124,8 @@ class InceptionScore(SetMetric):
     result_keys = ("isc",)
     variant = f"Inception logits without bias, mean over {splits} shuffled splits"
     needs = Needs.FAKE
+    reliable_images = 5000
+    few_images = "the Inception Score is biased downwards and compares only with scores of the same number of images"
     decimals = 1
 
     def compute(self, inputs: SetInputs) -> Measurement:
@@ -150,6 +149,8 @@ class KID(SetMetric):
     result_keys = ("kid",)
     variant = f"Inception pool features, cubic kernel, unbiased, mean over {subsets} subsets of at most {subset_size:,}"
     minimum_images = 2
+    reliable_images = subset_size
+    few_images = "its subsets are equal, so that the standard deviation of KID says nothing"
 
     def compute(self, inputs: SetInputs) -> Measurement:
         """Compute the mean over random subsets of both sets."""
@@ -174,6 +175,8 @@ class PrecisionRecall(SetMetric):
     result_keys = ("precision", "recall")
     variant = f"Inception pool features, k = {NEIGHBOURS}, at most {references:,} references"
     minimum_images = NEIGHBOURS + 1
+    reliable_images = 5000
+    few_images = "precision and recall depend on the number of images and compare only with those of the same numbers"
 
     def compute(self, inputs: SetInputs) -> Measurement:
         """Compute the shares of each set that lie within the other."""

@@ -165,12 +165,22 @@ def score_pairs(
     return scores
 
 
+def short_names(names: Sequence[str]) -> list[str]:
+    """Return each name without its suffix, or with it if two of the results would be equal.
+
+    Args:
+        names: Different names.
+    """
+    short = [str(PurePosixPath(name).with_suffix("")) for name in names]
+    while True:  # A complete name can be what is left of another one: a.jpg, a.png and a.jpg.png.
+        equal = {name for name, number in Counter(short).items() if number > 1}
+        if not equal:
+            return short
+        short = [name if shortened in equal else shortened for name, shortened in zip(names, short, strict=True)]
+
+
 def _index_by_name(names: Sequence[str]) -> dict[str, int]:
-    """Return the index of each image by its name without suffix, or with it where two images share the rest."""
-    stems = [str(PurePosixPath(name).with_suffix("")) for name in names]
-    shared = {stem for stem, number in Counter(stems).items() if number > 1}
-    keys = [name if stem in shared else stem for name, stem in zip(names, stems, strict=True)]
-    return {key: index for index, key in enumerate(keys)}
+    return {key: index for index, key in enumerate(short_names(names))}
 
 
 def _to_unit_range(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:

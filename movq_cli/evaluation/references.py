@@ -19,6 +19,7 @@ _ARRAYS = {"mu": 1, "sigma": 2, "protocol": 0}
 """Names of the arrays that are read, with their number of dimensions."""
 
 _MAX_PROTOCOL_BYTES = 2**24
+_SHOWN_ARRAYS = 8
 _REMEDY = "It must hold `mu` and `sigma` of Inception's features, as `movq evaluate --stats` stores them."
 
 NETWORK: Network = "inception"
@@ -48,8 +49,18 @@ def find_reference(location: str, cache: Path) -> Reference | None:
     path = Path(location)
     if not path.exists() and statistics_path(location, cache).is_file():
         path = statistics_path(location, cache)
-    elif path.suffix != ".npz" or npz_arrays(path) & {"arr_0", "mu"} == {"arr_0"}:
+    elif path.suffix != ".npz":
         return None
+    else:
+        arrays = npz_arrays(path)
+        if arrays & {"arr_0", "mu"} == {"arr_0"}:
+            return None
+        if arrays and not arrays & {"arr_0", "mu", "sigma"}:
+            raise BadRequestError(
+                f"{path} holds the arrays {', '.join(sorted(arrays)[:_SHOWN_ARRAYS])}: neither images nor statistics",
+                "Images are the array arr_0 of numpy.savez(FILE, images), uint8 [N, H, W, 3]; statistics are mu and "
+                "sigma.",
+            )
     _check_file(path)
     reference = feature_cache.read_reference(path)
     if not (reference.mu.isfinite().all() and reference.sigma.isfinite().all()):

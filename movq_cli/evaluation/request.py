@@ -45,5 +45,9 @@ class EvaluationRequest:
     """Number of processes to start, one for each GPU; None = this process alone, or those that torchrun started."""
     out: Path | None
     """File for the result as JSON."""
+    background: tuple[int, int, int] = (255, 255, 255)
+    """Color that transparent pixels of images that are not prepared are composited over, RGB in 0..255."""
+    requires_background: bool = False
+    """Whether it is an error that all sets are prepared, because the user has named a background."""
     requires_splits: bool = False
     """Whether it is an error that no set has splits, because the user has named one."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Self
 
 from movq_cli.console import Console
@@ -15,6 +17,7 @@ from movq_cli.evaluation.image_sets import ImageSet
 from movq_cli.evaluation.metric import Metric, Needs
 from movq_cli.evaluation.paired import Pairs
 from movq_cli.evaluation.request import EvaluationRequest
+from movq_cli.sources.original_names import original_names
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,15 @@ class Sides:
             BadRequestError: There is no pair.
         """
         assert self.real is not None
-        return paired.match(self.real.names, self.fake.names)
+        try:
+            return paired.match(self.real.names, self.fake.names)
+        except BadRequestError:
+            # `movq reconstruct --source-names` names images as in the source from which a set was prepared.
+            if (self.real.prepared is None) == (self.fake.prepared is None):
+                raise
+            with suppress(BadRequestError):
+                return paired.match(_source_names(self.real), _source_names(self.fake))
+            raise
 
     def check(self, metric: Metric) -> None:
         """Refuse a metric that these sides do not allow; no image is read yet.
@@ -87,25 +98,46 @@ def open_images(role: str, location: str, request: EvaluationRequest, console: C
     Args:
         role: "real" or "fake".
         location: Location of the images.
-        request: The split, the crop, and what to do about corrupt images.
+        request: The split, the crop, the background, and what to do about corrupt images.
         console: Console for warnings.
 
     Raises:
         BadRequestError: There are no images.
     """
-    return ImageSet(role, location, request.split, crop=request.crop, strict=request.strict, console=console)
+    return ImageSet(
+        role,
+        location,
+        request.split,
+        crop=request.crop,
+        background=request.background,
+        strict=request.strict,
+        console=console,
+    )
 
 
-def require_split(images: Sequence[ImageSet], request: EvaluationRequest) -> None:
-    """Refuse a split that the user has named if no set has splits, because it would have no effect.
+def require_effect(images: Sequence[ImageSet], request: EvaluationRequest) -> None:
+    """Refuse a split or a background that the user has named if it would have no effect.
 
     Raises:
-        BadRequestError: No set has splits.
+        BadRequestError: No set has splits, or all sets are prepared.
     """
+    if request.requires_background and all(side.prepared is not None for side in images):
+        locations = " and ".join(dict.fromkeys(side.location for side in images))
+        problem = f"--background has no effect: {locations} had its transparent pixels replaced by movq prepare"
+        raise BadRequestError(problem, "Leave --background out.")
     if request.requires_splits and all(side.split is None for side in images):
         locations = " nor ".join(side.location for side in images)
         verb = f"neither {locations} has" if len(images) > 1 else f"{locations} does not have"
         raise BadRequestError(f"--split has no effect: {verb} splits", "Leave --split out.")
+
+
+def _source_names(images: ImageSet) -> Sequence[str]:
+    """Return the names that the images of a prepared set had in their source; of other sets, the names of the images.
+
+    Raises:
+        BadRequestError: The names cannot be read.
+    """
+    return images.names if images.prepared is None else original_names(Path(images.location), images.names)
 
 
 def _is_served_by_statistics(metric: Metric) -> bool:

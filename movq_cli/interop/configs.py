@@ -9,7 +9,9 @@ from typing import Any
 
 import yaml
 
+from movq_cli import strict_yaml
 from movq_cli.errors import BadRequestError
+from movq_cli.text_encoding import decode_text
 
 _MAX_BYTES = 2**20
 
@@ -43,9 +45,9 @@ def read(path: Path) -> Mapping[str, Any]:
             raise BadRequestError(f"there is no config at {path}", "Name the file with --config, or omit the option.")
         if path.stat().st_size > _MAX_BYTES:
             raise BadRequestError(f"{path} is too large for a config", "Name another file with --config.")
-        text = path.read_text(encoding="utf-8")
-        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
+        text = decode_text(path.read_bytes())
+        values = json.loads(text) if path.suffix == ".json" else strict_yaml.load_plain(text)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise BadRequestError(
             f"{path} is not a config with plain values ({reason}); nothing in it was run",

@@ -21,6 +21,7 @@ from movq_cli.interop.hub import Repository
 
 _DOWNLOAD = "Download the weights again."
 _HEAD_BYTES = 512
+_WEB_PAGE_STARTS = (b"<!doctype", b"<html", b"<head", b"<?xml", b"<!--")
 _MAX_INDEX_BYTES = 2**24
 _SUFFIXES = (".safetensors", ".bin", ".ckpt", ".pt", ".pth")
 
@@ -170,7 +171,7 @@ def _read_file(path: Path) -> dict[Any, Any]:
         raise BadRequestError(
             f"{path} is a pointer of Git LFS, not the weights", "Run `git lfs pull` in its repository, or download it."
         )
-    if text.startswith(b"<"):
+    if text.startswith(_WEB_PAGE_STARTS):  # A weight file can start with spaces and "<": they are its header's length.
         raise BadRequestError(f"{path} is a web page, not the weights", _DOWNLOAD)
     if head[8:9] == b"{":
         return _read_safetensors(path)

@@ -204,9 +204,10 @@ class Decoder(nn.Module):
         self.is_unit_range = settings.image_range == "0,1"
         self.initial_feature = _initial_feature(settings)
         self.condition_on_quantized = settings.modulation is not None and settings.modulation.source == "quantized"
-        # conv_in does not exist if its output is not used: F0 comes from another source, and the norms are conditioned
-        # on the quantized map.
-        reads_conv_in = self.initial_feature is None or not self.condition_on_quantized
+        # conv_in does not exist if it is not used: F0 comes from another source, and the norms are conditioned on the
+        # quantized map.
+        self.embeds_initial_feature = settings.initial_feature == "embedded_constant"
+        reads_conv_in = self.initial_feature is None or self.embeds_initial_feature or not self.condition_on_quantized
         self.conv_in = nn.Conv2d(settings.z_channels, before, 3, padding=1) if reads_conv_in else None
         self.mid = Middle(before, _norm_maker(settings, level=-1), attention=settings.mid_attention)
         levels: list[UpLevel] = []
@@ -242,6 +243,9 @@ class Decoder(nn.Module):
         """
         first = None if self.conv_in is None else self.conv_in(z)
         h = first if self.initial_feature is None else self.initial_feature(quantized)
+        if self.embeds_initial_feature:
+            assert self.conv_in is not None
+            h = self.conv_in(h)
         condition = quantized if self.condition_on_quantized else first
         h = self.mid(h, condition)
         for level in reversed(self.up):
@@ -271,6 +275,8 @@ def _initial_feature(settings: TokenizerSettings) -> nn.Module | None:
             return SinusoidFeature(width)
         case "constant":
             return ConstantFeature(width, settings.code_shape.height, settings.code_shape.width)
+        case "embedded_constant":
+            return ConstantFeature(settings.z_channels, settings.code_shape.height, settings.code_shape.width)
 
 
 def _norm_maker(settings: TokenizerSettings, level: int) -> MakeNorm:

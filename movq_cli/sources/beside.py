@@ -11,6 +11,7 @@ from movq_cli.data.images import BadImageError
 from movq_cli.data.shard_index import INDEX
 from movq_cli.sources.source import UNREADABLE, Reader
 from movq_cli.sources.text_files import MAX_TEXT_BYTES
+from movq_cli.text_encoding import TextEncodingError, decode_text
 
 VAL_LISTS = frozenset(["val_annotations.txt", "LOC_val_solution.csv"])
 """Lists with the classes of validation images, as Tiny ImageNet and Kaggle's ImageNet distribute them."""
@@ -53,7 +54,7 @@ def index_labels(names: Sequence[str], others: Mapping[str, int], reader: Reader
 
 
 def read_text(reader: Reader, member: int) -> str:
-    """Return a text file of a source; an empty text if it cannot be read, is too large, or is not UTF-8.
+    """Return a text file of a source; an empty text if it cannot be read, is too large, or is in another encoding.
 
     Args:
         reader: Access to the files.
@@ -61,8 +62,8 @@ def read_text(reader: Reader, member: int) -> str:
     """
     try:
         data = reader.read(member)
-        return "" if len(data) > MAX_TEXT_BYTES else data.decode("utf-8-sig")
-    except (BadImageError, UnicodeDecodeError, *UNREADABLE):
+        return "" if len(data) > MAX_TEXT_BYTES else decode_text(data)
+    except (BadImageError, TextEncodingError, *UNREADABLE):
         return ""
 
 

@@ -37,7 +37,7 @@ def label_held_out(source: Source, path: Path) -> Source:
         raise BadRequestError(f"{source.location} has no train and val folders, to which --val-labels could apply")
     folders = [_class_folder(PurePosixPath(name)) for name in source.names]
     trained = [folder if split == "train" else None for folder, split in zip(folders, source.splits, strict=True)]
-    return label_by_list(source, trained, str(path), read_lines(path, "labels", encoding="utf-8-sig"))
+    return label_by_list(source, trained, str(path), read_lines(path, "labels"))
 
 
 def label_by_list(source: Source, classes: Sequence[str | None], origin: str, lines: Sequence[str]) -> Source:

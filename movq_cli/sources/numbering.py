@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from movq_cli.errors import BadRequestError
+from movq_cli.text_encoding import storable_text
 
 MAX_CLASSES = 2**16
 """Largest number of classes that are known by their numbers: a prior's classes and codes share a table of this size."""
@@ -16,11 +17,13 @@ Labels = tuple[tuple[int, ...], tuple[str, ...]]
 def number_classes(class_names: Sequence[str]) -> Labels:
     """Turn the class name of each image into labels.
 
+    A class that is named after a folder whose name is not UTF-8 gets a name that files of JSON can hold.
+
     Returns:
         The label of each image, and the classes in sorted order.
     """
     numbers = {name: number for number, name in enumerate(sorted(set(class_names)))}
-    return tuple(numbers[name] for name in class_names), tuple(numbers)
+    return tuple(numbers[name] for name in class_names), tuple(map(storable_text, numbers))
 
 
 def class_numbers(origin: str, largest: int) -> tuple[str, ...]:

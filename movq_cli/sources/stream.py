@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from movq_cli.cores import allowed_cores
 from movq_cli.data import pixels
 from movq_cli.data.images import MAX_PIXELS, BadImageError, declared_pixels, decode
 from movq_cli.data.prefetch import map_ahead
@@ -18,7 +18,7 @@ from movq_cli.sources.source import Source
 
 T = TypeVar("T")
 
-_DECODERS = min(8, os.cpu_count() or 1)
+_DECODERS = min(8, allowed_cores())
 
 _PIXELS_AHEAD = MAX_PIXELS
 """Largest number of pixels of the images that are decoded ahead: as many as one image may have."""

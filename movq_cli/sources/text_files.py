@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from movq_cli.errors import BadRequestError
+from movq_cli.text_encoding import TextEncodingError, decode_text
 
 MAX_TEXT_BYTES = 2**29
 """Largest size of a list in bytes: fifteen million images, as ImageNet-21k has, with 35 bytes each."""
@@ -13,14 +14,12 @@ MAX_LINE = 2**14
 """Largest number of characters in a line: a path has at most 4,096 bytes."""
 
 
-def read_lines(path: Path, content: str, *, encoding: str = "utf-8", errors: str = "strict") -> list[str]:
-    """Read the lines of a list.
+def read_lines(path: Path, content: str) -> list[str]:
+    """Read the lines of a list. Bytes that are not UTF-8 stay what they are, because names of files may have them.
 
     Args:
         path: Path of the file.
         content: Noun for the file in error messages, "list" or "labels".
-        encoding: Encoding of the file.
-        errors: What Python does with bytes that the encoding does not allow.
 
     Raises:
         BadRequestError: The file cannot be read, or it is too large for a list, or a line is.
@@ -30,8 +29,8 @@ def read_lines(path: Path, content: str, *, encoding: str = "utf-8", errors: str
             data = file.read(MAX_TEXT_BYTES + 1)
         if len(data) > MAX_TEXT_BYTES:
             raise BadRequestError(f"{path} has more than {MAX_TEXT_BYTES} bytes, the limit of a list")
-        lines = data.decode(encoding, errors).splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = decode_text(data, is_list_of_files=True).splitlines()
+    except (OSError, TextEncodingError) as error:
         raise BadRequestError(f"cannot read the {content} {path}: {_reason(error)}") from None
     if max(map(len, lines), default=0) > MAX_LINE:
         number = 1 + next(index for index, line in enumerate(lines) if len(line) > MAX_LINE)
@@ -39,5 +38,5 @@ def read_lines(path: Path, content: str, *, encoding: str = "utf-8", errors: str
     return lines
 
 
-def _reason(error: OSError | UnicodeDecodeError) -> str:
-    return str(error.strerror) if isinstance(error, OSError) else f"it is not {error.encoding} at byte {error.start}"
+def _reason(error: OSError | TextEncodingError) -> str:
+    return str(error.strerror) if isinstance(error, OSError) else str(error)

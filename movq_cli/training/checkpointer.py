@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,6 +54,8 @@ class Checkpointer:
         if not ranks.is_one_machine:
             state = agreement.broadcast_state(ranks, self._state(0) if state is None else state)
         step = 0 if state is None else self._restore(state)
+        if ranks.is_first:
+            self._settle_best()
         if is_resumed:
             console.log(f"resuming from step {step} in {self.run.folder}")
         self.require_same_state(step)
@@ -107,7 +110,10 @@ class Checkpointer:
         )
 
     def save_best(self, step: int, metrics: Metrics) -> None:
-        """Write the best weights if these metrics have the stage's criterion, and no earlier value was as good."""
+        """Write the weights if these metrics have the stage's criterion, and no earlier value was as good.
+
+        They become the best weights when the next checkpoint is written.
+        """
         criterion, before = self.stage.criterion, self.manifest
         value = metrics.get(criterion.metric)
         if not isinstance(value, float) or not math.isfinite(value):
@@ -118,13 +124,37 @@ class Checkpointer:
         update = {"best_step": step, "best_by": criterion.metric, "best_score": value}
         self.manifest = before.model_copy(update=update)
         if self.stage.ranks.is_first:
-            self.stage.export(self.run.best)
+            newer = self._next_best(step)
+            self.stage.export(newer)
+            self._settle_best(keeps=newer)
+
+    def _settle_best(self, *, keeps: Path | None = None) -> None:
+        """Rename the better weights of which the checkpoint knows to the best ones, and remove others.
+
+        After a kill, the run goes on from its checkpoint, and the best weights must not be of a later step.
+
+        Args:
+            keeps: Better weights that are not changed, because the next checkpoint will know of them.
+        """
+        best = self.manifest.best_step
+        for path in self.run.folder.glob(f"{self.run.best.stem}.*.next"):
+            if path == keeps:
+                continue
+            if best is not None and path == self._next_best(best):
+                path.replace(self.run.best)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _next_best(self, step: int) -> Path:
+        """Return the path of the weights of a step that are better, until a checkpoint knows of them."""
+        return self.run.best.with_suffix(f".{step:08d}.next")
 
     def save(self, step: int) -> None:
         """Write the checkpoint, then the weights and the manifest; remove what exceeds the earlier checkpoints."""
         if not self.stage.ranks.is_first:
             return
         checkpoints.save_state(self.run.checkpoint, self._state(step))
+        self._settle_best()
         self._keep(step)
         self.publish(step)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.models.transformer import Block
 from movq_cli.settings import CodeShape, PriorSettings, TokenizerSettings
-from movq_cli.training import quantization
+from movq_cli.training import losses
 from movq_cli.training.trainable import checkpoint_activations, is_compiled
 from movq_cli.training_settings import TrainSettings, TrainVQSettings
 
@@ -31,6 +32,9 @@ _TRAINING_PASSES = 3
 _LPIPS_PASSES = 2 + 1  # Forward on reconstructions and originals, backward to the reconstructions.
 _DISCRIMINATOR_PASSES = 2 + 2 * 3  # Generator loss: forward, backward to its images. Then training on two batches.
 
+
+_FEW_LAYERS = 3
+"""Number of layers of the prior that is counted. With mode=depth, two of them work over the chunks."""
 
 _TRANSIENT = 0.3
 """Transient memory over that of the activations: the largest ratio that was measured on the CPU."""
@@ -54,10 +58,11 @@ class Cost(NamedTuple):
 
 
 class _ForwardPass(NamedTuple):
-    """Cost of a forward pass."""
+    """Cost of a forward pass of a model."""
 
     saved_bytes: int  # Tensors saved for the backward pass, without the model's weights.
     flops: int
+    parameters: int  # Of the model.
 
 
 def of_tokenizer(vq: TokenizerSettings, train: TrainVQSettings, device: torch.device, ranks: int) -> Cost:
@@ -69,28 +74,24 @@ def of_tokenizer(vq: TokenizerSettings, train: TrainVQSettings, device: torch.de
         device: Device on which the training will run.
         ranks: Number of ranks that share each batch.
     """
-    with FakeTensorMode(), torch.device(device):
-        images = torch.empty(_images_per_pass(train, ranks), 3, *vq.image_size)
-        model = Tokenizer(vq)
-        quantization.prepare(model, train)
-        if train.activation_checkpointing:
-            checkpoint_activations(model, (ResidualBlock, AttentionBlock))
-        discriminator = PatchDiscriminator(train.discriminator_channels, train.discriminator_layers)
-        none = _ForwardPass(0, 0)
-        with devices.autocast(device, train.precision):
-            own = _forward_pass(lambda: model(images), model)
-            adversarial = (
-                _forward_pass(lambda: discriminator(images), discriminator) if train.adversarial_weight > 0 else none
-            )
-        perceptual = _perceptual_pass(images) if train.perceptual_weight > 0 else none
-    trained: list[nn.Module] = [model, discriminator] if train.adversarial_weight > 0 else [model]
+    images = _images_per_pass(train, ranks)
+    shape = (images, 3, *vq.image_size)
+    quantizer = (train.quantizer_gradient, losses.entropy_temperature(train))
+    own = _tokenizer_pass(vq, images, device, train.precision, train.activation_checkpointing, *quantizer)
+    adversarial = perceptual = _ForwardPass(0, 0, 0)
+    if train.adversarial_weight > 0:
+        layout = (train.discriminator_channels, train.discriminator_layers)
+        adversarial = _discriminator_pass(*layout, shape, device, train.precision)
+    if train.perceptual_weight > 0:
+        perceptual = _perceptual_pass(shape, device)
     # The graphs of the discriminator and of LPIPS exist one after the other, each beside the tokenizer's graph.
     saved_bytes = own.saved_bytes + 2 * max(adversarial.saved_bytes, perceptual.saved_bytes)
     flops = _TRAINING_PASSES * own.flops + _DISCRIMINATOR_PASSES * adversarial.flops + _LPIPS_PASSES * perceptual.flops
     if is_compiled(train, train.steps, device):
         saved_bytes = int(_COMPILED_ACTIVATIONS * saved_bytes)
     transient = _TRANSIENT_ON_CUDA if device.type == "cuda" else _TRANSIENT
-    return Cost(_memory(trained, train, saved_bytes, transient, averaged=model), train.accumulate * flops)
+    memory = _memory(own.parameters + adversarial.parameters, own.parameters, train, saved_bytes, transient)
+    return Cost(memory, train.accumulate * flops)
 
 
 def of_prior(prior: PriorSettings, shape: CodeShape, train: TrainSettings, device: torch.device, ranks: int) -> Cost:
@@ -103,21 +104,17 @@ def of_prior(prior: PriorSettings, shape: CodeShape, train: TrainSettings, devic
         device: Device on which the training will run.
         ranks: Number of ranks that share each batch.
     """
-    with FakeTensorMode(), torch.device(device):
-        images = _images_per_pass(train, ranks)
-        codes = torch.zeros(images, *shape.size, dtype=torch.int64)
-        classes = torch.zeros(images, dtype=torch.int64) if prior.classes else None
-        model = priors.build(prior, shape)
-        if train.activation_checkpointing:
-            checkpoint_activations(model, (Block,))
-
-        def loss() -> Tensor:
-            logits = model(codes, classes).flatten(0, -2).float()
-            return nn.functional.cross_entropy(logits, codes.flatten(), reduction="none")
-
-        with devices.autocast(device, train.precision), devices.attention_kernels(device, model.length):
-            own = _forward_pass(loss, model)
-    memory = _memory([model], train, own.saved_bytes, _TRANSIENT, averaged=model)
+    layers = min(prior.layers, _FEW_LAYERS)
+    arguments = (shape, _images_per_pass(train, ranks), device, train.precision, train.activation_checkpointing)
+    few = _prior_pass(prior.model_copy(update={"layers": layers}), *arguments)
+    more = few
+    if prior.layers > layers:
+        more = _prior_pass(prior.model_copy(update={"layers": layers + 1}), *arguments)
+    # All further layers are equal, and counting each of them would take many seconds.
+    own = _ForwardPass(
+        *(first + (prior.layers - layers) * (next_ - first) for first, next_ in zip(few, more, strict=True))
+    )
+    memory = _memory(own.parameters, own.parameters, train, own.saved_bytes, _TRANSIENT)
     return Cost(memory, train.accumulate * _TRAINING_PASSES * own.flops)
 
 
@@ -141,10 +138,71 @@ def _images_per_pass(train: TrainSettings, ranks: int) -> int:
     return max(1, train.batch_size // ranks // train.accumulate)
 
 
-def _perceptual_pass(images: Tensor) -> _ForwardPass:
+# The passes are cached, because the search for settings that fit a memory or a time repeats them.
+
+
+@cache
+def _tokenizer_pass(
+    vq: TokenizerSettings,
+    images: int,
+    device: torch.device,
+    precision: str,
+    with_checkpointing: bool,
+    gradient: str,
+    entropy_temperature: float | None,
+) -> _ForwardPass:
+    with FakeTensorMode(), torch.device(device), devices.WithoutInitialization():
+        batch = torch.empty(images, 3, *vq.image_size)
+        model = Tokenizer(vq)
+        model.quantize.prepare_training(gradient, entropy_temperature)
+        if with_checkpointing:
+            checkpoint_activations(model, (ResidualBlock, AttentionBlock))
+        with devices.autocast(device, precision):
+            return _forward_pass(lambda: model(batch), model)
+
+
+@cache
+def _discriminator_pass(
+    channels: int, layers: int, shape: tuple[int, ...], device: torch.device, precision: str
+) -> _ForwardPass:
+    with FakeTensorMode(), torch.device(device), devices.WithoutInitialization():
+        model = PatchDiscriminator(channels, layers)
+        batch = torch.empty(shape)
+        with devices.autocast(device, precision):
+            return _forward_pass(lambda: model(batch), model)
+
+
+@cache
+def _perceptual_pass(shape: tuple[int, ...], device: torch.device) -> _ForwardPass:
     """Return the cost of one forward pass of LPIPS's trunk; a step runs it on reconstructions and on originals."""
-    trunk = _lpips_trunk()
-    return _forward_pass(lambda: trunk(images.clone().requires_grad_()), trunk)
+    with FakeTensorMode(), torch.device(device), devices.WithoutInitialization():
+        trunk = _lpips_trunk()
+        batch = torch.empty(shape)
+        return _forward_pass(lambda: trunk(batch.requires_grad_()), trunk)
+
+
+@cache
+def _prior_pass(
+    prior: PriorSettings,
+    shape: CodeShape,
+    images: int,
+    device: torch.device,
+    precision: str,
+    with_checkpointing: bool,
+) -> _ForwardPass:
+    with FakeTensorMode(), torch.device(device), devices.WithoutInitialization():
+        codes = torch.zeros(images, *shape.size, dtype=torch.int64)
+        classes = torch.zeros(images, dtype=torch.int64) if prior.classes else None
+        model = priors.build(prior, shape)
+        if with_checkpointing:
+            checkpoint_activations(model, (Block,))
+
+        def loss() -> Tensor:
+            logits = model(codes, classes).flatten(0, -2).float()
+            return nn.functional.cross_entropy(logits, codes.flatten(), reduction="none")
+
+        with devices.autocast(device, precision), devices.attention_kernels(device, model.length):
+            return _forward_pass(loss, model)
 
 
 def _lpips_trunk() -> nn.Sequential:
@@ -173,7 +231,8 @@ def _forward_pass(forward: Callable[[], object], model: nn.Module) -> _ForwardPa
     ):
         result = forward()
     del result
-    return _ForwardPass(sum(sizes.values()), counter.get_total_flops())
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return _ForwardPass(sum(sizes.values()), counter.get_total_flops(), parameters)
 
 
 def _attention(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: object, **__: object) -> int:
@@ -185,25 +244,22 @@ def _attention(q: Sequence[int], k: Sequence[int], v: Sequence[int], *_: object,
 _CPU_ATTENTION = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention}
 
 
-def _memory(
-    trained: list[nn.Module], train: TrainSettings, activations: int, transient: float, *, averaged: nn.Module
-) -> dict[str, float]:
+def _memory(trained: int, averaged: int, train: TrainSettings, activations: int, transient: float) -> dict[str, float]:
     """Return the memory of training in GiB by purpose, and its total.
 
     Args:
-        trained: Models with an optimizer.
+        trained: Number of parameters of the models with an optimizer.
+        averaged: Number of parameters of the model of which a running average may be kept.
         train: Training settings.
         activations: Bytes saved for the backward pass.
         transient: Transient memory over that of the activations.
-        averaged: Model of which a running average may be kept.
     """
-    weights = _FLOAT32_BYTES * sum(parameter.numel() for model in trained for parameter in model.parameters())
-    average = _FLOAT32_BYTES * sum(parameter.numel() for parameter in averaged.parameters())
+    weights = _FLOAT32_BYTES * trained
     sizes = {
         "weights": weights,
         "gradients": weights,
         "optimizer": 2 * weights,
-        "average": average if train.ema_decay > 0 else 0,
+        "average": _FLOAT32_BYTES * averaged if train.ema_decay > 0 else 0,
         "activations": activations,
         "transient": transient * activations,
     }

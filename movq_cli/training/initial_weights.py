@@ -42,7 +42,7 @@ def load(path: Path) -> InitialWeights:
     Raises:
         BadRequestError: There are no such weights, or they are damaged.
     """
-    weights = runs.find_weights(path, "vq")
+    weights = runs.find_weights(path, "vq", beside=(Run(path, "vq").discriminator.name,))
     tokenizer = checkpoints.load_tokenizer(weights)
     return InitialWeights(
         weights, checkpoints.same_codes(weights), tokenizer, _discriminator(Run(weights.parent, "vq"))

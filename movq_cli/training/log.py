@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,7 +15,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from movq_cli import devices
@@ -60,6 +62,8 @@ class Log:
         steps: Number of steps of the complete run, from which the remaining time is estimated.
         reference: Speed with which the steps of one rank are compared; None omits the comparison.
         done: Number of steps that the run has done already.
+        session: What this process is: its command, its device, the size of the model. It is written first, so that the
+            log has a line for the start and for each resumption; None writes none.
 
     A log that cannot be written, as on a full disk, costs a warning and not the run.
     """
@@ -73,8 +77,10 @@ class Log:
         steps: int,
         reference: Speed | None,
         done: int = 0,
+        session: Mapping[str, Any] | None = None,
     ) -> None:
         self.run = run
+        self.session = session
         self.console = console
         self.settings = settings
         self.ranks = ranks
@@ -100,6 +106,8 @@ class Log:
             purge_step = self.done + 1 if self.done else None
             with self._events_may_fail():
                 self._events = SummaryWriter(self.run.events, purge_step=purge_step)
+        if self.session is not None:
+            self._write(self.done, {"session": self.session}, {})
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -179,6 +187,15 @@ class Log:
         if raw is not None:
             text = ", ".join(f"{name} {value:.4g}" for name, value in raw.items() if isinstance(value, float))
             self.console.log(f"step {step}, weights without average: {text}")
+
+    def picture(self, step: int) -> None:
+        """Give the run's picture of a step to TensorBoard."""
+        path = self.run.picture(step)
+        if self._events is not None and path.is_file():
+            with self._events_may_fail(), Image.open(path) as picture:
+                self._events.add_image(
+                    "validation/picture", np.asarray(picture.convert("RGB")), step, dataformats="HWC"
+                )
 
     def _report_throughput(self, step: int, rate: float, memory: float | None) -> None:
         remaining = timedelta(seconds=round((self.steps - step) * self.settings.batch_size / rate))

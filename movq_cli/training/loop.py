@@ -19,6 +19,7 @@ from movq_cli.run_manifest import RunManifest
 from movq_cli.runs import Run
 from movq_cli.training.checkpointer import Checkpointer
 from movq_cli.training.log import Log, Metrics, Speed
+from movq_cli.training.monitor import Monitor
 from movq_cli.training.rewind import rewind
 from movq_cli.training.stage import Stage
 from movq_cli.training.validator import Due, Validator
@@ -26,7 +27,13 @@ from movq_cli.training.watch import StoppedValidationError, Watch
 
 
 def train(
-    stage: Stage, run: Run, manifest: RunManifest, console: Console, *, tflop_per_step: float | None = None
+    stage: Stage,
+    run: Run,
+    manifest: RunManifest,
+    console: Console,
+    *,
+    tflop_per_step: float | None = None,
+    session: Mapping[str, Any] | None = None,
 ) -> Metrics:
     """Train a stage to its last step, starting from its last checkpoint if there is one.
 
@@ -37,6 +44,7 @@ def train(
         console: Console for progress and log lines.
         tflop_per_step: Arithmetic of one step on one rank, in units of 1e12 floating-point operations, to compare with
             the rate of the device's matrix products; None omits this comparison.
+        session: What this process is, for the log: its command, its device, the size of the model.
 
     Returns:
         The metrics of the last validation and evaluation.
@@ -57,8 +65,9 @@ def train(
     if tflop_per_step is not None and not is_complete:
         speed = Speed.measured(tflop_per_step, stage.device, settings.precision)
     console.log(f"loss = {stage.loss_formula}")
+    monitor = Monitor(run, settings, console, is_first=ranks.is_first)
     with (
-        Log(run, console, settings, ranks, steps, speed, done=step) as log,
+        Log(run, console, settings, ranks, steps, speed, done=step, session=session) as log,
         signals.on_stop_signal(stop.set, launched=ranks.world_size > 1),
         console.progress(steps, "training", "steps", done=min(step, steps)) as progress,
     ):
@@ -68,10 +77,10 @@ def train(
 
         validator = Validator(stage, run, log, checkpointer, Watch(console, ranks, stops))
         if repeats_validation:
-            _finish_step(validator, step, Due.after(stage, step, steps, is_stopping=True), steps)
+            _finish_step(validator, monitor, step, Due.after(stage, step, steps, is_stopping=True), steps)
         elif step == 0 and stage.validates_first:
             evaluation = stage.evaluation_interval > 0
-            _finish_step(validator, step, Due(True, evaluation, checkpoint=False, log_line=False), steps)
+            _finish_step(validator, monitor, step, Due(True, evaluation, checkpoint=False, log_line=False), steps)
         batches, is_healthy = stage.batches(step), True
         while step < steps:
             _step(stage, batches, step, log, console)
@@ -84,7 +93,7 @@ def train(
                     checkpointer.require_same_state(step)
                 is_healthy = _warn(stage, step, log.flush(step), console, was_healthy=is_healthy)
             progress.advance(1, log.shown)
-            _finish_step(validator, step, due, steps)
+            _finish_step(validator, monitor, step, due, steps)
             if is_stopping and step < steps:
                 raise _interrupted(run, step, steps)
     return validator.metrics
@@ -111,8 +120,8 @@ def _step(stage: Stage, batches: Iterator[Any], step: int, log: Log, console: Co
     log.add(stage.step(batch, step))
 
 
-def _finish_step(validator: Validator, step: int, due: Due, steps: int) -> None:
-    """Validate, evaluate and save what is due after a step.
+def _finish_step(validator: Validator, monitor: Monitor, step: int, due: Due, steps: int) -> None:
+    """Validate, evaluate and save what is due after a step, and show the result.
 
     Raises:
         InterruptedRunError: The validation was stopped; the checkpoint says that it is missing.
@@ -128,6 +137,8 @@ def _finish_step(validator: Validator, step: int, due: Due, steps: int) -> None:
     if due.checkpoint:
         validator.log.sync()
         checkpointer.save(step)
+    if due.validation:
+        monitor.observe(is_last=step >= steps)
     if due.validation or due.evaluation or due.checkpoint:
         validator.log.restart_clock()
 

@@ -54,6 +54,11 @@ def quantizer(terms: Mapping[str, Tensor], settings: TrainVQSettings) -> Tensor:
     return torch.stack([getattr(settings, f"{name}_weight") * term for name, term in terms.items()]).sum()
 
 
+def entropy_temperature(settings: TrainVQSettings) -> float | None:
+    """Return the temperature of the entropy loss; None if the loss is not computed."""
+    return settings.entropy_temperature if settings.entropy_weight > 0 else None
+
+
 def logged(terms: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the losses of a quantizer that belong in the log.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from movq_cli import checkpoints, devices
-from movq_cli.data import pixels
+from movq_cli.data import grids, pixels
 from movq_cli.data.code_cache import CodeCache
 from movq_cli.data.sampler import EpochOrder
 from movq_cli.evaluation.fid_evaluator import FIDEvaluator
@@ -31,7 +32,13 @@ from movq_cli.training.watch import UNWATCHED, Watch, batch_count
 from movq_cli.training_settings import TrainPriorSettings
 
 _PICTURES = 16
-"""Number of samples in the pictures of a run."""
+"""Largest number of samples in the pictures of a run."""
+
+_COUNTED_VIEWS = 4096
+"""Largest number of training views whose codes are counted."""
+
+_COLUMNS = 8
+"""Largest number of classes in the pictures of a run."""
 
 _SHARE_BINS = 5
 """Number of intervals of the share of predicted codes for which the validation loss is computed."""
@@ -266,18 +273,35 @@ class PriorTraining:
         """
         codes = np.asarray(self.validation.codes)
         of_chunks = [_entropy(codes[..., chunk]) for chunk in range(codes.shape[-1])]
+        # The entropy of the validation codes under the frequencies of the training codes; larger if these differ.
+        cross = [_entropy(codes[..., chunk], self._training_frequencies[chunk]) for chunk in range(codes.shape[-1])]
         return {
             "unigram_entropy": float(np.mean(of_chunks)),
+            "unigram_cross_entropy": float(np.mean(cross)),
             "unigram_entropy_of_chunks": of_chunks,
             "unigram_entropy_pooled": _entropy(codes),
         }
 
+    @cached_property
+    def _training_frequencies(self) -> np.ndarray:
+        """The share of each code in each chunk of evenly spaced training views, [c, K]; none is 0."""
+        chosen = pixels.evenly_spaced(len(self.training), _COUNTED_VIEWS)
+        codes, size = np.asarray(self.training.codes[chosen]), self.model.shape.codebook_size
+        counts = np.stack([np.bincount(codes[..., chunk].ravel(), minlength=size) for chunk in range(codes.shape[-1])])
+        return (counts + 1) / (counts + 1).sum(1, keepdims=True)
+
     @torch.inference_mode()
     def draw(self, run: Run, step: int) -> None:
-        """Write the run's picture of a step: samples with the same seeds at every step, and the classes in turn."""
-        images = self._samples(range(_PICTURES))
-        columns = math.ceil(math.sqrt(_PICTURES))
-        pixels.save_grid(run.picture(step), images, columns, pixels.grid_scale(images.shape[-1]))
+        """Write the run's picture of a step: samples with the same seeds at every step, in columns by class."""
+        names = self.training.header.classes if self.all_settings.prior.classes else ()
+        columns = min(len(names), _COLUMNS) if len(names) > 1 else math.isqrt(_PICTURES)
+        # The seed decides the class, so that each column has one class.
+        seeds = [
+            column + row * len(names or range(columns))
+            for row in range(_PICTURES // columns)
+            for column in range(columns)
+        ]
+        grids.save(run.picture(step), self._samples(seeds), columns, headings=names[:columns])
 
     def _samples(self, seeds: Sequence[int]) -> Tensor:
         """Return samples with these seeds, uint8 [B, 3, H, W]; a seed also decides the class, all in turn."""
@@ -304,11 +328,13 @@ class PriorTraining:
         checkpoints.save_weights(path, self.prior.exported, header)
 
 
-def _entropy(codes: np.ndarray) -> float:
-    """Return the entropy of the frequencies of codes, in nats."""
+def _entropy(codes: np.ndarray, frequencies: np.ndarray | None = None) -> float:
+    """Return the entropy of the frequencies of codes, in nats; with other frequencies [K], the cross entropy."""
     counts = np.bincount(codes.ravel())
-    share = counts[counts > 0] / counts.sum()
-    return float(-(share * np.log(share)).sum())
+    share = counts / counts.sum()
+    expected = share if frequencies is None else frequencies[: len(share)]
+    used = counts > 0
+    return float(-(share[used] * np.log(expected[used])).sum())
 
 
 def _ratio(pair: Tensor) -> float:

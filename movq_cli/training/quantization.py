@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from movq_cli.models.perturbation import Perturbation
 from movq_cli.models.tokenizer import Tokenizer
+from movq_cli.training import losses
 from movq_cli.training_settings import TrainVQSettings
 
 
@@ -13,8 +14,7 @@ def prepare(model: Tokenizer, settings: TrainVQSettings) -> None:
     Raises:
         BadRequestError: The quantizer has no gradient estimator, or no entropy loss.
     """
-    temperature = settings.entropy_temperature if settings.entropy_weight > 0 else None
-    model.quantize.prepare_training(settings.quantizer_gradient, temperature)
+    model.quantize.prepare_training(settings.quantizer_gradient, losses.entropy_temperature(settings))
     if settings.perturbed_images > 0:
         model.perturbation = Perturbation(
             settings.perturbed_images, settings.perturbed_codes, settings.perturbation_neighbors

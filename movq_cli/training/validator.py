@@ -77,6 +77,7 @@ class Validator:
         """Draw the picture of a step; a picture that cannot be written costs a warning and not the run."""
         try:
             self.stage.draw(self.run, step)
+            self.log.picture(step)
         except FailureError as error:
             self.log.console.warn(f"step {step} has no picture: {error}")
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from movq_cli import checkpoints, devices
-from movq_cli.data import loader, pixels
+from movq_cli.data import grids, loader, pixels
 from movq_cli.data.sampler import EpochOrder
 from movq_cli.data.shards import PreparedSet
 from movq_cli.errors import BadRequestError
@@ -346,12 +346,11 @@ class TokenizerTraining:
 
     @torch.inference_mode()
     def draw(self, run: Run, step: int) -> None:
-        """Write the run's picture of a step: a row of originals above a row of their reconstructions."""
+        """Write the run's picture of a step: originals, their reconstructions, and the maps of their errors."""
         chosen = pixels.evenly_spaced(len(self.validation_split), _PICTURES)
         originals = loader.center_crops(self.validation_split, chosen, resolution=self.size, device=self.device)
         _, reconstructed = self._reconstruct(originals, self.tokenizer.exported)
-        both = torch.cat([originals, reconstructed])
-        pixels.save_grid(run.picture(step), both, len(originals), pixels.grid_scale(self.size.width))
+        grids.save(run.picture(step), grids.with_errors(originals, reconstructed), len(originals), rows=grids.ROWS)
 
     def _reconstruct(self, batch: Tensor, model: Tokenizer) -> tuple[Tensor, Tensor]:
         """Return the codes and the reconstructions (uint8) of images, uint8 [B, 3, H, W], by a model in eval mode."""

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 from movq_cli import __main__ as entry
+from tests import tiny_costs  # noqa: F401  # computed once for all children
 from tests.forked_movq import redirect_streams  # It also imports what the commands need.
 
 _WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND

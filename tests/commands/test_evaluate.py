@@ -638,7 +638,7 @@ def test_the_codebook_is_counted_over_the_images_and_each_chunk(
         (["--stats", "x.npz", "real", "fake"], "--stats takes one set, not 2"),
         (["real", "--codebook", "--psnr"], "two sets are compared"),
         (["real", "fake", "--split", "test"], "neither train nor val"),
-        (["real", "fake", "--preset", "ffhp"], "Did you mean 'ffhq'?"),
+        (["real", "fake", "--preset", "ffhp"], "Did you mean 'ffhq' or 'ffhq-plus'?"),
     ],
 )
 def test_a_wrong_number_of_sets_or_an_unknown_name_is_refused(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from movq_cli import checkpoints
 from movq_cli.app import app
-from movq_cli.errors import BadRequestError
+from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.settings import Preset
 
@@ -54,7 +54,8 @@ def reconstruct(weights: Path, *arguments: str | Path) -> None:
 
 def test_a_large_image_is_left_out_and_named(tmp_path: Path, weights: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images = save(tmp_path / "images", a=20, b=80, c=20)
-    reconstruct(weights, images, tmp_path / "out", "--metrics")
+    with pytest.raises(FailureError, match=r"1 of 3 images were left out.* b\.png of 80 x 80 pixels"):
+        reconstruct(weights, images, tmp_path / "out", "--metrics")
     shown = capsys.readouterr()
     result = json.loads(shown.out)
     assert (result["images"], result["skipped"]) == (2, 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 import zipfile
@@ -27,6 +26,7 @@ from movq_cli.models import masked_prior
 from movq_cli.settings import SampleSettings
 from movq_cli.sources.open import open_source
 from tests.conftest import edit_header
+from tests.forked_movq import ForkedMovq
 
 if TYPE_CHECKING:
     from tests.conftest import Movq
@@ -397,19 +397,11 @@ def test_two_processes_write_the_same_files_as_one(
 
 
 @pytest.fixture
-def two_at_work(trained_once: Path, tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+def two_at_work(trained_once: Path, tmp_path: Path) -> Iterator[ForkedMovq]:
     """Yield a command whose two processes draw into the folder `out`, after both have written some images."""
-    process = subprocess.Popen(
-        [
-            *(sys.executable, "-m", "movq_cli", "sample", "out", "-n", "100000", "--batch-size", "2"),
-            *("--run", str(trained_once / "runs" / "tiny-prior"), "--device", "cpu", "--gpus", "2"),
-        ],
-        cwd=tmp_path,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
+    arguments = ["sample", "out", "-n", "100000", "--batch-size", "2", "--device", "cpu", "--gpus", "2"]
+    arguments += ["--run", str(trained_once / "runs" / "tiny-prior")]
+    process = ForkedMovq(arguments, tmp_path, os.environ | {"OMP_NUM_THREADS": "1"}, new_session=True)
     deadline = time.monotonic() + 120
     while not (tmp_path / "out" / "000002.png").exists() or not (tmp_path / "out" / "050002.png").exists():
         assert process.poll() is None, process.communicate()[1]
@@ -421,7 +413,7 @@ def two_at_work(trained_once: Path, tmp_path: Path) -> Iterator[subprocess.Popen
 
 
 def test_interrupted_ranks_end_with_one_line_and_one_process_resumes(
-    two_at_work: subprocess.Popen[str], draw: Draw, tmp_path: Path
+    two_at_work: ForkedMovq, draw: Draw, tmp_path: Path
 ) -> None:
     os.killpg(two_at_work.pid, signal.SIGINT)  # as a terminal sends it
     _, stderr = two_at_work.communicate(timeout=60)
@@ -434,7 +426,7 @@ def test_interrupted_ranks_end_with_one_line_and_one_process_resumes(
     assert png_files(tmp_path / "out")[:20] == png_files(tmp_path / "complete")
 
 
-def test_when_a_rank_is_killed_only_the_launcher_prints_an_error(two_at_work: subprocess.Popen[str]) -> None:
+def test_when_a_rank_is_killed_only_the_launcher_prints_an_error(two_at_work: ForkedMovq) -> None:
     children = Path(f"/proc/{two_at_work.pid}/task/{two_at_work.pid}/children").read_text().split()
     os.kill(int(children[-1]), signal.SIGKILL)
     _, stderr = two_at_work.communicate(timeout=60)

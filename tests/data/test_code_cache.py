@@ -23,7 +23,6 @@ from movq_cli.data import blocks, code_cache, pixels
 from movq_cli.data.blocks import Arrays, Blocks
 from movq_cli.data.shards import PreparedSet, Split
 from movq_cli.errors import BadRequestError
-from movq_cli.files import locked
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.settings import DataSettings, Preset, ViewSettings
@@ -192,14 +191,6 @@ def test_a_cache_without_digests_is_refused_and_encoded_anew(tmp_path: Path, mod
         make(tmp_path / "tokens", model, split)
     shutil.rmtree(header.parent)
     np.testing.assert_array_equal(make(tmp_path / "tokens", model, split).codes, made.codes)
-
-
-def test_one_that_another_command_is_making_is_left_to_it(tmp_path: Path, model: Tokenizer, split: Split) -> None:
-    with (
-        locked(tmp_path / "tokens" / "dddddddddddd-val", "movq train-prior"),
-        pytest.raises(BadRequestError, match="another movq train-prior is at work"),
-    ):
-        make(tmp_path / "tokens", model, split)
 
 
 # --- interrupted and shared -------------------------------------------------------------------------------------------

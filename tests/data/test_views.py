@@ -76,3 +76,14 @@ def test_a_prepared_image_of_the_presets_size_is_enlarged_once_for_each_scale(sc
 def test_twenty_views_of_one_image_differ() -> None:
     found = as_images(views.of_image(picture(256, 300), 256, TEN_AT_TWO_SCALES))
     assert len(set(found)) == TEN_AT_TWO_SCALES.count == 20
+
+
+def test_scale_1_gives_both_ends_and_the_centre_of_the_longer_side() -> None:
+    wide, high = picture(20, 31), picture(31, 20)
+    found = views.of_image(wide, 20, ViewSettings(scales=(1,)))
+    for view, left in zip(found, (0, 5, 11), strict=True):
+        assert np.array_equal(view.transpose(1, 2, 0), wide[:, left : left + 20])
+    found = views.of_image(high, 20, ViewSettings(scales=(1, 1.2), mirror=True))
+    assert len(found) == ViewSettings(scales=(1, 1.2), mirror=True).count == 16
+    for view, top in zip(found, (0, 5, 11), strict=False):
+        assert np.array_equal(view.transpose(1, 2, 0), high[top : top + 20])

@@ -16,10 +16,8 @@ from torch import Tensor
 
 from movq_cli.console import Console
 from movq_cli.data.blocks import Blocks
-from movq_cli.errors import BadRequestError
 from movq_cli.evaluation import feature_cache
 from movq_cli.evaluation.image_sets import ImageSet
-from movq_cli.files import locked
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from tests.conftest import on_ranks, start_ranks
 
@@ -137,15 +135,6 @@ def test_a_corrupt_image_is_named_each_time_and_has_no_features(
         assert capsys.readouterr().err == "warning: real: left out 004.png: not an image\n"
     (folder / "004.png").unlink()
     np.testing.assert_allclose(found.rows, expected(folder), rtol=1e-6)
-
-
-def test_what_another_command_is_computing_is_left_to_it(tmp_path: Path) -> None:
-    folder = write(tmp_path / "images")
-    see(folder, tmp_path / "cache")
-    (place,) = (tmp_path / "cache").iterdir()
-    (place / "set.json").unlink()
-    with locked(place, "movq evaluate"), pytest.raises(BadRequestError, match="another movq evaluate is at work"):
-        see(folder, tmp_path / "cache")
 
 
 def test_the_least_recently_used_set_is_evicted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -252,3 +252,15 @@ def test_an_index_that_its_files_contradict_is_refused(tmp_path: Path, index: ob
             containers.read(tmp_path)
     else:
         assert containers.read(tmp_path).values == {}
+
+
+@pytest.mark.parametrize("length", [0x3C20, 0x3C0A20])
+def test_a_header_whose_length_looks_like_the_start_of_a_web_page_is_read(tmp_path: Path, length: int) -> None:
+    # The first bytes of a safetensors file are the length of its header: here spaces, and then "<".
+    values = np.arange(6, dtype="<f4")
+    header = {"weight": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, values.nbytes]}}
+    path = tmp_path / "model.safetensors"
+    data = json.dumps(header).encode().ljust(length) + values.tobytes()
+    path.write_bytes(length.to_bytes(8, "little") + data)
+    contents = containers.read(path)
+    assert torch.equal(contents.values["weight"], torch.from_numpy(values).view(2, 3))

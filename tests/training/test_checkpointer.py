@@ -52,6 +52,7 @@ def test_only_a_higher_score_replaces_the_best_weights(run: Run, tiny: Preset) -
     for step, score in enumerate([1.0, 0.5, 1.0, 2.0, -3.0]):
         stage.model.weight.data.fill_(step)
         checkpointer.save_best(step, {"psnr": score})
+        checkpointer.save(step)
         best.append(float(run.best.read_text()))
     assert best == [0, 0, 0, 3, 3]
     assert checkpointer.manifest.best_step == 3

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from movq_cli.models.quantizer import Quantizer
@@ -39,10 +38,10 @@ class LinearCodebookQuantizer(VectorQuantizer):
         """Move nothing: unused entries follow the others by themselves."""
         return {}
 
-    def _entries(self) -> Tensor:
-        """Return the codebook [K, d] with which vectors are compared and decoded."""
-        entries = self.embedding_proj(self.embedding.weight)
-        return F.normalize(entries, dim=-1) if self.normalize else entries
+    def _codebook(self) -> Tensor:
+        """Return the codebook [K, d]: the frozen vectors after the layer."""
+        entries: Tensor = self.embedding_proj(self.embedding.weight)
+        return entries
 
 
 def build(settings: TokenizerSettings) -> Quantizer:

@@ -52,8 +52,8 @@ class VectorQuantizer(Quantizer):
         with torch.autocast(z.device.type, enabled=False):
             split = self._split(z.float())
             rows = split.contiguous()  # The layout of the vectors; with another one the losses are slow on the CPU.
-            codes = self._nearest(rows)
             entries = self._entries()
+            codes = self._nearest(rows, entries)
             vectors = F.embedding(codes, entries)
             losses = {
                 "codebook": F.mse_loss(vectors, rows.detach()),
@@ -67,7 +67,7 @@ class VectorQuantizer(Quantizer):
     def encode(self, z: Tensor) -> Tensor:
         """Return the codes [B, h, w, c] of features [B, D, h, w]."""
         with torch.autocast(z.device.type, enabled=False):
-            return self._nearest(self._split(z.float()))
+            return self._nearest(self._split(z.float()), self._entries())
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the vectors [B, D, h, w] of codes [B, h, w, c] in [0, K)."""
@@ -89,8 +89,12 @@ class VectorQuantizer(Quantizer):
 
     def _entries(self) -> Tensor:
         """Return the codebook [K, d] with which vectors are compared and decoded."""
-        entries = self.embedding.weight
+        entries = self._codebook()
         return F.normalize(entries, dim=-1) if self.normalize else entries
+
+    def _codebook(self) -> Tensor:
+        """Return the codebook [K, d] before it is scaled to unit length, if it is."""
+        return self.embedding.weight
 
     def _split(self, z: Tensor) -> Tensor:
         """Reshape [B, D, h, w] to the chunks [B, h, w, c, d] that are compared with the entries."""
@@ -102,13 +106,12 @@ class VectorQuantizer(Quantizer):
         return split.flatten(-2).permute(0, 3, 1, 2)
 
     @torch.no_grad()
-    def _nearest(self, split: Tensor) -> Tensor:
-        """Return the indices [B, h, w, c] of the nearest entries.
+    def _nearest(self, split: Tensor, entries: Tensor) -> Tensor:
+        """Return the indices [B, h, w, c] of the entries [K, d] that are nearest to the chunks [B, h, w, c, d].
 
         The term |z|^2 of the distance is left out: it is the same for every entry, and where it is large, rounding
         would hide the differences between the entries.
         """
-        entries = self._entries()
         squares = entries.square().sum(1)
         rows = split.reshape(-1, entries.shape[1])
         # The graph of an exported model must not depend on the number of images.

@@ -23,7 +23,7 @@ class ImageListKind(SourceKind):
     def open(self, location: str, path: Path | None) -> Source:
         """List the images; their classes count if every line has one."""
         assert path is not None
-        lines = read_lines(path, "list", errors="surrogateescape")
+        lines = read_lines(path, "list")
         rows = [line.partition("\t") for line in lines if line.strip()]
         files = tuple(file for file, _, _ in rows)
         if not any((path.parent / file).exists() for file in files):

@@ -30,6 +30,7 @@ from movq_cli.sources.layout import part_of
 from movq_cli.sources.numbering import number_values
 from movq_cli.sources.source import Source, SourceKind, check_bytes, stamp_of_file
 from movq_cli.sources.temporary import extract_copy
+from movq_cli.text_encoding import decode_text
 
 _RANGE = re.compile(r"\{(\d{1,18})\.\.(\d{1,18})\}")
 _MAX_TARS = 100_000
@@ -297,7 +298,7 @@ def _read_value(archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) 
     assert file is not None
     data = file.read(_MAX_CLASS_BYTES)
     try:
-        value = json.loads(data) if suffix == "json" else data.decode("utf-8-sig").strip()
+        value = json.loads(data) if suffix == "json" else decode_text(data).strip()
     except (ValueError, RecursionError):
         return suffix == "cls", None
     if suffix == "json":

@@ -1,0 +1,1 @@
+"""What is wrong with a run, with the evidence and a remedy."""
