@@ -142,8 +142,17 @@ clean-demo:
 # make plan                                                     what each training costs, before it is started
 # make tables-small SMALL=/path/to/images                       the same rules with tiny networks at 32 pixels, in minutes
 #
-# GPUS=8 uses eight GPUs, and WEIGHTS=FOLDER the pretrained networks in a folder. Each file in $(RESULTS) is the result of one command, which resumes when it is run again. A table
-# shows the published values beside the measured ones: $(RESULTS)/table1.md, and the same as JSON.
+# GPUS=8 uses eight GPUs, and WEIGHTS=FOLDER the pretrained networks in a folder. Each file in $(RESULTS) is the result of
+# one command, which resumes when it is run again. A table shows the published values beside the measured ones:
+# $(RESULTS)/table1.md, and the same as JSON.
+#
+# FFHQ_VAL_LIST=FILE holds out the 10,000 images of VQGAN's list. Without it, 10,000 others are drawn. The list is in the
+# repository of taming-transformers:
+#
+#   curl -O https://raw.githubusercontent.com/CompVis/taming-transformers/master/data/ffhqvalidation.txt
+#   make tables FFHQ=/path/to/ffhq/images1024x1024 FFHQ_VAL_LIST=ffhqvalidation.txt
+#
+# FILTER is the resize filter of the images, by default that of VQGAN's code.
 
 DATA ?= data
 RUNS ?= runs
@@ -153,7 +162,9 @@ WEIGHTS ?=
 
 # What differs at a small size.
 SIDE ?= 256
+FILTER ?= vqgan
 FFHQ_VAL ?= 10000
+FFHQ_VAL_LIST ?=
 FFHQ_SAMPLES ?= 60000
 IMAGENET_SAMPLES ?= 50000
 IMAGENET_VAL ?=
@@ -198,11 +209,13 @@ imagenet: $(addprefix $(RESULTS)/metrics/imagenet-,reconstructions.json mask-sam
 
 $(DATA)/ffhq/manifest.json: | $(INSTALLED)
 	@test -n "$(FFHQ)" || { echo "error: name the folder of FFHQ's images: make $(MAKECMDGOALS) FFHQ=/path" >&2; exit 2; }
-	$(MOVQ) prepare $(FFHQ) $(DATA)/ffhq --size $(SIDE) --square --upscale --val $(FFHQ_VAL) --no-labels
+	$(MOVQ) prepare $(FFHQ) $(DATA)/ffhq --size $(SIDE) --square --upscale --filter $(FILTER) --no-labels \
+		$(if $(FFHQ_VAL_LIST),--val-list $(FFHQ_VAL_LIST),--val $(FFHQ_VAL))
 
 $(DATA)/imagenet/manifest.json: | $(INSTALLED)
 	@test -n "$(IMAGENET)" || { echo "error: name ImageNet's folder: make $(MAKECMDGOALS) IMAGENET=/path" >&2; exit 2; }
-	$(MOVQ) prepare $(IMAGENET) $(DATA)/imagenet --size $(SIDE) --upscale $(if $(IMAGENET_VAL),--val $(IMAGENET_VAL))
+	$(MOVQ) prepare $(IMAGENET) $(DATA)/imagenet --size $(SIDE) --upscale --filter $(FILTER) \
+		$(if $(IMAGENET_VAL),--val $(IMAGENET_VAL))
 
 $(RESULTS)/%-vq.json: $(DATA)/$$(call set,$$*)/manifest.json
 	@mkdir -p $(RESULTS)

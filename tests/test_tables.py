@@ -95,3 +95,11 @@ def test_a_table_with_tiny_networks_is_made_and_interrupted_work_is_not_made_aga
     assert make("table2-small", *given, *small).returncode == 0
     again = {path for path in times if path.stat().st_mtime_ns != times[path]}
     assert {path.name for path in again} == {"table2.md", "table2.json", "ffhq-mask-samples.json"}
+
+
+def test_the_sets_are_made_with_vqgans_filter_and_list(tmp_path: Path) -> None:
+    listed = [line for line in commands(tmp_path, "table1", "FFHQ_VAL_LIST=faces.txt") if line.startswith("prepare")]
+    drawn = [line for line in commands(tmp_path, "table1") if line.startswith("prepare")]
+    assert all("--filter vqgan" in line for line in listed + drawn)
+    assert "--val-list faces.txt" in listed[0] and "--val " not in listed[0]
+    assert "--val 10000" in drawn[0] and "--val-list" not in drawn[0]

@@ -52,7 +52,9 @@ Val = Annotated[
     ),
 ]
 
-ValList = Annotated[Path | None, typer.Option(help="File with the names of the held-out images, one in each line.")]
+ValList = Annotated[
+    Path | None, typer.Option(help="File with the names or paths of the held-out images, one in each line.")
+]
 
 ValLabels = Annotated[
     Path | None, typer.Option(help="File with the classes of a val folder without class folders, as ImageNet has.")

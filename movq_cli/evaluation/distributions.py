@@ -10,7 +10,7 @@ Shapes: N real images, M fake images, D features (2,048 for Inception's pool lay
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -177,12 +177,35 @@ def inception_score(logits: Tensor, *, splits: int, seed: int = SEED) -> MeanAnd
     if len(logits) == 0:
         raise ValueError("the Inception Score needs at least 1 image, not 0")
     order = torch.from_numpy(np.random.RandomState(seed).permutation(len(logits))).to(logits.device)
-    scores = []
     # Not tensor_split: it makes the first splits longer, where torch-fidelity spaces the longer ones evenly.
     parts = min(splits, len(logits))
     bounds = [i * len(logits) // parts for i in range(parts + 1)]
-    for start, stop in pairwise(bounds):
-        log_p = logits[order[start:stop]].double().log_softmax(dim=1)
+    return _score_of_splits([logits[order[start:stop]] for start, stop in pairwise(bounds)])
+
+
+def ordered_inception_score(logits: Tensor, *, split_size: int) -> MeanAndSpread:
+    """Return the Inception Score as guided-diffusion's evaluator computes it: over consecutive images, not shuffled.
+
+    Args:
+        logits: Class logits of the fake images [M, C], in the order of the images.
+        split_size: Number of images in a split; the last split has the rest.
+
+    Returns:
+        Mean and standard deviation over the splits; the score of a split is at least 1 and at most C.
+
+    Raises:
+        ValueError: There is no image.
+    """
+    if len(logits) == 0:
+        raise ValueError("the Inception Score needs at least 1 image, not 0")
+    return _score_of_splits(logits.split(split_size))
+
+
+def _score_of_splits(splits: Sequence[Tensor]) -> MeanAndSpread:
+    """Return the mean and the standard deviation of the Inception Scores of splits, logits [M, C] each."""
+    scores = []
+    for logits in splits:
+        log_p = logits.double().log_softmax(dim=1)
         log_marginal = log_p.logsumexp(dim=0) - math.log(len(log_p))
         scores.append(float((log_p.exp() * (log_p - log_marginal)).sum(dim=1).mean().exp()))
     return MeanAndSpread(float(np.mean(scores)), float(np.std(scores)))

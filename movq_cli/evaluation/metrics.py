@@ -137,6 +137,32 @@ class InceptionScore(SetMetric):
 
 
 @register
+class OrderedInceptionScore(SetMetric):
+    """Inception Score in the convention of guided-diffusion's evaluator.
+
+    Its splits are consecutive images, in the order of their names. Samples that are sorted by class have few classes in
+    a split, and a lower score than shuffled ones.
+    """
+
+    split_size: ClassVar[int] = 5000
+
+    key = "isc_ordered"
+    option = "--is-ordered"
+    help = "Inception Score of FAKE in guided-diffusion's convention: splits in the order of names."
+    result_keys = ("isc_ordered",)
+    variant = f"Inception logits without bias, mean over consecutive splits of {split_size:,} images"
+    needs = Needs.FAKE
+    decimals = 1
+
+    def compute(self, inputs: SetInputs) -> Measurement:
+        """Compute the score from the class logits of the fake images."""
+        from movq_cli.evaluation import distributions
+
+        found = distributions.ordered_inception_score(inputs.fake_logits(), split_size=self.split_size)
+        return Measurement({"isc_ordered": found.mean}, {"isc_ordered": found.std})
+
+
+@register
 class KID(SetMetric):
     """Kernel Inception distance (Binkowski et al. 2018)."""
 
@@ -220,7 +246,12 @@ class PSNR(PixelMetric):
 
 @register
 class SSIM(PixelMetric):
-    """Structural similarity (Wang et al. 2004)."""
+    """Structural similarity (Wang et al. 2004), as the paper's first author computes it.
+
+    The paper does not state its window. That of TFill by the same author (evaluations/evaluation.py in
+    https://github.com/lyndonzheng/TFill) is scikit-image's `structural_similarity` with `win_size=11` and
+    `data_range=1`.
+    """
 
     window: ClassVar[int] = 11
     """Side of the window in pixels."""
@@ -243,9 +274,10 @@ class SSIM(PixelMetric):
 class LPIPS(PairedMetric):
     """Learned perceptual distance (Zhang et al. 2018).
 
-    The AlexNet trunk is the usual one for evaluation. VGG-16 takes its place where only the weights of VGG-16 are on
-    this machine. Where both are, both are computed, and `lpips_vgg` is the second. Their scales differ, so each variant
-    names its trunk.
+    The AlexNet trunk is the usual one for evaluation, and that of TFill by the paper's first author
+    (`lpips.LPIPS(net='alex')` in evaluations/evaluation.py); the paper does not state its trunk. VGG-16 takes its place
+    where only the weights of VGG-16 are on this machine. Where both are, both are computed, and `lpips_vgg` is the
+    second. Their scales differ, so each variant names its trunk.
     """
 
     key = "lpips"

@@ -28,7 +28,7 @@ def split_images(
     """Decide which images are held out for validation.
 
     Args:
-        source: Source of the images. Its own val split, if it has one, takes precedence over the other arguments.
+        source: Source of the images. Its own val split, if it has one, takes precedence over `val`.
         val: A share ("0.1") or a number ("500") of images, chosen by a hash of their names; or "nvidia", which holds
             out the images numbered 60000 and above, as for FFHQ. A single image is never held out.
         val_list: File with the names of the held-out images, one in each line; it takes precedence over `val`.
@@ -40,8 +40,12 @@ def split_images(
         The indices of each split's images, ascending.
 
     Raises:
-        BadRequestError: A split would be empty, or a line of the list does not name one image.
+        BadRequestError: A split would be empty, a line of the list does not name one image, or the source has a val
+            split beside which the list would have no effect.
     """
+    if source.has_val and val_list is not None:
+        message = f"{source.location} has a val split of its own, beside which --val-list {val_list} has no effect"
+        raise BadRequestError(message, "Leave --val-list out, or name its train folder as the source.")
     if source.has_val:
         assert source.splits is not None
         held_out = {index for index, split in enumerate(source.splits) if split == "val"}
