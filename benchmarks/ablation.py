@@ -12,7 +12,7 @@ Differences to the paper: images of 32 pixels, networks of a few million paramet
 as the only loss of the images, without the perceptual and the adversarial loss. The paper gives the FID of each row,
 which is meaningful only with these losses; this benchmark compares PSNR and SSIM of held-out images. At width 32 each
 group of a GroupNorm has one channel, where the networks of the paper have four and more: plain norms then pass on
-little of the mean colour of an image, which costs every row.
+little of the mean color of an image, which costs every row.
 
 Every row is trained by `movq train-vq`: an interrupted benchmark resumes when it is started again, and the results of
 finished rows are only read.

@@ -29,6 +29,7 @@ from benchmarks.machine import machine
 from movq_cli import Tokenizer
 from movq_cli.data import pixels as tensors
 from movq_cli.data.shards import PreparedSet, Split
+from movq_cli.data.spacing import evenly_spaced
 from movq_cli.files import atomic_write
 
 NEIGHBOURS = 5
@@ -91,7 +92,7 @@ def read(files: Iterable[Path]) -> Pixels:
 
 def copies(train: Split) -> Pixels:
     """Return what copies would look like: evenly spaced training digits, encoded and decoded."""
-    chosen = tensors.evenly_spaced(len(train), COPIES)
+    chosen = evenly_spaced(len(train), COPIES)
     originals = torch.stack([tensors.from_array(train.pixels(index)) for index in chosen])
     tokenizer = Tokenizer.load("runs/digits-vq")
     rebuilt = tensors.to_bytes(tokenizer.decode(tokenizer.encode(tensors.to_signed(originals))))

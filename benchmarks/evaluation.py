@@ -148,7 +148,7 @@ def row(command: Command, peer: Command, floor: float) -> dict[str, Any]:
 
 
 def draw(seed: int) -> bytes:
-    """Return a PNG file of smooth colours with the grain of a photograph."""
+    """Return a PNG file of smooth colors with the grain of a photograph."""
     draws = np.random.default_rng(seed)
     coarse = Image.fromarray(draws.integers(0, 256, (8, 8, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((SIDE, SIDE), Image.Resampling.BICUBIC)).astype(np.int16)

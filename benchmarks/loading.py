@@ -126,7 +126,7 @@ def make_sets(work: Path, pictures: str | None, count: int) -> dict[str, Prepare
 
 
 def draw(seed: int) -> NDArray[np.uint8]:
-    """Return smooth colours with fine texture, [SIDE, SIDE, 3]; as a PNG about 110 kB, the size of a photograph."""
+    """Return smooth colors with fine texture, [SIDE, SIDE, 3]; as a PNG about 110 kB, the size of a photograph."""
     rng = np.random.default_rng(seed)
     coarse, fine = (
         np.asarray(Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8)).resize((SIDE, SIDE)), np.float32)

@@ -189,7 +189,7 @@ def recorded(path: Path) -> dict[str, Any]:
 
 def show(results: dict[str, Any]) -> None:
     """Print the rows as a table."""
-    table = Table("row", "rFID", "LPIPS", "PSNR", "SSIM", "colour error", "real - fake", "weight")
+    table = Table("row", "rFID", "LPIPS", "PSNR", "SSIM", "color error", "real - fake", "weight")
     for name in ROWS[:-1]:
         row = results["rows"].get(name)
         if row is None:

@@ -213,10 +213,10 @@ def _lines(path: Path) -> Iterator[_Line]:
     Raises:
         BadRequestError: The file cannot be read.
     """
+    if not path.is_file():
+        return
     try:
         data = path.read_bytes()
-    except FileNotFoundError:
-        return
     except OSError as error:
         raise BadRequestError(f"{path}: {error.strerror or error}") from None
     for text in data.splitlines():

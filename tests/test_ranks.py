@@ -350,7 +350,7 @@ def test_a_run_folder_in_use_is_refused_to_another_command(
     process = start(tmp_path, tiny_yaml, "--run", "run", *LONG)
     wait_for(tmp_path / "run" / "checkpoint.pt", process)
     done = movq("train-vq", "--preset", tiny_yaml, "--run", "run", *LONG, code=2)
-    assert "another movq train-vq is at work in run" in done.stderr
+    assert re.search(r"another movq train-vq \(process \d+\) is at work in run\.", done.stderr)
     # Ranks whose launcher is killed write a checkpoint, end, and release the folder.
     process.kill()
     _, errors = process.communicate(timeout=60)

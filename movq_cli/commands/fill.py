@@ -18,6 +18,7 @@ from movq_cli.console import Console
 from movq_cli.data import pixels
 from movq_cli.data.images import BadImageError, center_crop, decode, encode_png, resize_to_cover
 from movq_cli.data.shards import SplitName
+from movq_cli.data.spacing import evenly_spaced
 from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_write
 from movq_cli.image_size import ImageSize
@@ -235,7 +236,7 @@ def _codes_under(painted: Tensor, model: Prior) -> Tensor:
 
 def _save_figure(path: Path, request: FillRequest, model: Prior, images: Source) -> None:
     """Write figure A.1: the columns are mask ratios; each image has a row of most likely fillings above drawn ones."""
-    examples = images.take(pixels.evenly_spaced(len(images), _FIGURE_IMAGES))
+    examples = images.take(evenly_spaced(len(images), _FIGURE_IMAGES))
     shape = model.transformer.shape
     methods = [(_TOP1, 1), (_sample_settings(model, request), 1 if request.top1 else request.samples)]
     grid: list[Tensor] = []

@@ -15,7 +15,6 @@ from movq_cli.commands.prepare_plan import DEFAULT_MAX_SIDE, Plan, Preprocessing
 from movq_cli.commands.workers import results
 from movq_cli.console import Console
 from movq_cli.data.images import BadImageError, deep_maximum
-from movq_cli.data.pixels import evenly_spaced
 from movq_cli.data.shards import (
     MANIFEST,
     PLAN,
@@ -28,6 +27,7 @@ from movq_cli.data.shards import (
     SplitName,
     content_hash,
 )
+from movq_cli.data.spacing import evenly_spaced
 from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.files import atomic_write, locked, write_once
 from movq_cli.sources.duplicates import HASH_BYTES, Hashing, find_duplicates

@@ -197,7 +197,7 @@ def show(root: Path, out: Path | None, *, console: Console) -> None:
 
 def _rows(prepared: PreparedSet) -> Iterator[_Row]:
     """Yield at most `_ROWS` rows of training images, and one row of held-out images."""
-    from movq_cli.data.pixels import evenly_spaced  # it imports torch, which checking a set does not need
+    from movq_cli.data.spacing import evenly_spaced
 
     train, held_out = (prepared.split(split) for split in SPLITS)
     if train.labels is None:

@@ -20,6 +20,7 @@ from movq_cli.data.array_files import is_integer, load_array
 from movq_cli.data.coding import ImageMemoryError, decode_batch, encode_batch, naming_images
 from movq_cli.data.images import BadImageError, covering_crop, encode_png
 from movq_cli.data.shards import SplitName
+from movq_cli.data.spacing import evenly_spaced
 from movq_cli.digests import NO_DIGEST
 from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.evaluation import extractors, paired
@@ -141,7 +142,7 @@ def _reconstruct_images(
         f"{images.names[index]} (its name is too long)" for index, name in enumerate(names) if is_too_long(name)
     ]
     too_large: list[str] = []
-    pairs: dict[int, Tensor] = dict.fromkeys(pixels.evenly_spaced(len(images), _GRID_COLUMNS), torch.empty(0))
+    pairs: dict[int, Tensor] = dict.fromkeys(evenly_spaced(len(images), _GRID_COLUMNS), torch.empty(0))
     with console.progress(len(images), "reconstructing", "images") as progress:
         for indices, originals in stream.same_size_batches(
             _decode_readable(images, fitting, request.crop, unreadable, progress), request.batch_size

@@ -25,7 +25,7 @@ LINE = 2
 """Width of the lines between the images of a grid, pixels."""
 
 LARGEST_ERROR = 64
-"""Error that has the brightest colour of an error map, in levels of 256."""
+"""Error that has the brightest color of an error map, in levels of 256."""
 
 _FONT_SIZE = 13
 """Size of the headings' letters, pixels."""
@@ -160,7 +160,7 @@ def read(path: Path, usual: Grid | None = None) -> tuple[Grid, NDArray[np.uint8]
 
 
 def error_map(images: NDArray[np.uint8], originals: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the mean absolute error of each pixel as a colour: black is none, and light yellow 64 levels or more.
+    """Return the mean absolute error of each pixel as a color: black is none, and light yellow 64 levels or more.
 
     Args:
         images: Images [..., H, W, 3].

@@ -65,16 +65,6 @@ def _grid(pixels: Tensor, columns: int) -> Tensor:
     return F.pad(picture.reshape(channels, rows * height, columns * width), (0, _LINE, 0, _LINE), value=255)
 
 
-def evenly_spaced(total: int, limit: int) -> list[int]:
-    """Return evenly spaced indices: the first images of a sorted set would all be of one class.
-
-    Args:
-        total: Number of images; the indices are below it.
-        limit: Largest number of indices.
-    """
-    return [round(position) for position in np.linspace(0, total - 1, min(total, limit))]
-
-
 def grid_scale(side: int) -> int:
     """Return the factor that enlarges images of a side to about 64 pixels, so that people can see them in a grid."""
     return max(1, 64 // side)

@@ -23,6 +23,7 @@ from movq_cli.data.filters import FILTER
 from movq_cli.data.images import BadImageError, Traits, covering_crop, decode, is_jpeg, read_traits
 from movq_cli.data.sample_files import MANIFEST, SampleManifest, manifest_of_file
 from movq_cli.data.shards import DatasetManifest, SplitName
+from movq_cli.data.spacing import evenly_spaced
 from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.image_size import ImageSize, Resolution
 from movq_cli.sources import stream
@@ -97,7 +98,7 @@ class ImageSet:
         source = open_source(location).of_split(split)
         for warning in source.warnings:
             console.warn(f"{role}: {warning}")
-        self.source: Source = source if limit is None else source.take(pixels.evenly_spaced(len(source), limit))
+        self.source: Source = source if limit is None else source.take(evenly_spaced(len(source), limit))
         self.role = role
         self.location = location
         self.split: SplitName | None = split if self.source.splits is not None else None

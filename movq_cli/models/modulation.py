@@ -22,7 +22,7 @@ class Norm(nn.GroupNorm):
 
     Args:
         channels: Number of channels, C.
-        groups: Number of groups. A group of a single channel would lose the channel's mean, and with it colours.
+        groups: Number of groups. A group of a single channel would lose the channel's mean, and with it colors.
         affine: Whether the norm has a scale and a bias for each channel.
     """
 

@@ -1,4 +1,4 @@
-"""Vega-Lite specifications of the charts. Colours are CSS variables, so that a chart follows the page into the dark."""
+"""Vega-Lite specifications of the charts. Colors are CSS variables, so that a chart follows the page into the dark."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from movq_cli.report.blocks import Chart
 from movq_cli.run_history import Series
 
 COLORS = ("#3b82f6", "#f59e0b", "#10b981", "#ef4444", "#a855f7", "#06b6d4", "#ec4899", "#84cc16")
-"""Colours of the lines, which are legible on light and on dark pages."""
+"""Colors of the lines, which are legible on light and on dark pages."""
 
 _MOST_POINTS = 400
 """Largest number of points of a line; longer ones are means of equally many neighbours."""

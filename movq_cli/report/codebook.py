@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
@@ -12,11 +10,12 @@ from torch import Tensor
 from movq_cli import checkpoints
 from movq_cli.data import loader, pixels
 from movq_cli.data.shards import MANIFEST, PreparedSet
+from movq_cli.data.spacing import evenly_spaced
 from movq_cli.errors import MovqError
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.report import charts
 from movq_cli.report.blocks import Block, Gallery, Picture, Text
-from movq_cli.report.pictures import Pixels, data_uri, enlarged, evenly, originals_and_reconstructions
+from movq_cli.report.pictures import Pixels, data_uri, enlarged, originals_and_reconstructions
 from movq_cli.run_history import RunHistory
 
 _IMAGES = 64
@@ -73,7 +72,7 @@ def _images(history: RunHistory) -> tuple[Pixels | None, str]:
             prepared = PreparedSet.open(root)
             if prepared.manifest.hash == history.manifest.data and prepared.manifest.counts["val"]:
                 split = prepared.split("val")
-                chosen = evenly(len(split), _IMAGES)
+                chosen = evenly_spaced(len(split), _IMAGES)
                 size = history.manifest.settings.vq.image_size
                 crops = loader.center_crops(split, chosen, resolution=size, device=torch.device("cpu"))
                 return crops.permute(0, 2, 3, 1).numpy(), f"{len(chosen)} validation images"
@@ -106,7 +105,7 @@ def _entries(
     return Gallery(
         "The most used entries",
         f"The mean of the {factor} x {factor} pixels at all positions with the entry, in {origin}; below "
-        "it its index and share of the codes. Healthy: they differ in colour and in the direction of edges. Equal "
+        "it its index and share of the codes. Healthy: they differ in color and in the direction of edges. Equal "
         "pictures mean entries that do the same work.",
         pictures,
     )
@@ -117,7 +116,7 @@ def _maps(images: Pixels, codes: NDArray[np.int64], model: Tokenizer) -> Gallery
     colors = _entry_colors(model)
     scale = max(1, 192 // images.shape[2])
     pictures = []
-    for index in evenly(len(images), _MAPPED):
+    for index in evenly_spaced(len(images), _MAPPED):
         image = enlarged(images[index], scale)
         pictures.append(Picture(data_uri(image), "original", image.shape[1]))
         for chunk in range(codes.shape[-1]):
@@ -127,14 +126,14 @@ def _maps(images: Pixels, codes: NDArray[np.int64], model: Tokenizer) -> Gallery
             pictures.append(Picture(data_uri(mixed), f"codes of chunk {chunk}", image.shape[1]))
     return Gallery(
         "Codes over a picture",
-        "Entries that are near to each other have similar colours. Healthy: the map follows the shapes of the picture, "
-        "and the chunks differ. One colour everywhere means that the chunk says nothing.",
+        "Entries that are near to each other have similar colors. Healthy: the map follows the shapes of the picture, "
+        "and the chunks differ. One color everywhere means that the chunk says nothing.",
         pictures,
     )
 
 
 def _entry_colors(model: Tokenizer) -> Pixels:
-    """Return a colour for each entry, [K, 3]: its position along the three main directions of the codebook."""
+    """Return a color for each entry, [K, 3]: its position along the three main directions of the codebook."""
     size, device = model.settings.codebook_size, model.device
     every = torch.arange(size, device=device)[:, None, None, None].expand(-1, 1, 1, model.settings.chunks)
     with torch.inference_mode():
@@ -145,8 +144,3 @@ def _entry_colors(model: Tokenizer) -> Pixels:
     if order.shape[1] < 3:
         order = order.repeat(1, 3)[:, :3]
     return (40 + 200 * order).round().to(torch.uint8).numpy()
-
-
-def weights_exist(path: Path) -> bool:
-    """Return whether a weight file exists."""
-    return path.is_file()

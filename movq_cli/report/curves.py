@@ -63,14 +63,14 @@ _VQ = (
         ((_VALIDATION, "rfid", "rFID"),),
     ),
     Curve(
-        "Colours of the reconstructions",
-        "Healthy: saturation approaches 1. Below 0.9 colours are lost, above 1.1 they are exaggerated.",
+        "Colors of the reconstructions",
+        "Healthy: saturation approaches 1. Below 0.9 colors are lost, above 1.1 they are exaggerated.",
         ((_VALIDATION, "saturation", "saturation, reconstruction over original"),),
     ),
     Curve(
-        "Error of the mean colour",
-        "Healthy: it falls towards 1 level of 256 and stays there. A rise is a cast of colour or brightness.",
-        ((_VALIDATION, "color_error", "mean error of an image's mean colour"),),
+        "Error of the mean color",
+        "Healthy: it falls towards 1 level of 256 and stays there. A rise is a cast of color or brightness.",
+        ((_VALIDATION, "color_error", "mean error of an image's mean color"),),
         unit="levels of 256",
     ),
     Curve(
@@ -133,7 +133,7 @@ _PRIOR = (
     Curve(
         "FID of samples",
         "Healthy: it falls, and often goes on falling when the loss no longer does. Its level "
-        " depends on the number of samples; compare it only with runs that draw as many.",
+        "depends on the number of samples; compare it only with runs that draw as many.",
         ((_VALIDATION, "fid", "FID"),),
     ),
 )
@@ -174,8 +174,10 @@ def of_run(history: RunHistory) -> list[Chart]:
             name, line = curve.arrays
             for index in range(history.length(name)):
                 series[f"{line} {index}"] = history.series(name, "validation", index)
-        drawn.append(charts.of_series(curve.title, curve.note, _without_zeros(series), events=events, unit=curve.unit,
-                                      is_log=curve.is_log))  # fmt: skip
+        shown = _without_zeros(series)
+        drawn.append(
+            charts.of_series(curve.title, curve.note, shown, events=events, unit=curve.unit, is_log=curve.is_log)
+        )
     return [chart for chart in drawn if chart is not None]
 
 

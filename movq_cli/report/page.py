@@ -46,7 +46,7 @@ def render(histories: Sequence[RunHistory], device: torch.device | None) -> str:
     script = library.javascript()
     names = names_of(histories)
     if len(histories) == 1:
-        title, sections = f"{histories[0].name}", _sections_of_run(histories[0], device)
+        title, sections = histories[0].name, _sections_of_run(histories[0], device)
     else:
         title, sections = f"{len(histories)} runs: {', '.join(names)}", _sections_of_runs(histories, names)
     environment = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined)

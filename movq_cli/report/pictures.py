@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +12,7 @@ from PIL import Image
 
 from movq_cli.data import grids
 from movq_cli.data.grids import Grid
+from movq_cli.data.spacing import evenly_spaced
 from movq_cli.report.blocks import Film, Row, Text
 from movq_cli.run_history import RunHistory
 
@@ -95,7 +94,7 @@ def film(history: RunHistory) -> Film | Text:
             "Originals, what the tokenizer makes of them, and the mean absolute error of each pixel: black is 0, "
             f"purple about 20, orange about 45, and light yellow {grids.LARGEST_ERROR} levels of 256 or more. Healthy: "
             "the error maps darken everywhere but at fine texture. Regular dots or stripes in flat areas are "
-            "checkerboards; an error that fills flat areas is a cast of colour."
+            "checkerboards; an error that fills flat areas is a cast of color."
         )
     else:
         note = (
@@ -124,8 +123,7 @@ def _chosen(history: RunHistory) -> list[int]:
     changing = [] if last is None else last[1][1:] if history.manifest.kind == "vq" else last[1]
     size = sum(len(data_uri(picture)) for _, picture in changing)
     count = min(len(history.pictures), _MOST_STEPS, max(2, FILM_BYTES // max(size, 1)))
-    positions = np.linspace(0, len(history.pictures) - 1, count)
-    return [history.pictures[round(position)] for position in positions]
+    return [history.pictures[index] for index in evenly_spaced(len(history.pictures), count)]
 
 
 def _old_grid(history: RunHistory) -> Grid | None:
@@ -139,16 +137,3 @@ def _old_grid(history: RunHistory) -> Grid | None:
 def enlarged(pixels: Pixels, factor: int) -> Pixels:
     """Return a picture [H, W, 3] with each pixel repeated."""
     return pixels.repeat(factor, 0).repeat(factor, 1)
-
-
-def evenly(count: int, limit: int) -> Sequence[int]:
-    """Return at most `limit` evenly spaced indices below a count."""
-    return [round(position) for position in np.linspace(0, count - 1, min(count, limit))]
-
-
-def exists(path: Path) -> bool:
-    """Return whether a file exists and may be read."""
-    try:
-        return path.is_file()
-    except OSError:
-        return False

@@ -30,7 +30,7 @@ _VECTORS = 2**24
 """Largest number of values in memory of the vectors of training images."""
 
 _UNDECIDED = np.array((128, 128, 128), dtype=np.float64)
-"""Colour of the image area whose codes are not decided yet."""
+"""Color of the image area whose codes are not decided yet."""
 
 _NEAREST = "Nearest training images"
 

@@ -19,7 +19,7 @@ _NAMES = {
     "lpips_vgg": "LPIPS by VGG",
     "rfid": "rFID",
     "fid": "FID",
-    "color_error": "error of the mean colour, levels of 256",
+    "color_error": "error of the mean color, levels of 256",
     "saturation": "saturation over that of the originals",
     "usage": "codebook entries in use",
     "perplexity": "perplexity of the codes",

@@ -16,6 +16,7 @@ from movq_cli import checkpoints, devices
 from movq_cli.data import grids, pixels
 from movq_cli.data.code_cache import CodeCache
 from movq_cli.data.sampler import EpochOrder
+from movq_cli.data.spacing import evenly_spaced
 from movq_cli.evaluation.fid_evaluator import FIDEvaluator
 from movq_cli.models import masked_prior, priors
 from movq_cli.models.priors import CodePrior
@@ -187,7 +188,7 @@ class PriorTraining:
         # The sum of nats and the number of predicted codes, by interval of the predicted share and by channel.
         totals = torch.zeros(2, _SHARE_BINS, shape.chunks, dtype=torch.float64, device=self.device)
         limit, size = self.settings.validate_images or len(self.validation), self.settings.batch_size
-        chosen = np.array(pixels.evenly_spaced(len(self.validation), limit))
+        chosen = np.array(evenly_spaced(len(self.validation), limit))
         starts = range(0, len(chosen), size)
         for start in watch.batches(starts, len(starts), "validating"):
             indices = chosen[start : start + size]
@@ -285,7 +286,7 @@ class PriorTraining:
     @cached_property
     def _training_frequencies(self) -> np.ndarray:
         """The share of each code in each chunk of evenly spaced training views, [c, K]; none is 0."""
-        chosen = pixels.evenly_spaced(len(self.training), _COUNTED_VIEWS)
+        chosen = evenly_spaced(len(self.training), _COUNTED_VIEWS)
         codes, size = np.asarray(self.training.codes[chosen]), self.model.shape.codebook_size
         counts = np.stack([np.bincount(codes[..., chunk].ravel(), minlength=size) for chunk in range(codes.shape[-1])])
         return (counts + 1) / (counts + 1).sum(1, keepdims=True)

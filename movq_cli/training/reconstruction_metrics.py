@@ -1,4 +1,4 @@
-"""The metrics of a tokenizer's validation: quality and colours of reconstructions, and the use of the codebook."""
+"""The metrics of a tokenizer's validation: quality and colors of reconstructions, and the use of the codebook."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ class ReconstructionMetrics:
 
 
 class ColorError:
-    """Sums the errors of colour over images.
+    """Sums the errors of color over images.
 
     Args:
         device: Device of the images.
@@ -81,7 +81,7 @@ class ColorError:
 
     def __init__(self, device: torch.device) -> None:
         self.totals = torch.zeros(4, dtype=torch.float64, device=device)
-        """Sums over images: error of the mean colour, saturation of reconstructions and of originals, and 1."""
+        """Sums over images: error of the mean color, saturation of reconstructions and of originals, and 1."""
 
     def update(self, reconstructed: Tensor, originals: Tensor) -> None:
         """Add images, uint8 [B, 3, H, W] both."""

@@ -13,6 +13,7 @@ from movq_cli import checkpoints, devices
 from movq_cli.data import grids, loader, pixels
 from movq_cli.data.sampler import EpochOrder
 from movq_cli.data.shards import PreparedSet
+from movq_cli.data.spacing import evenly_spaced
 from movq_cli.errors import BadRequestError
 from movq_cli.evaluation import extractors
 from movq_cli.evaluation.fid_evaluator import FIDEvaluator
@@ -232,9 +233,9 @@ class TokenizerTraining:
 
     @torch.inference_mode()
     def validate(self, watch: Watch = UNWATCHED, *, averaged: bool = True) -> Metrics:
-        """Return PSNR (dB), SSIM, LPIPS if its weights are available, and how colours and the codebook are used.
+        """Return PSNR (dB), SSIM, LPIPS if its weights are available, and how colors and the codebook are used.
 
-        `color_error` is the mean absolute error of an image's mean colour, in 0..255. `saturation` is that of the
+        `color_error` is the mean absolute error of an image's mean color, in 0..255. `saturation` is that of the
         reconstructions over that of the originals. `usage` is a share of the entries; usage and perplexity are also
         given for each chunk. The images are the complete validation split, or `validate_images` of it, of which each
         rank evaluates a share.
@@ -245,7 +246,7 @@ class TokenizerTraining:
         """
         model = self.tokenizer.in_eval_mode(averaged=averaged)
         limit = self.settings.validate_images or len(self.validation_split)
-        chosen = pixels.evenly_spaced(len(self.validation_split), limit)
+        chosen = evenly_spaced(len(self.validation_split), limit)
         metrics = ReconstructionMetrics(self.metrics, self.all_settings.vq, self.device)
         batches = loader.validation_batches(
             self.validation_split,
@@ -264,7 +265,7 @@ class TokenizerTraining:
     def evaluate(self, watch: Watch = UNWATCHED) -> Metrics:
         """Return the rFID of `evaluate_images` validation images, evenly spaced in the split."""
         assert self.fid_evaluator is not None
-        chosen = pixels.evenly_spaced(len(self.validation_split), self.settings.evaluate_images)
+        chosen = evenly_spaced(len(self.validation_split), self.settings.evaluate_images)
         indices = chosen[self.ranks.share(len(chosen))]
         size = self._images_at_once
         batches = (indices[start : start + size] for start in range(0, len(indices), size))
@@ -347,7 +348,7 @@ class TokenizerTraining:
     @torch.inference_mode()
     def draw(self, run: Run, step: int) -> None:
         """Write the run's picture of a step: originals, their reconstructions, and the maps of their errors."""
-        chosen = pixels.evenly_spaced(len(self.validation_split), _PICTURES)
+        chosen = evenly_spaced(len(self.validation_split), _PICTURES)
         originals = loader.center_crops(self.validation_split, chosen, resolution=self.size, device=self.device)
         _, reconstructed = self._reconstruct(originals, self.tokenizer.exported)
         grids.save(run.picture(step), grids.with_errors(originals, reconstructed), len(originals), rows=grids.ROWS)

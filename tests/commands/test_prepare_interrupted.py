@@ -154,7 +154,7 @@ def test_two_runs_in_one_folder_do_not_mix(tmp_path, large):
     wait_until((out / "plan.json").exists)
     second = start(folder, out, 1)
     error = second.communicate(timeout=20)[1]
-    assert second.returncode == 2 and "another movq prepare is at work" in error
+    assert second.returncode == 2 and f"another movq prepare (process {first.pid}) is at work" in error
     assert first.communicate(timeout=60)[1] == "" and tree(out) == expected
 
 
@@ -179,7 +179,8 @@ def test_a_whole_run_and_a_job_do_not_mix(tmp_path, large):
     first = start(folder, out, 1)
     wait_until((out / "plan.json").exists)
     second = start(folder, out, 1, 1, 3)
-    assert "another movq prepare is at work" in second.communicate(timeout=20)[1] and second.returncode == 2
+    error = second.communicate(timeout=20)[1]
+    assert second.returncode == 2 and f"another movq prepare (process {first.pid}) is at work" in error
     assert first.communicate(timeout=60)[1] == "" and tree(out) == expected
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -65,7 +66,9 @@ def test_a_locked_run_folder_is_refused_and_a_free_one_is_trained_and_given_as_t
     request = TrainRequest(str(tiny_yaml), ["train_vq.steps=2"], device_name="cpu")
     with (
         files.locked(Path("runs/tiny-vq"), "movq train-vq"),
-        pytest.raises(BadRequestError, match="another movq train-vq is at work in runs/tiny-vq"),
+        pytest.raises(
+            BadRequestError, match=rf"another movq train-vq \(process {os.getpid()}\) is at work in runs/tiny-vq"
+        ),
     ):
         train_vq(request, JSON)
     train_vq(request, JSON)

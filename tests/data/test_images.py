@@ -31,13 +31,13 @@ def array(data, **options):
     return np.asarray(image)
 
 
-def png(width, height, depth, colour, rows, *chunks):
+def png(width, height, depth, color, rows, *chunks):
     """A PNG by hand, for what Pillow cannot write."""
 
     def chunk(kind, body):
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     body = zlib.compress(b"".join(b"\0" + row for row in rows))
     return b"\x89PNG\r\n\x1a\n" + b"".join(
         [chunk(b"IHDR", header), *(chunk(*c) for c in chunks), chunk(b"IDAT", body), chunk(b"IEND", b"")]
@@ -93,7 +93,7 @@ def test_sixteen_bit_grey_is_scaled_not_clipped():
         assert np.array_equal(array(encoded(Image.fromarray(values), kind)), expected), kind
 
 
-def test_sixteen_bit_grey_keeps_its_transparent_colour():
+def test_sixteen_bit_grey_keeps_its_transparent_color():
     data = encoded(Image.fromarray(np.array([[0, 255, 511]], np.uint16)), transparency=255)
     assert array(data, background=(9, 8, 7)).tolist() == [[[0, 0, 0], [9, 8, 7], [2, 2, 2]]]
 
@@ -110,14 +110,14 @@ def test_float_images_without_a_known_range_are_refused(values):
         decode(encoded(Image.fromarray(np.array([values], np.float32)), "TIFF"))
 
 
-def test_sixteen_bit_colour_and_grey_with_alpha():
+def test_sixteen_bit_color_and_grey_with_alpha():
     row = struct.pack(">6H", 65535, 0, 32896, 257, 514, 771)
     assert array(png(2, 1, 16, 2, [row])).tolist() == [[[255, 0, 128], [1, 2, 3]]]
     row = struct.pack(">4H", 65535, 65535, 0, 0)
     assert array(png(2, 1, 16, 4, [row]), background=(1, 2, 3)).tolist() == [[[255, 255, 255], [1, 2, 3]]]
 
 
-def test_sixteen_bit_colour_with_a_transparent_colour_decodes():
+def test_sixteen_bit_color_with_a_transparent_color_decodes():
     row = struct.pack(">6H", 65535, 0, 32896, 257, 514, 771)
     data = png(2, 1, 16, 2, [row], (b"tRNS", struct.pack(">3H", 257, 514, 771)))
     assert array(data)[0, 0].tolist() == [255, 0, 128]
@@ -156,7 +156,7 @@ def test_grey_with_alpha_and_palettes_with_transparency():
     assert array(gif, background=(1, 2, 3))[0, 2].tolist() == [1, 2, 3]
 
 
-def test_cmyk_jpeg_becomes_the_colour_it_shows():
+def test_cmyk_jpeg_becomes_the_color_it_shows():
     red = Image.new("RGB", (16, 16), (200, 30, 40)).convert("CMYK")
     got = array(encoded(red, "JPEG", quality=95))
     assert np.abs(got.astype(int) - [200, 30, 40]).max() < 12
@@ -164,8 +164,8 @@ def test_cmyk_jpeg_becomes_the_colour_it_shows():
 
 @pytest.mark.parametrize(("kind", "options"), [("GIF", {}), ("WEBP", {"lossless": True}), ("PNG", {}), ("TIFF", {})])
 def test_of_an_animation_the_first_frame_is_taken(kind, options):
-    colours = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
-    first, *others = (Image.new("RGB", (9, 5), colour) for colour in colours)
+    colors = [(255, 0, 0), (0, 255, 0), (0, 0, 255)]
+    first, *others = (Image.new("RGB", (9, 5), color) for color in colors)
     data = encoded(first, kind, save_all=True, append_images=others, **options)
     assert len(list(ImageSequence.Iterator(Image.open(io.BytesIO(data))))) == 3
     assert (array(data) == [255, 0, 0]).all() and array(data).shape == (5, 9, 3)
@@ -238,7 +238,7 @@ def test_damaged_files_leave_stderr_clean():
 
 
 def test_no_memory_is_not_blamed_on_the_image(monkeypatch):
-    def exhausted(image, background):
+    def exhausted(image, background, white):
         raise MemoryError
 
     monkeypatch.setattr(images, "_to_rgb", exhausted)

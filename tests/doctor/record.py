@@ -160,13 +160,13 @@ def copy(run: Path, to: Path) -> None:
 
 
 def draw(folder: Path, size: int, count: int, *, brightest: int = 256) -> None:
-    """Write pictures with a sloping background of two colours, and a disc or a square of a third one.
+    """Write pictures with a sloping background of two colors, and a disc or a square of a third one.
 
     Args:
         folder: Folder of the pictures.
         size: Side of the pictures, pixels.
         count: Number of the pictures.
-        brightest: Level below which all colours are.
+        brightest: Level below which all colors are.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(size)

@@ -67,7 +67,7 @@ class MeanDistance(SetMetric):
 
 
 class Projection(nn.Module):
-    """Stands in for Inception: the mean colour of an image."""
+    """Stands in for Inception: the mean color of an image."""
 
     def __init__(self):
         super().__init__()

@@ -72,7 +72,7 @@ def _check_film(tab: Any) -> None:
 
 
 def _check_modes(tab: Any) -> None:
-    """The colours of page and charts follow the mode of the system, and printing hides the controls."""
+    """The colors of page and charts follow the mode of the system, and printing hides the controls."""
     color = (
         "getComputedStyle(document.body).backgroundColor + getComputedStyle(document.querySelector('svg text')).fill"
     )

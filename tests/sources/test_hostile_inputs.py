@@ -113,7 +113,8 @@ def test_damaged_and_foreign_statistics_are_one_line(tmp_path: Path, wrong: str)
         data = bytearray(b"none")
     if wrong != "none":
         path.write_bytes(data)
-    with pytest.raises(BadRequestError, match=r"a\.npz holds no statistics"):
+    message = "the arrays samples: neither images nor statistics" if wrong == "none" else "no statistics"
+    with pytest.raises(BadRequestError, match=rf"a\.npz holds {message}"):
         find_reference(str(path), tmp_path)
 
 

@@ -35,7 +35,7 @@ def test_a_finding_is_one_warning_however_often_the_run_is_observed(
     observed.observe(is_last=False)
     observed.observe(is_last=True)
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("warning: Colours or brightness are lost. At step 240 ") and "Remedy: movq train-vq" in line
+    assert line.startswith("warning: Colors or brightness are lost. At step 240 ") and "Remedy: movq train-vq" in line
 
 
 def test_other_ranks_do_nothing(run: Run, tiny: Preset, capsys: pytest.CaptureFixture[str]) -> None:

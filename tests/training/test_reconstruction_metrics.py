@@ -1,4 +1,4 @@
-"""The errors of colour against numpy."""
+"""The errors of color against numpy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def test_the_errors_are_those_of_numpy_whatever_the_batches_are() -> None:
     assert colors.metrics() == pytest.approx({"color_error": error, "saturation": saturation})
 
 
-def test_grey_reconstructions_of_coloured_images_have_no_saturation() -> None:
+def test_grey_reconstructions_of_colored_images_have_no_saturation() -> None:
     old = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
     old[:, 0] = 90
     colors = ColorError(CPU)

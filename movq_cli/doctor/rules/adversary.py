@@ -76,7 +76,7 @@ def _has_gained(history: RunHistory, start: int) -> bool:
 TOO_EARLY = rule(
     "discriminator-too-early",
     "The discriminator starts too early",
-    "A tokenizer that still learns shapes and colours cannot follow an adversarial gradient, and loses what it has.",
+    "A tokenizer that still learns shapes and colors cannot follow an adversarial gradient, and loses what it has.",
     "vq",
 )(_too_early)
 

@@ -1,4 +1,4 @@
-"""The reconstructions: lost colours, and checkerboards."""
+"""The reconstructions: lost colors, and checkerboards."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from movq_cli.doctor.rule import FEWEST_VALIDATIONS, Symptom, again, rule
 from movq_cli.run_history import RunHistory
 
 _PALE, _GARISH = 0.85, 1.2
-"""Saturation over that of the originals between which colours are right: trained tokenizers have 0.92 to 1.02."""
+"""Saturation over that of the originals between which colors are right: trained tokenizers have 0.92 to 1.02."""
 
 _CAST = 6.0
-"""Error of the mean colour, in levels of 256, from which people see a cast; trained tokenizers have 0.5 to 3."""
+"""Error of the mean color, in levels of 256, from which people see a cast; trained tokenizers have 0.5 to 3."""
 
 _PROGRESS = 0.1
-"""Share of the error that has to go between the middle and the end of the validations: then the colours are still
+"""Share of the error that has to go between the middle and the end of the validations: then the colors are still
 being learned."""
 
 _PEAK = 12.0
@@ -42,12 +42,12 @@ def _color(history: RunHistory) -> Symptom | None:
     if len(error) >= FEWEST_VALIDATIONS:
         value, middle = error.values[-1], error.values[len(error) // 2]
         if value > _CAST and value > (1 - _PROGRESS) * middle:
-            texts.append(f"the mean colour of an image is wrong by {value:.1f} of 256 levels")
+            texts.append(f"the mean color of an image is wrong by {value:.1f} of 256 levels")
     if not texts:
         return None
     step = max(series.steps[-1] for series in (saturation, error) if len(series))
     groups, widths = history.manifest.settings.vq.norm_groups, history.manifest.settings.vq.widths
-    is_narrow = min(widths) < 4 * groups  # Groups of few channels lose their means, and with them colours.
+    is_narrow = min(widths) < 4 * groups  # Groups of few channels lose their means, and with them colors.
     setting = f"vq.norm_groups={max(1, groups // 4)}" if is_narrow else "train_vq.l2_weight=1"
     picture = history.run.picture(history.pictures[-1]) if history.pictures else None
     return Symptom(f"At step {step:,} {' and '.join(texts)}.", again(history, setting), step, picture)
@@ -55,7 +55,7 @@ def _color(history: RunHistory) -> Symptom | None:
 
 COLOR = rule(
     "colors-lost",
-    "Colours or brightness are lost",
+    "Colors or brightness are lost",
     "People see a cast of six levels and a loss of a seventh of the saturation; PSNR and LPIPS hardly do.",
     "vq",
 )(_color)
