@@ -12,11 +12,13 @@ import torch
 from movq_cli import devices, presets
 from movq_cli.commands import outlook
 from movq_cli.commands.outlook import SECTIONS, train_settings
+from movq_cli.commands.preset_base import BASES, base_for
 from movq_cli.console import Console
 from movq_cli.data.shards import PreparedSet
 from movq_cli.devices import Memory
 from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_write
+from movq_cli.image_size import ImageSize
 from movq_cli.run_manifest import Kind
 from movq_cli.runs import COMMAND
 from movq_cli.settings import Preset
@@ -24,9 +26,6 @@ from movq_cli.training import fit
 from movq_cli.training.cost import Cost
 from movq_cli.training.pace import Pace
 from movq_cli.training_settings import TrainSettings
-
-_BASES = "photos-"
-"""Beginning of the names of the presets from which a new one can inherit."""
 
 _SHARES: dict[Kind, float] = {"vq": 0.6, "prior": 0.4}
 """Share of the hours for each stage."""
@@ -126,8 +125,11 @@ def new_preset(request: NewPresetRequest, console: Console) -> None:
         )
     device = devices.select(request.device_name)
     memory = devices.memory(device) if request.memory is None else Memory(request.memory, request.memory)
-    draft = _Draft(_base_for(images.manifest.min_side, request.data), device, memory, images, request.weights)
+    base, rectangle = base_for(images, request.data)
+    draft = _Draft(base, device, memory, images, request.weights)
     draft.set("data.path", str(request.data), "the prepared set")
+    if rectangle is not None:
+        _set_rectangle(draft, rectangle)
     console.log(f"base {draft.base}; some steps of each stage are measured on {device}")
     seconds = 3600 * request.hours
     draft.set("prior.classes", len(images.manifest.classes), _why_classes(images))
@@ -157,24 +159,14 @@ def _check_path(request: NewPresetRequest) -> None:
         raise BadRequestError(f"{request.path} exists already", "Name another file, or overwrite it with --force.")
 
 
-def _base_for(side: int, data: Path) -> str:
-    """Return the name of the preset for own images with the largest resolution up to the images' smallest side.
-
-    Raises:
-        BadRequestError: There is none.
-    """
-    resolutions = {
-        name: max(presets.load(name).vq.image_size) for name in presets.available() if name.startswith(_BASES)
+def _set_rectangle(draft: _Draft, size: ImageSize) -> None:
+    """Choose rectangular images, with attention at the levels of the base."""
+    sides = [min(size) // 2**level for level in draft.settings.vq.attention_levels]
+    # Both at once: each alone contradicts the other setting of the base.
+    draft.values |= {
+        "vq.resolution": (list(size), "height and width of all images of the set"),
+        "vq.attention_resolutions": (sides, f"attention at the levels of {draft.base}, by the shorter side"),
     }
-    fitting = {name: resolution for name, resolution in resolutions.items() if resolution <= side}
-    if not fitting:
-        smallest = min(resolutions.values(), default=0)
-        raise BadRequestError(
-            f"the smallest images of {data} have {side} pixels a side, but the smallest of the presets {_BASES}* is "
-            f"for {smallest} pixels",
-            f"Prepare the set again with --size {smallest} --upscale.",
-        )
-    return max(fitting, key=lambda name: fitting[name])
 
 
 def _why_classes(images: PreparedSet) -> str:
@@ -337,14 +329,21 @@ def _as_yaml(draft: _Draft, request: NewPresetRequest) -> str:
         f"# `movq presets new` wrote this for {manifest.counts['train']:,} training images, {request.hours:g} hours,",
         f"# and a device ({draft.device}) with {draft.memory.total:.1f} GiB of memory.",
         "# `movq presets show` prints all settings, with those that are inherited.",
-        f"base: {draft.base}  # the largest of the presets {_BASES}* for images of {manifest.min_side} pixels a side",
+        f"base: {draft.base}  # the preset {BASES}* that suits {size.in_words}",
         f"description: {json.dumps(f'own images at {size.in_words}, {request.hours:g} hours')}  # for `movq presets`",
     ]
     sections: dict[str, list[str]] = {}
     for name, (value, reason) in draft.values.items():
         section, _, leaf = name.partition(".")
         sections.setdefault(section, []).append(f"  {leaf}: {json.dumps(value)}  # {reason}")
-    purposes = {"data": "images", "prior": "size of stage 2", "train_vq": "stage 1", "train_prior": "stage 2"}
+    purposes = {
+        "data": "images",
+        "vq": "tokenizer",
+        "prior": "size of stage 2",
+        "train_vq": "stage 1",
+        "train_prior": "stage 2",
+    }
     for section, purpose in purposes.items():
-        lines += [f"{section}:  # {purpose}", *sections[section]]
+        if section in sections:
+            lines += [f"{section}:  # {purpose}", *sections[section]]
     return "\n".join(lines) + "\n"
