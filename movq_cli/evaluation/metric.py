@@ -78,6 +78,8 @@ class Metric(ABC):
     """Number of images in each set below which the metric misleads; 0 = it does not."""
     few_images: ClassVar[str] = ""
     """What is wrong with the metric below that number, for the warning."""
+    is_variant: ClassVar[bool] = False
+    """Whether another metric measures the same by the usual convention; then this one is computed on request only."""
     decimals: ClassVar[int] = DEFAULT_DECIMALS
     """Decimals in the tables of `movq evaluate --table`."""
 

@@ -49,8 +49,12 @@ def register(metric: M) -> M:
 
 
 def requested(keys: Collection[str] = ()) -> list[Metric]:
-    """Return the metrics of these keys, those of pairs first; no key at all stands for every metric with a flag."""
-    chosen = [metric() for key, metric in REGISTRY.items() if metric.option is not None and (not keys or key in keys)]
+    """Return the metrics of these keys, those of pairs first.
+
+    No key at all stands for every metric with a flag, apart from variants of others.
+    """
+    known = {key: metric for key, metric in REGISTRY.items() if metric.option is not None}
+    chosen = [metric() for key, metric in known.items() if (key in keys if keys else not metric.is_variant)]
     return sorted(chosen, key=lambda metric: metric.needs is not Needs.PAIRS)
 
 
@@ -152,6 +156,7 @@ class OrderedInceptionScore(SetMetric):
     result_keys = ("isc_ordered",)
     variant = f"Inception logits without bias, mean over consecutive splits of {split_size:,} images"
     needs = Needs.FAKE
+    is_variant = True
     decimals = 1
 
     def compute(self, inputs: SetInputs) -> Measurement:

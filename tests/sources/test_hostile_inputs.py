@@ -253,9 +253,16 @@ def test_a_list_of_gigabytes_is_refused_by_its_limit(
         open_source(str(tmp_path / "a.txt"))
 
 
-def test_a_binary_file_is_no_list(tmp_path: Path) -> None:
-    (tmp_path / "a.txt").write_bytes(os.urandom(10) + b"x" * 100_000)
-    with pytest.raises(BadRequestError, match=r"a\.txt is no list"):
+@pytest.mark.parametrize(
+    ("start", "message"),
+    [
+        (b"\xfe\x80\xff\x01", r"a\.txt is no list: line 1 has more than"),
+        (b"\xfe\x80\0\x01", r"cannot read the list .*a\.txt: it has bytes that are zero"),
+    ],
+)
+def test_a_binary_file_is_no_list(tmp_path: Path, start: bytes, message: str) -> None:
+    (tmp_path / "a.txt").write_bytes(start + b"x" * 100_000)
+    with pytest.raises(BadRequestError, match=message):
         open_source(str(tmp_path / "a.txt"))
 
 
