@@ -37,7 +37,7 @@ _FREE_TO_CHANGE = frozenset(
         *("precision", "base_learning_rate", "warmup_steps", "decay", "clip_norm"),
         *("l1_weight", "l2_weight", "perceptual_weight", "codebook_weight", "commitment_weight", "adversarial_weight"),
         *("discriminator_start", "discriminator_ramp", "discriminator_warmup", "discriminator_learning_rate"),
-        *("adaptive_weight_limit", "revive_every", "weight_decay", "label_dropout", "label_smoothing"),
+        *("adaptive_weight_limit", "revive_every", "weight_decay", "label_dropout", "label_smoothing", "mask_schedule"),
         *("quantizer_gradient", "entropy_weight", "entropy_temperature"),
         *("perturbed_images", "perturbed_codes", "perturbation_neighbors"),
     )
@@ -253,7 +253,12 @@ def branch(origin: Run, step: int, manifest: RunManifest) -> RunManifest:
     before = origin.read()
     fixed = {"vq": ("vq.",), "prior": ("vq.", "prior.")}[origin.kind]
     changes = changed_settings(before.settings, manifest.settings, origin.kind)
-    different = {name: values for name, values in changes.items() if name.startswith(fixed)}
+    # A training in random orders has one parameter more.
+    different = {
+        name: values
+        for name, values in changes.items()
+        if name.startswith(fixed) or (name == "train_prior.random_order" and None in values)
+    }
     _require_same_run(origin, before, manifest, different, "Go on with these settings, or train from the start.")
     entry = Change(step=step, time=now(), branched_from=str(origin.folder), settings=changes)
     earlier = tuple(change for change in before.history if change.step <= step)
