@@ -52,6 +52,9 @@ class TrainSettings(Settings):
     keep_checkpoints: int = Field(
         0, ge=0, description="number of earlier checkpoints that stay beside the last one, for `--from RUN@STEP`"
     )
+    early_stop: Positive | None = Field(
+        None, description="end the run after this many validations without a better value of best_by; null = never"
+    )
     tensorboard: bool | None = Field(None, description="write TensorBoard events; null = if it is installed")
     report: bool | None = Field(
         None, description="write report.html at each validation; null = if movq[report] is installed"

@@ -24,6 +24,7 @@ from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.models.transformer import Block
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.runs import Run
+from movq_cli.setting_types import bounds_of
 from movq_cli.settings import Preset
 from movq_cli.training.log import DeviceMetrics, Metrics
 from movq_cli.training.loop import step_seed
@@ -275,6 +276,12 @@ class PriorTraining:
     def optional_parts(self) -> frozenset[str]:
         """No parts: there is the prior alone."""
         return frozenset()
+
+    @property
+    def settled_after(self) -> int:
+        """The number of steps up to the end of the random orders; 0 without them."""
+        interval = self.settings.random_order
+        return 0 if interval is None else math.ceil(bounds_of(interval)[1] * self.steps)
 
     @property
     def validates_first(self) -> bool:
