@@ -37,7 +37,7 @@ class Scripted(ToyStage):
 
     stops_at: int | None = None
     """Step at which the process receives SIGTERM."""
-    settled_after = 0  # type: ignore[assignment]
+    settled_after = 0
 
     def step(self, batch: Tensor, step: int) -> DeviceMetrics:
         if step + 1 == self.stops_at:
@@ -101,7 +101,7 @@ def test_the_run_says_that_it_stopped_early_and_which_weights_are_the_best(
     assert "stopped early at step 8 of 16: psnr was not better than at step 4 in 2 validations" in text
     assert "--weights-of best" in text
     assert runs.find_best(run.folder, "vq") == run.best  # The remedy works.
-    rows = dict(row[:2] for row in summary.facts(RunHistory.read(run.folder)).rows)
+    rows = {row[0]: row[1] for row in summary.facts(RunHistory.read(run.folder)).rows}
     assert rows["progress"] == "step 8 of 16, finished early, 2 validations after the best"
     assert rows["best"] == "psnr 7 at step 4"
     assert json.loads(run.manifest_file.read_text())["stopped_early"] is True

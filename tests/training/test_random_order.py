@@ -196,9 +196,10 @@ def test_the_command_refuses_settings_of_other_modes(
 
 def test_a_run_in_raster_order_does_not_go_on_in_random_orders(tmp_path: Path) -> None:
     from movq_cli import runs
+    from movq_cli.run_manifest import RunManifest
     from movq_cli.runs import Run, new_manifest
 
-    def manifest(**changes: object) -> runs.RunManifest:
+    def manifest(**changes: object) -> RunManifest:
         settings = Preset.model_validate({"prior": {"mode": "auto"}, "train_prior": changes})
         return new_manifest("prior", preset_name="p", settings=settings, steps=9, data="d", tokenizer="t")
 
