@@ -125,8 +125,7 @@ class Checkpointer:
         the stage is not yet what it is to become, or the loaded checkpoint has counted it.
         """
         criterion, before = self.stage.criterion, self.manifest
-        # Ranks that disagreed on the end of the run would wait for each other without end.
-        value = self.stage.ranks.from_first(lambda: metrics.get(criterion.metric))
+        value = metrics.get(criterion.metric)
         if not isinstance(value, float) or not math.isfinite(value):
             return
         has_best = before.best_by == criterion.metric and before.best_score is not None
@@ -145,7 +144,7 @@ class Checkpointer:
 
     @property
     def stops_early(self) -> bool:
-        """Whether the run ends here, because its validations no longer improve; it is equal on all ranks."""
+        """Whether the run ends here, because its validations no longer improve."""
         return self.manifest.has_stopped_improving
 
     def _settle_best(self, *, keeps: Path | None = None) -> None:
