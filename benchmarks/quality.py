@@ -65,7 +65,17 @@ ROWS: dict[str, tuple[str, ...]] = {
 }
 """Rows of stage 1: overrides of the preset."""
 
-PRIORS: dict[str, tuple[str, ...]] = {}
+PRIORS: dict[str, tuple[str, ...]] = {
+    "arccos": ("train_prior.mask_schedule=arccos", "sample.mask_schedule=arccos"),
+    "arccos-training": ("train_prior.mask_schedule=arccos",),
+    "arccos-sampling": ("sample.mask_schedule=arccos",),
+    "linear": ("train_prior.mask_schedule=linear", "sample.mask_schedule=linear"),
+    "square": ("train_prior.mask_schedule=square", "sample.mask_schedule=square"),
+    "halton": ("sample.order=halton",),
+    "random": ("sample.order=random",),
+    "auto": ("prior.mode=auto",),
+    "random-order": ("prior.mode=auto", "train_prior.random_order=0.5-0.75"),
+}
 """Rows of stage 2, on the codes of `default`: overrides of the preset."""
 
 

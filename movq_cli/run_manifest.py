@@ -7,6 +7,7 @@ from typing import Any, Literal
 from movq_cli.digests import Header
 from movq_cli.setting_types import Settings
 from movq_cli.settings import Preset
+from movq_cli.training_settings import TrainSettings
 from movq_cli.version import __version__
 
 Kind = Literal["vq", "prior"]
@@ -67,6 +68,10 @@ class RunManifest(Header):
     """Name of the metric by which that validation was the best one."""
     best_score: float | None = None
     """The best value of that metric."""
+    validations_since_best: int = 0
+    """Number of validations with that metric since the best one, which `early_stop` limits."""
+    stopped_early: bool = False
+    """Whether the run finished before its last step, because of `early_stop`."""
     started: str
     """Time of the start in UTC, in ISO 8601."""
     finished: str | None = None
@@ -82,3 +87,14 @@ class RunManifest(Header):
     settings: Preset
     history: tuple[Change, ...] = ()
     """Changes of the settings since the start, oldest first; a branch has those of the run that it went on from."""
+
+    @property
+    def train_settings(self) -> TrainSettings:
+        """Settings of the training of this kind."""
+        return self.settings.train_vq if self.kind == "vq" else self.settings.train_prior
+
+    @property
+    def has_stopped_improving(self) -> bool:
+        """Whether there are as many validations since the best one as `early_stop` allows."""
+        limit = self.train_settings.early_stop
+        return limit is not None and self.validations_since_best >= limit

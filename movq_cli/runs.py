@@ -32,12 +32,12 @@ _FREE_TO_CHANGE = frozenset(
     for section in ("train_vq", "train_prior")
     for name in (
         *("steps", "epochs", "log_every", "validate_every", "validate_images", "evaluate_every", "evaluate_images"),
-        *("checkpoint_every", "keep_checkpoints", "best_by", "tensorboard", "report"),
+        *("checkpoint_every", "keep_checkpoints", "best_by", "early_stop", "tensorboard", "report"),
         *("accumulate", "compile", "activation_checkpointing", "channels_last"),
         *("precision", "base_learning_rate", "warmup_steps", "decay", "clip_norm"),
         *("l1_weight", "l2_weight", "perceptual_weight", "codebook_weight", "commitment_weight", "adversarial_weight"),
         *("discriminator_start", "discriminator_ramp", "discriminator_warmup", "discriminator_learning_rate"),
-        *("adaptive_weight_limit", "revive_every", "weight_decay", "label_dropout", "label_smoothing"),
+        *("adaptive_weight_limit", "revive_every", "weight_decay", "label_dropout", "label_smoothing", "mask_schedule"),
         *("quantizer_gradient", "entropy_weight", "entropy_temperature"),
         *("perturbed_images", "perturbed_codes", "perturbation_neighbors"),
     )
@@ -194,14 +194,16 @@ def start_or_resume(run: Run, manifest: RunManifest, initial: tuple[str, tuple[s
                 f"{run.folder} did not begin with the weights in {initial[0]}",
                 "Name another folder with --run, or omit --init.",
             )
-        is_finished = before.status == "finished" and before.step >= manifest.steps
         entry = Change(step=before.step, time=now(), settings=changes)
+        stops_early = before.model_copy(update={"settings": manifest.settings}).has_stopped_improving
+        is_finished = before.status == "finished" and (before.step >= manifest.steps or stops_early)
         manifest = before.model_copy(
             update={
                 "steps": manifest.steps,
                 "hours": manifest.hours,
                 "settings": manifest.settings,
                 "status": "finished" if is_finished else "running",
+                "stopped_early": before.stopped_early and is_finished,
                 "history": (*before.history, entry) if changes else before.history,
             }
         )
@@ -253,7 +255,12 @@ def branch(origin: Run, step: int, manifest: RunManifest) -> RunManifest:
     before = origin.read()
     fixed = {"vq": ("vq.",), "prior": ("vq.", "prior.")}[origin.kind]
     changes = changed_settings(before.settings, manifest.settings, origin.kind)
-    different = {name: values for name, values in changes.items() if name.startswith(fixed)}
+    # A training in random orders has one parameter more.
+    different = {
+        name: values
+        for name, values in changes.items()
+        if name.startswith(fixed) or (name == "train_prior.random_order" and None in values)
+    }
     _require_same_run(origin, before, manifest, different, "Go on with these settings, or train from the start.")
     entry = Change(step=step, time=now(), branched_from=str(origin.folder), settings=changes)
     earlier = tuple(change for change in before.history if change.step <= step)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, get_args
+import re
+from typing import Annotated, Literal, get_args
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -40,6 +42,27 @@ Channels = Annotated[int, Field(ge=1, le=2**16)]
 Depth = Annotated[int, Field(ge=1, le=2**6)]
 Parts = Annotated[int, Field(ge=1, le=2**10)]
 """Number of layers, heads or chunks."""
+
+MaskSchedule = Literal["cosine", "arccos", "linear", "square"]
+"""Share of the codes that are masked at a progress r in [0, 1]: cos(pi r / 2), 2 arccos(r) / pi, 1 - r, or 1 - r^2."""
+
+
+def bounds_of(interval: str) -> tuple[float, float]:
+    """Return start and end of an Interval."""
+    start, _, end = interval.partition("-")
+    return float(start), float(end)
+
+
+def _as_interval(value: str) -> str:
+    is_pair = re.fullmatch(r"\d+(\.\d+)?-\d+(\.\d+)?", value, re.ASCII) is not None
+    start, end = bounds_of(value) if is_pair else (0.0, 0.0)
+    if not start < end <= 1:
+        raise ValueError("give two shares of the steps, the first smaller than the second, as 0.2-0.8")
+    return value
+
+
+Interval = Annotated[str, AfterValidator(_as_interval)]
+"""Two shares of the steps of a run or of a decoding, the first smaller than the second: '0.2-0.8'."""
 
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Weight = Annotated[float, Field(ge=0.0)]

@@ -7,13 +7,26 @@ a phrase that starts in lower case and has no full stop; where None is allowed, 
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from movq_cli.image_size import ImageSize
-from movq_cli.setting_types import Channels, Depth, Parts, Positive, Settings, Side, SizeSetting, Weight
+from movq_cli.setting_types import (
+    Channels,
+    Depth,
+    Interval,
+    MaskSchedule,
+    Parts,
+    Positive,
+    Settings,
+    Side,
+    SizeSetting,
+    Weight,
+    bounds_of,
+)
 from movq_cli.training_settings import TrainPriorSettings, TrainVQSettings
 
 
@@ -227,22 +240,44 @@ class SampleSettings(Settings):
         4.5, description="scale of the Gumbel noise on a masked prior's confidences; it falls to 0 over the steps"
     )
     order: str = Field(
-        "confidence", description="order in which a masked prior decides codes: confidence = most likely first"
+        "confidence",
+        description="order in which a masked prior decides codes: confidence = most likely first, halton = those far "
+        "apart in one step, random = any",
+    )
+    mask_schedule: MaskSchedule = Field(
+        "cosine", description="schedule of the number of codes that stay masked over the steps of a masked prior"
     )
     guidance: Weight = Field(
         0.0, description="classifier-free guidance, the scale of diffusers minus 1; 0 = off, the paper's setting"
     )
-    guidance_schedule: Literal["constant", "linear"] = Field(
-        "constant", description="strength over the decoding steps; linear = rising to the full strength at the last one"
+    guidance_schedule: Literal["constant", "linear", "power-cosine"] = Field(
+        "constant",
+        description="strength over the decoding steps; linear = rising to the full strength at the last one, "
+        "power-cosine = rising late",
+    )
+    guidance_power: float = Field(
+        4.0, gt=0, le=64, description="exponent of the progress in the power-cosine; the larger, the later it rises"
+    )
+    guidance_interval: Interval | None = Field(
+        None, description="shares of the decoding steps between which there is guidance, as 0.2-0.8; null = all steps"
     )
 
     def guidance_at(self, step: int, steps: int) -> float:
         """Return the strength of guidance at a decoding step.
 
+        The power-cosine of the progress t / T is that of MDT (Gao et al. 2023), (1 - cos(pi (t / T)^power)) / 2; the
+        interval is that of Kynkäänniemi et al. (2024) with the progress in place of the noise level.
+
         Args:
-            step: Index of the step, from 0.
-            steps: Number of decoding steps.
+            step: Index of the step, t, from 0.
+            steps: Number of decoding steps, T.
         """
+        progress = step / steps
+        start, end = bounds_of(self.guidance_interval or "0-1")
+        if not start <= progress < end:
+            return 0.0
+        if self.guidance_schedule == "power-cosine":
+            return self.guidance * (1 - math.cos(math.pi * progress**self.guidance_power)) / 2
         return self.guidance * (1.0 if self.guidance_schedule == "constant" else (step + 1) / steps)
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from movq_cli.setting_types import Channels, Depth, Positive, Settings, Share, Weight
+from movq_cli.setting_types import Channels, Depth, Interval, MaskSchedule, Positive, Settings, Share, Weight, bounds_of
 
 Start = Annotated[int, Field(ge=0)] | Annotated[str, Field(pattern=r"^\d+(\.\d+)?( epochs?|%)$")]
 """A point of a run: a step (30001), a number of epochs ('3 epochs'), or a share of the run ('50%')."""
@@ -51,6 +51,9 @@ class TrainSettings(Settings):
     checkpoint_every: Positive = Field(1000, description="steps between checkpoints from which a run can be resumed")
     keep_checkpoints: int = Field(
         0, ge=0, description="number of earlier checkpoints that stay beside the last one, for `--from RUN@STEP`"
+    )
+    early_stop: Positive | None = Field(
+        None, description="end the run after this many validations without a better value of best_by; null = never"
     )
     tensorboard: bool | None = Field(None, description="write TensorBoard events; null = if it is installed")
     report: bool | None = Field(
@@ -193,9 +196,32 @@ class TrainPriorSettings(TrainSettings):
     label_smoothing: Share | None = Field(
         None, description="share of the target spread evenly over all codes; null = 0.1 with mode=mask, else 0"
     )
+    mask_schedule: MaskSchedule = Field(
+        "cosine", description="schedule from which the share of masked codes of each image is drawn, with mode=mask"
+    )
+    random_order: Interval | None = Field(
+        None,
+        description="with mode=auto, train in random orders of the positions; between these shares of the steps, such "
+        "as 0.5-0.75, the raster order replaces them; null = raster order only",
+    )
     best_by: Literal["fid", "loss"] | None = Field(
         None, description="metric of the best weights; null = fid if it is computed, else loss"
     )
     label_dropout: Share = Field(
         0.0, description="share of images trained without their class, which guidance needs; 0 = none, as in the paper"
     )
+
+    def random_order_share(self, step: int, steps: int) -> float:
+        """Return the share of images whose positions are permuted at a step.
+
+        Args:
+            step: Index of the step, from 0.
+            steps: Number of steps of the complete run.
+
+        Returns:
+            1 up to the start of `random_order`, 0 from its end on, and linear in between; 0 without the setting.
+        """
+        if self.random_order is None:
+            return 0.0
+        start, end = bounds_of(self.random_order)
+        return min(1.0, max(0.0, (end - step / steps) / (end - start)))

@@ -34,7 +34,7 @@ _GRID_IMAGES = 100
 _GRID_COLUMNS = 10
 _COMPILED_FROM = 10_000
 """Number of images from which compiled blocks are worth the seconds of compilation; CUDA only."""
-_OMITTED_AT_DEFAULT = ("order",)
+_OMITTED_AT_DEFAULT = ("order", "mask_schedule", "guidance_power", "guidance_interval")
 """Settings that a manifest omits at their default, so that sample folders from before these settings can be resumed."""
 
 
@@ -143,8 +143,20 @@ def _merge_settings(prior: Prior, values: Mapping[str, Any]) -> SampleSettings:
     except ValidationError as error:
         raise BadRequestError(explain(error, "sample")) from None
     prior.transformer.check_sample_settings(settings)
-    if "guidance_schedule" in values and not settings.guidance:
-        raise BadRequestError("--guidance-schedule has no effect without guidance", "Give --guidance, or leave it out.")
+    for name in ("guidance_schedule", "guidance_power", "guidance_interval"):
+        if name in values and not settings.guidance:
+            option = f"--{name.replace('_', '-')}"
+            raise BadRequestError(f"{option} has no effect without guidance", "Give --guidance, or leave it out.")
+    if "guidance_power" in values and settings.guidance_schedule != "power-cosine":
+        raise BadRequestError(
+            f"--guidance-power has no effect with a {settings.guidance_schedule} guidance",
+            "Give --guidance-schedule power-cosine, or leave it out.",
+        )
+    if "choice_temperature" in values and settings.order in {"halton", "random"}:
+        raise BadRequestError(
+            f"--choice-temperature has no effect on the order {settings.order}, which does not depend on confidences",
+            "Give --order confidence, or leave it out.",
+        )
     if settings.guidance > 0 and not prior.classes:
         raise BadRequestError("guidance needs a class-conditional prior, and this one is unconditional")
     return settings

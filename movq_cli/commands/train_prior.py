@@ -52,8 +52,23 @@ def train_prior(request: TrainRequest, console: Console) -> None:
         kind="prior",
         plan=plan,
         prepare=prepare,
-        folder_suffix=lambda settings: priors.prior_class(settings.prior).run_suffix,
+        folder_suffix=partial(_folder_suffix, request),
     )
+
+
+def _folder_suffix(request: TrainRequest, settings: Preset) -> str:
+    """Return the end of the name of the run folder, after a check that the prior has the settings of the request."""
+    kind = priors.prior_class(settings.prior)
+    kind.check_training_settings(settings.train_prior)
+    given = {override.partition("=")[0] for override in request.overrides}
+    for name in sorted(kind.unused_training_settings):
+        if f"train_prior.{name}" in given:
+            raise BadRequestError(
+                f"-o train_prior.{name} has no meaning for this prior (mode {settings.prior.mode}), which "
+                f"{kind.decoding}",
+                f"Leave -o train_prior.{name} out.",
+            )
+    return kind.run_suffix
 
 
 def plan(settings: Preset, images: PreparedSet | None, device: torch.device, processes: int) -> Plan:

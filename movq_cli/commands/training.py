@@ -343,7 +343,8 @@ def train(
     metrics: Metrics = {}
     # A run that has lost its weights gets them back from its checkpoint.
     if manifest.status == "finished" and stage.ranks.from_first(run.weights.is_file):
-        console.log(f"{run.folder} is finished already (step {manifest.step}); nothing to do")
+        why = " and stopped early, by early_stop" if manifest.stopped_early else ""
+        console.log(f"{run.folder} is finished already (step {manifest.step}{why}); nothing to do")
     else:
         metrics = loop.train(
             stage,
@@ -353,7 +354,8 @@ def train(
             tflop_per_step=plan["tflop_per_step"],
             session=_session(stage, plan, arguments, counts),
         )
-    console.result({"run": str(run.folder), "step": manifest.steps, **metrics}, str(run.folder))
+    step = stage.ranks.from_first(lambda: run.read().step)
+    console.result({"run": str(run.folder), "step": step, **metrics}, str(run.folder))
 
 
 def _session(stage: Stage, plan: Plan, arguments: Sequence[str], counts: Mapping[SplitName, int]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import copy
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,7 +22,9 @@ from movq_cli.models import draws
 from movq_cli.models.code_prior import CodePrior
 from movq_cli.models.cuda_graphs import GraphRecorder
 from movq_cli.models.transformer import INIT_STD, Block, aligned_length, cache_length, step_blocks
+from movq_cli.setting_types import MaskSchedule
 from movq_cli.settings import CodeShape, PriorSettings, SampleSettings
+from movq_cli.training_settings import TrainPriorSettings
 
 DEPTH_LAYERS = 2
 """Number of DepthPrior's layers that work over the chunks of a position."""
@@ -56,7 +59,8 @@ class CausalPrior(CodePrior):
     """
 
     decoding = "draws one code after another"
-    unused_sample_settings = frozenset({"steps", "choice_temperature", "order"})
+    unused_sample_settings = frozenset({"steps", "choice_temperature", "order", "mask_schedule"})
+    unused_training_settings = frozenset({"mask_schedule"})
 
     def __init__(self, settings: PriorSettings, shape: CodeShape) -> None:
         super().__init__(settings, shape)
@@ -69,7 +73,7 @@ class CausalPrior(CodePrior):
         """The blocks that work over the sequence of tokens."""
         return [block for block in self.blocks if isinstance(block, Block)]
 
-    def targets(self, images: int, generator: torch.Generator) -> Tensor:
+    def targets(self, images: int, generator: torch.Generator, schedule: MaskSchedule = "cosine") -> Tensor:
         """Return the codes that a training step predicts, which are all: ones, [B, h, w, c] bool."""
         return torch.ones(images, *self.shape.size, dtype=torch.bool, device=generator.device)
 
@@ -97,7 +101,8 @@ class CausalPrior(CodePrior):
         if known is not None:
             decoding.sequence[:, self.shape.chunks :] = known.flatten(1)
         decoding.position.zero_()
-        guided = draws.guided_classes(classes, self.no_class, settings)
+        # Also a code without guidance is in the KV cache of both rows, because later codes may have guidance.
+        guided = draws.guided_classes(classes, self.no_class, settings.guidance)
         if guided is not None:
             x = self.class_tokens(guided) + self.position[:, -1:]
             caches = decoding.caches[: len(self._body)]
@@ -107,7 +112,7 @@ class CausalPrior(CodePrior):
     def _allocate(self, images: int, classes: Tensor | None, settings: SampleSettings, dtype: torch.dtype) -> Decoding:
         """Allocate the state of a decoding."""
         device, codes = self.position.device, self.shape.codes
-        rows, heads = draws.guided_rows(images, classes, settings), self.settings.heads
+        rows, heads = draws.guided_rows(images, classes, settings.guidance), self.settings.heads
         cache = (2, rows, heads, aligned_length(self.length + 1), self.settings.width // heads)
         return Decoding(
             settings,
@@ -155,23 +160,78 @@ class AutoregressivePrior(CausalPrior):
 
     newest: Tensor
     """[N, c] int64: index of the newest code of each chunk before code t, after c unknown codes in front."""
+    previous: nn.Parameter | None
+    """[1, h w, W]: embedding of the position before the token's own in the order; None unless orders are permuted."""
 
     def __init__(self, settings: PriorSettings, shape: CodeShape) -> None:
         super().__init__(settings, shape)
+        self.register_parameter("previous", None)
         before, chunk = torch.arange(shape.codes)[:, None] - 1, torch.arange(shape.chunks)
         self.register_buffer("newest", before - (before - chunk) % shape.chunks + shape.chunks, persistent=False)
 
-    def forward(self, codes: Tensor, classes: Tensor | None = None) -> Tensor:
-        """Return the logits of every code given the codes before it; see CodePrior.forward."""
+    def prepare_training(self, settings: TrainPriorSettings) -> None:
+        """Add the embedding of the position before in the order, if the training permutes the order.
+
+        RAR (Yu et al. 2024) adds to a token the embeddings of the position whose code it reads and, target-aware, of
+        the position that it predicts. `position` is that of the predicted code already; this adds the other one.
+        """
+        if settings.random_order is not None:
+            self.previous = nn.Parameter(torch.empty_like(self.position[:, : self.shape.positions]))
+            nn.init.normal_(self.previous, std=INIT_STD)
+
+    def for_inference(self) -> AutoregressivePrior:
+        """Return the prior of the raster order alone, whose position embedding is the sum of both."""
+        if self.previous is None:
+            return self
+        merged = copy(self)
+        merged._parameters = dict(self._parameters)
+        merged.recorder = GraphRecorder()
+        indices = torch.arange(self.shape.positions, device=self.position.device)
+        merged.position = nn.Parameter(self.position.detach().clone())
+        merged.position.data[:, : self.shape.positions] = self._raster_position(indices).detach()
+        merged.previous = None
+        return merged
+
+    def _raster_position(self, indices: Tensor) -> Tensor:
+        """Return the embeddings [1, n, W] of positions [n] int64 in raster order."""
+        position = self.position.index_select(1, indices)
+        if self.previous is None:
+            return position
+        before = self.previous.index_select(1, (indices - 1).clamp(min=0))
+        return position + before * (indices > 0)[:, None]
+
+    def _permuted_position(self, order: Tensor) -> Tensor:
+        """Return the embeddings [B, h w, W] of positions in the orders [B, h w] int64."""
+        assert self.previous is not None
+        return self.position[0][order] + F.pad(self.previous[0][order[:, :-1]], (0, 0, 1, 0))
+
+    def forward(self, codes: Tensor, classes: Tensor | None = None, order: Tensor | None = None) -> Tensor:
+        """Return the logits of every code given the codes before it; see CodePrior.forward.
+
+        Args:
+            codes: Codes, [B, h, w, c] int64.
+            classes: Class ids, [B] int64; None for an unconditional prior.
+            order: Order of the positions of each image, [B, h w] int64, after `prepare_training`; None is the raster
+                order. The chunks of a position stay together, in their own order.
+        """
         shape = self.shape
+        if order is not None:
+            position = self._permuted_position(order)
+            codes = codes.flatten(1, 2).take_along_dim(order[..., None], 1).view(codes.shape)
+        elif self.previous is None:
+            position = self.position[:, : shape.positions]
+        else:
+            position = self._raster_position(torch.arange(shape.positions, device=codes.device))
         x = self.tokens(_after_unknown(codes, self.unknown)[:, self.newest])
-        x = x.unflatten(1, (shape.positions, shape.chunks)) + self.position[:, : shape.positions, None] + self.channel
+        x = x.unflatten(1, (shape.positions, shape.chunks)) + position[:, :, None] + self.channel
         x = x.flatten(1, 2)
         if classes is not None:
             x = torch.cat([self.class_tokens(classes) + self.position[:, -1:], x], dim=1)
         for block in self.blocks:
             x = block(x, causal=True)
         x = x[:, -shape.codes :].unflatten(1, (shape.positions, shape.chunks))
+        if order is not None:
+            x = x.take_along_dim(order.argsort(1)[..., None, None], 1)
         return self.chunk_logits(x).view(*codes.shape, shape.codebook_size)
 
     @property
@@ -203,7 +263,7 @@ class AutoregressivePrior(CausalPrior):
         for chunk, length in enumerate(lengths):
             index = decoding.position * self.shape.chunks + chunk
             newest = decoding.sequence.index_select(1, self.newest.index_select(0, index)[0])
-            position = self.position.index_select(1, decoding.position)
+            position = self._raster_position(decoding.position)
             x = draws.repeat_guided(self.tokens(newest)[:, None] + position + self.channel[chunk], decoding.rows)
             x = step_blocks(self._body, decoding.caches, x, index + decoding.start, length)
             self._draw(decoding, index, self.code_logits(x, chunk))
@@ -223,6 +283,7 @@ class DepthPrior(CausalPrior):
     """
 
     run_suffix = "depth"
+    unused_training_settings = frozenset({"mask_schedule", "random_order"})
 
     @classmethod
     def check_settings(cls, settings: PriorSettings) -> None:

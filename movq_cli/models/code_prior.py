@@ -9,8 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from movq_cli.errors import BadRequestError
 from movq_cli.models.transformer import CodeTransformer
+from movq_cli.setting_types import MaskSchedule
 from movq_cli.settings import PriorSettings, SampleSettings
+from movq_cli.training_settings import TrainPriorSettings
 
 
 class CodePrior(CodeTransformer):
@@ -27,6 +30,8 @@ class CodePrior(CodeTransformer):
     """Label smoothing in training, in [0, 1), unless the settings give one."""
     unused_sample_settings: ClassVar[frozenset[str]] = frozenset()
     """Fields of SampleSettings that `decode` does not use: as options they are refused, and no manifest has them."""
+    unused_training_settings: ClassVar[frozenset[str]] = frozenset()
+    """Fields of TrainPriorSettings that only other modes use: `-o` with one of them is refused."""
     fills_hidden_codes: ClassVar[bool] = False
     """Whether a code is predicted from visible codes anywhere in the image, which in-painting needs."""
 
@@ -37,6 +42,20 @@ class CodePrior(CodeTransformer):
         Raises:
             BadRequestError: This mode cannot be built with these settings.
         """
+
+    @classmethod
+    def check_training_settings(cls, settings: TrainPriorSettings) -> None:
+        """Check settings of the training before it begins.
+
+        Raises:
+            BadRequestError: This mode cannot be trained with these settings.
+        """
+        if settings.random_order is not None and "random_order" in cls.unused_training_settings:
+            raise BadRequestError(
+                f"train_prior.random_order has no meaning for this prior, which {cls.decoding}: it permutes the order "
+                "of mode auto",
+                "Set -o prior.mode=auto or -o train_prior.random_order=null.",
+            )
 
     @classmethod
     def check_sample_settings(cls, settings: SampleSettings) -> None:
@@ -58,9 +77,25 @@ class CodePrior(CodeTransformer):
             [B, h, w, c, K] in the precision of autocast.
         """
 
+    def prepare_training(self, settings: TrainPriorSettings) -> None:
+        """Add the parameters that only a training with these settings needs; without any, do nothing."""
+
+    def for_inference(self) -> CodePrior:
+        """Return the prior without the parameters of `prepare_training`, which gives the same codes."""
+        return self
+
     @abstractmethod
-    def targets(self, images: int, generator: torch.Generator) -> Tensor:
-        """Return the codes that a training step predicts, [B, h, w, c] bool, on the device of the generator."""
+    def targets(self, images: int, generator: torch.Generator, schedule: MaskSchedule = "cosine") -> Tensor:
+        """Draw the codes that a training step or a validation predicts.
+
+        Args:
+            images: Number of images, B.
+            generator: Generator on the device of the model.
+            schedule: Schedule of the share of masked codes, if the mode has such a share.
+
+        Returns:
+            [B, h, w, c] bool, on the device of the generator.
+        """
 
     @abstractmethod
     def inputs(self, codes: Tensor, targets: Tensor) -> Tensor:

@@ -97,14 +97,14 @@ def gumbel(uniforms: Tensor) -> Tensor:
 # --- classifier-free guidance (Ho & Salimans 2022) --------------------------------------------------------------------
 
 
-def guided_rows(images: int, classes: Tensor | None, settings: SampleSettings) -> int:
+def guided_rows(images: int, classes: Tensor | None, strength: float) -> int:
     """Return the batch size of the model: with guidance, each image is in the batch with and without its class."""
-    return 2 * images if classes is not None and settings.guidance > 0 else images
+    return 2 * images if classes is not None and strength > 0 else images
 
 
-def guided_classes(classes: Tensor | None, no_class: int, settings: SampleSettings) -> Tensor | None:
+def guided_classes(classes: Tensor | None, no_class: int, strength: float) -> Tensor | None:
     """Return the class ids of the model's batch: the images' own, [B], then with guidance no class, [B]."""
-    if classes is None or settings.guidance == 0:
+    if classes is None or strength == 0:
         return classes
     return torch.cat([classes, torch.full_like(classes, no_class)])
 

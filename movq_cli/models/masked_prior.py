@@ -19,13 +19,15 @@ from torch import Tensor
 from movq_cli.errors import BadRequestError
 from movq_cli.models import draws
 from movq_cli.models.code_prior import CodePrior
+from movq_cli.models.halton import halton_ranks
 from movq_cli.models.transformer import reproducible_attention
+from movq_cli.setting_types import MaskSchedule
 from movq_cli.settings import CodeShape, SampleSettings
 
 _ROUNDING = 1e-9
 """Added before rounding down, so that a product that is a whole number in exact arithmetic is not rounded below it."""
 
-Order = Callable[[Tensor, Tensor, int, SampleSettings], Tensor]
+Order = Callable[[Tensor, Tensor, int, SampleSettings, CodeShape], Tensor]
 """A decoding order.
 
 Args:
@@ -33,19 +35,33 @@ Args:
     uniforms: Uniform random numbers in [0, 1) for each code of this step, [B, N] float32.
     step: Index of the decoding step, t in [0, T).
     settings: Settings of the sampler.
+    shape: Shape of the codes of an image, whose N codes are in the order of [h, w, c].
 
 Returns:
     Scores [B, N]: after the step, the unknown codes with the lowest scores are masked again.
 """
 
 
-def confidence(log_probability: Tensor, uniforms: Tensor, step: int, settings: SampleSettings) -> Tensor:
+def confidence(
+    log_probability: Tensor, uniforms: Tensor, step: int, settings: SampleSettings, shape: CodeShape
+) -> Tensor:
     """Decide likely codes first: log p + tau (1 - (t + 1) / T) Gumbel noise, tau being `choice_temperature`."""
     noise = settings.choice_temperature * (1 - (step + 1) / settings.steps)
     return log_probability + noise * draws.gumbel(uniforms)
 
 
-ORDERS: dict[str, Order] = {"confidence": confidence}
+def halton(log_probability: Tensor, uniforms: Tensor, step: int, settings: SampleSettings, shape: CodeShape) -> Tensor:
+    """Decide codes that lie far apart, the same ones in every image: see halton.halton_ranks."""
+    # Exact in float32, because an image has far fewer than 2^24 codes.
+    return -halton_ranks(shape).to(uniforms).expand(uniforms.shape)
+
+
+def random(log_probability: Tensor, uniforms: Tensor, step: int, settings: SampleSettings, shape: CodeShape) -> Tensor:
+    """Decide a uniformly random subset of the unknown codes, as they are masked in training."""
+    return uniforms
+
+
+ORDERS: dict[str, Order] = {"confidence": confidence, "halton": halton, "random": random}
 """The decoding orders by the name that the setting `sample.order` gives them."""
 
 
@@ -56,6 +72,7 @@ class MaskedPrior(CodePrior):
     decoding = "draws codes in parallel steps"
     # Decoding drops the unlikely codes that smoothing makes likelier; other priors keep every code that they draw.
     label_smoothing = 0.1
+    unused_training_settings = frozenset({"random_order"})
     fills_hidden_codes = True
 
     @classmethod
@@ -78,9 +95,9 @@ class MaskedPrior(CodePrior):
             x = block(x)
         return self.logits(x[:, : self.shape.positions]).view(*codes.shape, self.shape.codebook_size)
 
-    def targets(self, images: int, generator: torch.Generator) -> Tensor:
-        """Return the codes that a training step masks and predicts, [B, h, w, c] bool."""
-        return training_mask((images, *self.shape.size), generator)
+    def targets(self, images: int, generator: torch.Generator, schedule: MaskSchedule = "cosine") -> Tensor:
+        """Draw the codes that a training step masks and predicts, [B, h, w, c] bool; see CodePrior.targets."""
+        return training_mask((images, *self.shape.size), generator, schedule)
 
     def inputs(self, codes: Tensor, targets: Tensor) -> Tensor:
         """Return codes [B, h, w, c] with the targets masked."""
@@ -88,7 +105,7 @@ class MaskedPrior(CodePrior):
 
     def manifest_entries(self, settings: SampleSettings) -> dict[str, Any]:
         """Return the number of codes that each step decides."""
-        return {"revealed": revealed(self.shape.codes, settings.steps)}
+        return {"revealed": revealed(self.shape.codes, settings.steps, settings.mask_schedule)}
 
     def validation_metrics(self, loss: float, loss_by_target_share: Sequence[float]) -> Mapping[str, Any]:
         """Return the loss by the share of masked codes, from the lowest share to the highest."""
@@ -122,20 +139,22 @@ class MaskedPrior(CodePrior):
                 else self._guided_logits(codes, classes, settings, step)
             )
             drawn, log_probability = draws.draw_codes(logits.flatten(1, 3), uniforms[:, step, 0], settings)
-            scores = score(log_probability, uniforms[:, step, 1], step, settings)
+            scores = score(log_probability, uniforms[:, step, 1], step, settings, self.shape)
             masked = (codes == self.unknown).flatten(1)
             scores = scores.masked_fill(~masked, math.inf)  # A known code is never masked again.
             rank = scores.argsort(1).argsort(1)
-            hidden = rank < masked_after(step, steps, start, masked.sum(1, keepdim=True))
+            hidden = rank < masked_after(step, steps, start, masked.sum(1, keepdim=True), settings.mask_schedule)
             decided = torch.where(masked, drawn, codes.flatten(1))
             codes = decided.masked_fill(hidden, self.unknown).view(size)
         return codes
 
     def _guided_logits(self, codes: Tensor, classes: Tensor | None, settings: SampleSettings, step: int) -> Tensor:
-        rows = draws.guided_rows(len(codes), classes, settings)
+        # A step without guidance does not need the images without their class.
+        strength = settings.guidance_at(step, settings.steps)
+        rows = draws.guided_rows(len(codes), classes, strength)
         with reproducible_attention():
-            logits = self(draws.repeat_guided(codes, rows), draws.guided_classes(classes, self.no_class, settings))
-        return draws.guide(logits, len(codes), settings.guidance_at(step, settings.steps))
+            logits = self(draws.repeat_guided(codes, rows), draws.guided_classes(classes, self.no_class, strength))
+        return draws.guide(logits, len(codes), strength)
 
     def _first_logits(self, images: int, classes: Tensor | None, settings: SampleSettings) -> Tensor:
         """Return the logits of images without known codes, computed once for each class: a class has one result."""
@@ -148,22 +167,33 @@ class MaskedPrior(CodePrior):
         return self._guided_logits(unknown, distinct, settings, 0)[index]
 
 
-def mask_ratio(progress: Tensor) -> Tensor:
-    """Return the share of codes that are masked at a progress in [0, 1], by the cosine schedule."""
-    return torch.cos(progress * (math.pi / 2))
+_SCHEDULES: dict[MaskSchedule, Callable[[Tensor], Tensor]] = {
+    "cosine": lambda progress: torch.cos(progress * (math.pi / 2)),
+    "arccos": lambda progress: torch.acos(progress) / (math.pi / 2),
+    "linear": lambda progress: 1 - progress,
+    "square": lambda progress: 1 - progress.square(),
+}
+"""The mask schedules: cosine, linear and square of MaskGIT, and the arccos of MaskBit (Weber et al. 2024)."""
 
 
-def training_mask(shape: Sequence[int], generator: torch.Generator) -> Tensor:
+def mask_ratio(progress: Tensor, schedule: MaskSchedule = "cosine") -> Tensor:
+    """Return the share of codes, in [0, 1], that are masked at a progress in [0, 1]: from 1 at 0 to 0 at 1."""
+    return _SCHEDULES[schedule](progress)
+
+
+def training_mask(shape: Sequence[int], generator: torch.Generator, schedule: MaskSchedule = "cosine") -> Tensor:
     """Draw the mask of a training step: each image has its own ratio, and each code is masked independently.
 
     Args:
         shape: Shape of the mask, [B, h, w, c].
         generator: Generator on the device of the mask.
+        schedule: Schedule whose ratio at a progress drawn from [0, 1) each image has.
 
     Returns:
         [B, h, w, c] bool, True = masked.
     """
-    ratio = mask_ratio(torch.rand(shape[0], 1, 1, 1, generator=generator, device=generator.device))
+    progress = torch.rand(shape[0], 1, 1, 1, generator=generator, device=generator.device)
+    ratio = mask_ratio(progress, schedule)
     return torch.rand(*shape, generator=generator, device=generator.device) < ratio
 
 
@@ -216,7 +246,7 @@ def masked_loss(
     return loss.sum() / (weight.sum() if count is None else count).clamp(min=1)
 
 
-def masked_after(step: int, steps: int, start: Tensor, now: Tensor) -> Tensor:
+def masked_after(step: int, steps: int, start: Tensor, now: Tensor, schedule: MaskSchedule = "cosine") -> Tensor:
     """Return how many codes stay masked after a decoding step.
 
     Args:
@@ -224,22 +254,23 @@ def masked_after(step: int, steps: int, start: Tensor, now: Tensor) -> Tensor:
         steps: Number of steps, T.
         start: Number of codes of each image that were unknown at the start, N0, int64 of any shape.
         now: Number of codes that are unknown before this step, of the same shape.
+        schedule: Schedule of the share of codes that stay masked.
 
     Returns:
-        floor(N0 cos(pi/2 (t + 1)/T)) as int64, but at least 1 and at most one less than `now`, so that every step
+        floor(N0 mask_ratio((t + 1) / T)) as int64, but at least 1 and at most one less than `now`, so that every step
         decides a code as long as there are enough codes; 0 after the last step.
     """
     if step == steps - 1:
         return torch.zeros_like(start)
-    share = math.cos(math.pi / 2 * (step + 1) / steps)
+    share = mask_ratio(torch.tensor((step + 1) / steps, dtype=torch.float64), schedule).item()
     masked = (start.double() * share + _ROUNDING).floor().long()
     return masked.minimum(now - 1).clamp(min=1).minimum(now)
 
 
-def revealed(codes: int, steps: int) -> list[int]:
+def revealed(codes: int, steps: int, schedule: MaskSchedule = "cosine") -> list[int]:
     """Return how many codes of an image each decoding step decides if no code is known at the start."""
     start = torch.tensor(codes)
     left = [start]
     for step in range(steps):
-        left.append(masked_after(step, steps, start, left[-1]))
+        left.append(masked_after(step, steps, start, left[-1], schedule))
     return [int(before - after) for before, after in pairwise(left)]

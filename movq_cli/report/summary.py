@@ -43,7 +43,8 @@ def _facts(history: RunHistory) -> Iterator[tuple[str, str]]:
     yield "run", str(history.run.folder)
     yield "what", f"{stage}, preset {manifest.preset}" + (f": {settings.description}" if settings.description else "")
     yield "command", history.command
-    yield "progress", f"step {history.last_step:,} of {manifest.steps:,}, {manifest.status}"
+    early = f" early, {manifest.validations_since_best} validations after the best" if manifest.stopped_early else ""
+    yield "progress", f"step {history.last_step:,} of {manifest.steps:,}, {manifest.status}{early}"
     yield "data", _data(history)
     yield "model", _model(history)
     hardware = dict.fromkeys(

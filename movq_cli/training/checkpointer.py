@@ -35,6 +35,8 @@ class Checkpointer:
         self.manifest = manifest
         self.validation_is_missing = False
         """Whether the validation after the step of the loaded checkpoint was stopped."""
+        self._resumed_step: int | None = None
+        """Step of the loaded checkpoint."""
 
     def resume(self, console: Console) -> int:
         """Load the last checkpoint if there is one, and return the number of steps already done.
@@ -72,12 +74,14 @@ class Checkpointer:
                     part.load_state_dict(state["stage"][name])
             step, best = int(state["step"]), state["best"]
             update = {"best_step": best["step"], "best_by": best.get("by"), "best_score": best["score"]}
+            update["validations_since_best"] = best.get("validations_since", 0)
             self.validation_is_missing = bool(state.get("validation_is_missing"))
         except (KeyError, TypeError, ValueError, IndexError, RuntimeError, AttributeError) as error:
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             message = f"{self.run.checkpoint} is not a checkpoint of this run ({reason})"
             raise BadRequestError(message, self._remedy) from None
         self.manifest = self.manifest.model_copy(update=update)
+        self._resumed_step = step
         return step
 
     def _state(self, step: int) -> dict[str, Any]:
@@ -87,7 +91,12 @@ class Checkpointer:
             "run": manifest.started,
             "step": step,
             "stage": {name: part.state_dict() for name, part in self.stage.parts().items()},
-            "best": {"step": manifest.best_step, "by": manifest.best_by, "score": manifest.best_score},
+            "best": {
+                "step": manifest.best_step,
+                "by": manifest.best_by,
+                "score": manifest.best_score,
+                "validations_since": manifest.validations_since_best,
+            },
             "validation_is_missing": self.validation_is_missing,
         }
 
@@ -112,7 +121,8 @@ class Checkpointer:
     def save_best(self, step: int, metrics: Metrics) -> None:
         """Write the weights if these metrics have the stage's criterion, and no earlier value was as good.
 
-        They become the best weights when the next checkpoint is written.
+        They become the best weights when the next checkpoint is written. A value that is not better is counted, unless
+        the stage is not yet what it is to become, or the loaded checkpoint has counted it.
         """
         criterion, before = self.stage.criterion, self.manifest
         value = metrics.get(criterion.metric)
@@ -120,13 +130,22 @@ class Checkpointer:
             return
         has_best = before.best_by == criterion.metric and before.best_score is not None
         if has_best and not criterion.is_better(value, before.best_score or 0.0):
+            is_repeated = step == self._resumed_step and not self.validation_is_missing
+            if step > self.stage.settled_after and not is_repeated:
+                since = before.validations_since_best + 1
+                self.manifest = before.model_copy(update={"validations_since_best": since})
             return
-        update = {"best_step": step, "best_by": criterion.metric, "best_score": value}
+        update = {"best_step": step, "best_by": criterion.metric, "best_score": value, "validations_since_best": 0}
         self.manifest = before.model_copy(update=update)
         if self.stage.ranks.is_first:
             newer = self._next_best(step)
             self.stage.export(newer)
             self._settle_best(keeps=newer)
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether the run ends here, because its validations no longer improve."""
+        return self.manifest.has_stopped_improving
 
     def _settle_best(self, *, keeps: Path | None = None) -> None:
         """Rename the better weights of which the checkpoint knows to the best ones, and remove others.
@@ -181,9 +200,11 @@ class Checkpointer:
         if not self.stage.ranks.is_first:
             return
         self.stage.export(self.run.weights)
-        is_finished = step >= self.manifest.steps and not self.validation_is_missing
+        is_complete = step >= self.manifest.steps
+        is_finished = (is_complete or self.stops_early) and not self.validation_is_missing
         status = "finished" if is_finished else "running"
         update = {"step": step, "status": status, "finished": now() if is_finished else None}
+        update["stopped_early"] = is_finished and not is_complete
         self.run.write(self.manifest.model_copy(update=update))
 
 

@@ -35,7 +35,7 @@ def train(
     tflop_per_step: float | None = None,
     session: Mapping[str, Any] | None = None,
 ) -> Metrics:
-    """Train a stage to its last step, starting from its last checkpoint if there is one.
+    """Train a stage to its last step or early stop, starting from its last checkpoint if there is one.
 
     Args:
         stage: Stage to train.
@@ -58,7 +58,8 @@ def train(
     checkpointer = Checkpointer(stage, run, manifest)
     step = checkpointer.resume(console)
     stop = threading.Event()
-    is_complete = step >= steps  # The run was killed between its last checkpoint and its end.
+    # The run was killed between its last checkpoint and its end.
+    is_complete = step >= steps or checkpointer.stops_early
     repeats_validation = is_complete or checkpointer.validation_is_missing
     _rewind(stage, run, step, console, repeats_validation=repeats_validation or step == 0)
     speed = None
@@ -82,7 +83,7 @@ def train(
             evaluation = stage.evaluation_interval > 0
             _finish_step(validator, monitor, step, Due(True, evaluation, checkpoint=False, log_line=False), steps)
         batches, is_healthy = stage.batches(step), True
-        while step < steps:
+        while step < steps and not checkpointer.stops_early:
             _step(stage, batches, step, log, console)
             step += 1
             is_stopping = ranks.any(stops())
@@ -94,8 +95,10 @@ def train(
                 is_healthy = _warn(stage, step, log.flush(step), console, was_healthy=is_healthy)
             progress.advance(1, log.shown)
             _finish_step(validator, monitor, step, due, steps)
-            if is_stopping and step < steps:
+            if is_stopping and step < steps and not checkpointer.stops_early:
                 raise _interrupted(run, step, steps)
+    if step < steps:
+        _tell_early_stop(run, checkpointer.manifest, step, console)
     return validator.metrics
 
 
@@ -134,13 +137,23 @@ def _finish_step(validator: Validator, monitor: Monitor, step: int, due: Due, st
         checkpointer.save(step)
         raise _interrupted(validator.run, step, steps) from None
     checkpointer.validation_is_missing = False
-    if due.checkpoint:
+    is_last = step >= steps or checkpointer.stops_early
+    if due.checkpoint or is_last:
         validator.log.sync()
         checkpointer.save(step)
     if due.validation:
-        monitor.observe(is_last=step >= steps)
+        monitor.observe(is_last=is_last)
     if due.validation or due.evaluation or due.checkpoint:
         validator.log.restart_clock()
+
+
+def _tell_early_stop(run: Run, manifest: RunManifest, step: int, console: Console) -> None:
+    """Say that a run stopped early, and which weights are its best ones."""
+    console.log(
+        f"stopped early at step {step} of {manifest.steps}: {manifest.best_by} was not better than at step "
+        f"{manifest.best_step} in {manifest.validations_since_best} validations; the weights of step "
+        f"{manifest.best_step} are in {run.best}, for other commands --weights-of best"
+    )
 
 
 def _interrupted(run: Run, step: int, steps: int) -> InterruptedRunError:

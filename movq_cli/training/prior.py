@@ -24,6 +24,7 @@ from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.models.transformer import Block
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.runs import Run
+from movq_cli.setting_types import bounds_of
 from movq_cli.settings import Preset
 from movq_cli.training.log import DeviceMetrics, Metrics
 from movq_cli.training.loop import step_seed
@@ -91,8 +92,11 @@ class PriorTraining:
         check_shares(settings, ranks)
         self.finite_check = FiniteCheck(device, ranks)
         torch.manual_seed(settings.seed)
-        self.model = priors.build(all_settings.prior, tokenizer.settings.code_shape).to(device)
+        self.model = priors.build(all_settings.prior, tokenizer.settings.code_shape)
         self.model.check_sample_settings(all_settings.sample)
+        self.model.check_training_settings(settings)
+        self.model.prepare_training(settings)
+        self.model.to(device)
         smoothing = settings.label_smoothing
         self.label_smoothing = self.model.label_smoothing if smoothing is None else smoothing
         optimizer = torch.optim.AdamW(
@@ -135,15 +139,17 @@ class PriorTraining:
         own = self.ranks.share(size)
         if classes is not None:
             classes = classes.masked_fill(self._dropped_classes(size)[own], self.model.no_class)
-        targets = self.model.targets(size, self.generator)
+        targets = self.model.targets(size, self.generator, self.settings.mask_schedule)
+        orders = self._orders(size, step)
         # With this divisor, the mean over all ranks and parts is the mean over all predicted codes of the batch.
         count = targets.sum() / (self.ranks.world_size * parts)
         self.prior.clear()
         losses = []
         for part, (part_codes, predicted) in enumerate(zip(codes.chunk(parts), targets[own].chunk(parts), strict=True)):
             part_classes = None if classes is None else classes.chunk(parts)[part]
+            order = () if orders is None else (orders[own].chunk(parts)[part],)
             with self.prior.backward_of(part):
-                logits = self._logits(self.prior.forward, part_codes, predicted, part_classes)
+                logits = self._logits(self.prior.forward, part_codes, predicted, part_classes, *order)
                 loss = masked_prior.masked_loss(logits, part_codes, predicted, self.label_smoothing, count)
                 (loss / parts).backward()
             losses.append(loss.detach())
@@ -151,17 +157,37 @@ class PriorTraining:
         self.prior.update(step, self.finite_check.update(step, metrics))
         return metrics
 
-    def _logits(self, model: nn.Module, codes: Tensor, targets: Tensor, classes: Tensor | None) -> Tensor:
-        """Return the logits [B, h, w, c, K] of a model that gets the input for these targets."""
+    def _logits(
+        self, model: nn.Module, codes: Tensor, targets: Tensor, classes: Tensor | None, *order: Tensor
+    ) -> Tensor:
+        """Return the logits [B, h, w, c, K] of a model that gets the input for these targets.
+
+        Args:
+            model: Prior, or the wrapper that averages its gradients over the ranks.
+            codes: Codes, [B, h, w, c] int64.
+            targets: Codes to predict, [B, h, w, c] bool.
+            classes: Class ids, [B] int64; None for an unconditional prior.
+            order: Order of the positions, [B, h w] int64, if the mode permutes them; see AutoregressivePrior.forward.
+        """
         with (
             devices.autocast(self.device, self.settings.precision),
             devices.attention_kernels(self.device, self.model.length),
         ):
-            return model(self.model.inputs(codes, targets), classes)
+            return model(self.model.inputs(codes, targets), classes, *order)
 
     def _dropped_classes(self, size: int) -> Tensor:
         """Draw the images, [size] bool, that are trained without their class, as guidance needs."""
         return torch.rand(size, generator=self.generator, device=self.device) < self.settings.label_dropout
+
+    def _orders(self, size: int, step: int) -> Tensor | None:
+        """Draw the order of the positions of each image, [size, h w] int64; None if no order is ever permuted."""
+        if self.settings.random_order is None:
+            return None
+        positions = self.model.shape.positions
+        permuted = torch.rand(size, positions, generator=self.generator, device=self.device).argsort(1)
+        chances = torch.rand(size, 1, generator=self.generator, device=self.device)
+        share = self.settings.random_order_share(step, self.steps)
+        return torch.where(chances < share, permuted, torch.arange(positions, device=self.device))
 
     def _read(self, cache: CodeCache, indices: np.ndarray) -> Batch:
         codes = torch.from_numpy(cache.codes[indices].astype(np.int64)).to(self.device, non_blocking=True)
@@ -175,8 +201,9 @@ class PriorTraining:
         """Return the cross-entropy on the validation split in nats a predicted code, and the codes' unigram entropy.
 
         The loss has no label smoothing. It is given over all codes and for each channel; the prior's mode adds metrics
-        of its own. The targets are the same at every validation. A loss near the unigram entropy means that the prior
-        has not learned how codes depend on each other. The images are the complete validation split, or
+        of its own. The targets are the same at every validation; those of a masked prior follow the cosine schedule, so
+        that priors trained with different schedules can be compared. A loss near the unigram entropy means that the
+        prior has not learned how codes depend on each other. The images are the complete validation split, or
         `validate_images` of it.
 
         Args:
@@ -249,6 +276,12 @@ class PriorTraining:
     def optional_parts(self) -> frozenset[str]:
         """No parts: there is the prior alone."""
         return frozenset()
+
+    @property
+    def settled_after(self) -> int:
+        """The number of steps up to the end of the random orders; 0 without them."""
+        interval = self.settings.random_order
+        return 0 if interval is None else math.ceil(bounds_of(interval)[1] * self.steps)
 
     @property
     def validates_first(self) -> bool:
@@ -326,7 +359,7 @@ class PriorTraining:
             classes=self.training.header.classes if self.all_settings.prior.classes else (),
             tokenizer=self.tokenizer_hash,
         )
-        checkpoints.save_weights(path, self.prior.exported, header)
+        checkpoints.save_weights(path, self.prior.exported.for_inference(), header)
 
 
 def _entropy(codes: np.ndarray, frequencies: np.ndarray | None = None) -> float:

@@ -81,6 +81,14 @@ class Stage(Protocol):
         """Names of parts that the checkpoint of a run with other settings may lack; they start anew."""
 
     @property
+    def settled_after(self) -> int:
+        """Number of steps up to which validations do not count for an early stop: what is trained changes until then.
+
+        Validations of a tokenizer worsen or stay before its discriminator improves it, and those of a prior stay while
+        it learns random orders.
+        """
+
+    @property
     def validates_first(self) -> bool:
         """Whether the initial weights are validated before the first step."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import NamedTuple, Self
 
 from movq_cli.errors import FailureError
@@ -70,6 +71,11 @@ class Validator:
             distances = self.stage.evaluate(self.watch)
             self.log.validation(step, distances)
             measured = {**measured, **distances}
+        criterion = self.stage.criterion.metric
+        if criterion in measured:
+            # Ranks that disagreed on an early stop would wait for each other without end.
+            value = self.stage.ranks.from_first(partial(measured.__getitem__, criterion))
+            measured = {**measured, criterion: value}
         self.checkpointer.save_best(step, measured)
         self.metrics = {**self.metrics, **measured}
 

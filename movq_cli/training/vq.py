@@ -311,6 +311,11 @@ class TokenizerTraining:
         return frozenset({first} if 0 < first < self.steps else ())
 
     @property
+    def settled_after(self) -> int:
+        """The number of steps before the discriminator's first step; 0 without one."""
+        return max(self.milestones, default=0)
+
+    @property
     def optional_parts(self) -> frozenset[str]:
         """The discriminator, which a run may get later."""
         return frozenset({"discriminator"})

@@ -16,7 +16,7 @@ from movq_cli.errors import BadRequestError
 from movq_cli.models.masked_prior import ORDERS
 from movq_cli.models.priors import PRIORS
 from movq_cli.models.quantizers import QUANTIZERS
-from movq_cli.settings import SampleSettings
+from movq_cli.settings import CodeShape, PriorSettings, SampleSettings
 from tests.conftest import write_tiny
 from tests.models.toys import IndependentPrior, SignQuantizer, raster
 
@@ -75,8 +75,10 @@ def test_a_mode_of_the_prior_trains_and_samples(trained: Path, tmp_path: Path, m
 def test_a_decoding_order_samples(trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hidden: list[Tensor] = []
 
-    def recorded(log_probability: Tensor, uniforms: Tensor, step: int, settings: SampleSettings) -> Tensor:
-        scores = raster(log_probability, uniforms, step, settings)
+    def recorded(
+        log_probability: Tensor, uniforms: Tensor, step: int, settings: SampleSettings, shape: CodeShape
+    ) -> Tensor:
+        scores = raster(log_probability, uniforms, step, settings, shape)
         hidden.append(scores)
         return scores
 
@@ -92,7 +94,6 @@ def test_a_decoding_order_samples(trained: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_the_order_decides_which_codes_are_known_first(monkeypatch: pytest.MonkeyPatch) -> None:
     from movq_cli.models import priors
-    from movq_cli.settings import CodeShape, PriorSettings
 
     monkeypatch.setitem(ORDERS, "raster", raster)
     shape = CodeShape(height=2, width=3, chunks=2, codebook_size=9)

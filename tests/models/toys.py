@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from movq_cli.models import draws
 from movq_cli.models.code_prior import CodePrior
 from movq_cli.models.quantizer import Quantized, Quantizer
+from movq_cli.setting_types import MaskSchedule
 from movq_cli.settings import CodeShape, PriorSettings, SampleSettings, TokenizerSettings
 
 
@@ -52,7 +53,10 @@ class IndependentPrior(CodePrior):
 
     run_suffix = "independent"
     decoding = "draws all codes at once"
-    unused_sample_settings = frozenset({"steps", "choice_temperature", "order", "guidance", "guidance_schedule"})
+    unused_sample_settings = frozenset(
+        {"steps", "choice_temperature", "order", "mask_schedule"}
+        | {"guidance", "guidance_schedule", "guidance_power", "guidance_interval"}
+    )
 
     def __init__(self, settings: PriorSettings, shape: CodeShape) -> None:
         super().__init__(settings, shape)
@@ -62,7 +66,7 @@ class IndependentPrior(CodePrior):
         """Return the logits [B, h, w, c, K], the same for every image."""
         return self.independent_logits.expand(len(codes), -1, -1, -1, -1)
 
-    def targets(self, images: int, generator: torch.Generator) -> Tensor:
+    def targets(self, images: int, generator: torch.Generator, schedule: MaskSchedule = "cosine") -> Tensor:
         """Return all codes, [B, h, w, c] bool."""
         return torch.ones(images, *self.shape.size, dtype=torch.bool, device=generator.device)
 
@@ -85,6 +89,6 @@ class IndependentPrior(CodePrior):
         return codes if known is None else torch.where(known.to(codes.device) == self.unknown, codes, known)
 
 
-def raster(log_probability: Tensor, uniforms: Tensor, step: int, settings: SampleSettings) -> Tensor:
+def raster(log_probability: Tensor, uniforms: Tensor, step: int, settings: SampleSettings, shape: CodeShape) -> Tensor:
     """Decide the codes row by row, from the top left to the bottom right; see masked_prior.Order."""
     return -torch.arange(log_probability.shape[1], device=uniforms.device).expand(uniforms.shape).float()

@@ -90,6 +90,10 @@ class ToyStage:
         return frozenset()
 
     @property
+    def settled_after(self) -> int:
+        return 0
+
+    @property
     def optional_parts(self) -> frozenset[str]:
         return frozenset()
 
