@@ -154,6 +154,9 @@ class TrainVQSettings(TrainSettings):
     adaptive_weight_limit: float = Field(
         1e4, gt=0, description="upper limit of the adaptive weight of the adversarial loss; VQGAN's code has 10,000"
     )
+    lecam_weight: Weight = Field(
+        0.0, description="weight of the LeCam regularization of the discriminator, for few images; 0 = off"
+    )
     best_by: Literal["rfid", "lpips", "psnr"] | None = Field(
         None, description="metric of the best weights; null = rfid if it is computed, else lpips, else psnr"
     )

@@ -11,7 +11,8 @@ from movq_cli import devices
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.training import losses
 from movq_cli.training.log import DeviceMetrics
-from movq_cli.training.trainable import Trainable
+from movq_cli.training.logit_averages import LogitAverages
+from movq_cli.training.trainable import Stateful, Trainable
 from movq_cli.training_settings import TrainVQSettings
 
 _INFORMATIVE = 0.1
@@ -39,6 +40,15 @@ class Adversary:
         self.settings = settings
         self.start = start
         self.device = device
+        self.averages: LogitAverages | None = None
+        """Averages of the logits; None without LeCam regularization."""
+        if settings.lecam_weight > 0:
+            self.averages = LogitAverages(discriminator.ranks).to(device)
+
+    def parts(self) -> dict[str, Stateful]:
+        """Return the state of the discriminator's training by name."""
+        parts: dict[str, Stateful] = {"discriminator": self.discriminator}
+        return parts if self.averages is None else {**parts, "lecam": self.averages}
 
     @property
     def first_step(self) -> int:
@@ -82,9 +92,26 @@ class Adversary:
         """
         with devices.autocast(self.device, self.settings.precision):
             real, fake = self.discriminator.forward(originals), self.discriminator.forward(images)
-        loss = losses.discriminator_hinge(real.float(), fake.float())
+        real, fake = real.float(), fake.float()
+        hinge = loss = losses.discriminator_hinge(real, fake)
+        metrics = {"discriminator": hinge, "logits_real": real.mean(), "logits_fake": fake.mean()}
+        if self.averages is not None:
+            metrics["lecam"] = losses.lecam(real, fake, self.averages.real, self.averages.fake)
+            loss = loss + self.settings.lecam_weight * metrics["lecam"]
         (share * loss).backward()
-        return {"discriminator": loss, "logits_real": real.float().mean(), "logits_fake": fake.float().mean()}
+        return metrics
+
+    def update(self, step: int, metrics: DeviceMetrics, is_finite: Tensor) -> None:
+        """Update the discriminator, and the averages of its logits.
+
+        Args:
+            step: Index of the step.
+            metrics: Metrics of the step.
+            is_finite: Scalar float32; with 0 nothing is updated.
+        """
+        self.discriminator.update(step, is_finite)
+        if self.averages is not None:
+            self.averages.update(metrics["logits_real"], metrics["logits_fake"], is_finite)
 
     def event(self, step: int) -> str | None:
         """Return that the discriminator's training or the adversarial loss begins at the step of this index."""

@@ -224,7 +224,8 @@ def branch(origin: Run, step: int | None, run: Run, manifest: RunManifest) -> Ru
     state["run"] = after.started
     state["best"] = {"step": None, "by": None, "score": None}
     if any(name in after.history[-1].settings for name in _DISCRIMINATOR):
-        state["stage"].pop("discriminator", None)  # It starts anew.
+        for part in ("discriminator", "lecam"):
+            state["stage"].pop(part, None)  # It starts anew.
     checkpoints.save_state(run.checkpoint, state)
     runs.write(run, after)
     return after

@@ -77,6 +77,22 @@ def generator_hinge(fake: Tensor) -> Tensor:
     return -fake.mean()
 
 
+def lecam(real: Tensor, fake: Tensor, real_average: Tensor, fake_average: Tensor) -> Tensor:
+    """Return the LeCam regularization of the discriminator, E[(D(x) - a_F)_+^2] + E[(a_R - D(G(z)))_+^2].
+
+    It limits by how much the logits of images exceed the average of those of reconstructions, and the reverse (Tseng et
+    al. 2021, "Regularizing generative adversarial networks under limited data"). The paper's equation has the squares
+    without the positive part (..)_+, which the authors' code has.
+
+    Args:
+        real: Logits of images, of any shape.
+        fake: Logits of reconstructions, of any shape.
+        real_average: Average of the logits of images over the steps before, a_R, a scalar.
+        fake_average: The same of reconstructions, a_F.
+    """
+    return F.relu(real - fake_average).square().mean() + F.relu(real_average - fake).square().mean()
+
+
 def adaptive_weight(
     features: Tensor,
     last: nn.Conv2d,

@@ -157,11 +157,9 @@ class TokenizerTraining:
         """
         self.model.train()
         adversary = self.adversary if self.adversary is not None and step >= self.adversary.first_step else None
-        trained: list[Trainable[Any]] = [self.tokenizer]
+        self.tokenizer.clear()
         if adversary is not None:
-            trained.append(adversary.discriminator)
-        for trainable in trained:
-            trainable.clear()
+            adversary.discriminator.clear()
         parts = [
             self._backward(part, number, step, adversary)
             for number, part in enumerate(batch.chunk(self.settings.accumulate))
@@ -171,8 +169,9 @@ class TokenizerTraining:
         if adversary is not None:
             metrics["discriminator_gradient_norm"] = adversary.discriminator.clip()
         is_finite = self.finite_check.update(step, metrics)
-        for trainable in trained:
-            trainable.update(step, is_finite)
+        self.tokenizer.update(step, is_finite)
+        if adversary is not None:
+            adversary.update(step, metrics, is_finite)
         self._revive(parts, step, is_finite)
         return metrics
 
@@ -312,8 +311,8 @@ class TokenizerTraining:
 
     @property
     def optional_parts(self) -> frozenset[str]:
-        """The discriminator, which a run may get later."""
-        return frozenset({"discriminator"})
+        """The discriminator and the averages of its logits, which a run may get later."""
+        return frozenset({"discriminator", "lecam"})
 
     @property
     def has_average(self) -> bool:
@@ -362,7 +361,7 @@ class TokenizerTraining:
     def parts(self) -> dict[str, Stateful]:
         """Return the state of the training by name: the models with their optimizers, and the uses of the codes."""
         parts: dict[str, Stateful] = {"tokenizer": self.tokenizer, "uses": self.uses}
-        return parts if self.discriminator is None else {**parts, "discriminator": self.discriminator}
+        return parts if self.adversary is None else {**parts, **self.adversary.parts()}
 
     def export(self, path: Path) -> None:
         """Write the weights of the tokenizer with its settings."""
