@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -80,8 +80,7 @@ def of_tokenizer(vq: TokenizerSettings, train: TrainVQSettings, device: torch.de
     own = _tokenizer_pass(vq, images, device, train.precision, train.activation_checkpointing, *quantizer)
     adversarial = perceptual = _ForwardPass(0, 0, 0)
     if train.adversarial_weight > 0:
-        layout = (train.discriminator_channels, train.discriminator_layers)
-        adversarial = _discriminator_pass(*layout, shape, device, train.precision)
+        adversarial = _discriminator_pass(tuple(train.discriminator_layout.items()), shape, device, train.precision)
     if train.perceptual_weight > 0:
         perceptual = _perceptual_pass(shape, device)
     # The graphs of the discriminator and of LPIPS exist one after the other, each beside the tokenizer's graph.
@@ -163,10 +162,10 @@ def _tokenizer_pass(
 
 @cache
 def _discriminator_pass(
-    channels: int, layers: int, shape: tuple[int, ...], device: torch.device, precision: str
+    layout: tuple[tuple[str, Any], ...], shape: tuple[int, ...], device: torch.device, precision: str
 ) -> _ForwardPass:
     with FakeTensorMode(), torch.device(device), devices.WithoutInitialization():
-        model = PatchDiscriminator(channels, layers)
+        model = PatchDiscriminator(**dict(layout))
         batch = torch.empty(shape)
         with devices.autocast(device, precision):
             return _forward_pass(lambda: model(batch), model)

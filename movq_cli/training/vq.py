@@ -90,7 +90,7 @@ class TokenizerTraining:
         quantization.prepare(self.model, settings)
         self.adversary: Adversary | None = None
         if settings.adversarial_weight > 0:
-            discriminator = PatchDiscriminator(settings.discriminator_channels, settings.discriminator_layers)
+            discriminator = PatchDiscriminator(**settings.discriminator_layout)
             trained = self._trainable(discriminator, settings.discriminator_learning_rate, average=False)
             self.adversary = Adversary(trained, settings, self.discriminator_start, device)
         if settings.activation_checkpointing:
@@ -109,8 +109,8 @@ class TokenizerTraining:
     def start_from(self, initial: InitialWeights) -> None:
         """Replace the initial random weights by trained ones; a checkpoint of the run replaces them again."""
         self.tokenizer.set_weights(initial.tokenizer)
-        if self.discriminator is not None and initial.discriminator is not None:
-            self.discriminator.set_weights(initial.discriminator)
+        if self.discriminator is not None and (stored := initial.discriminator_of(self.settings)) is not None:
+            self.discriminator.set_weights(stored)
         self.validates_first = True
 
     def _trainable(

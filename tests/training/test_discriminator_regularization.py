@@ -30,7 +30,7 @@ def adversary_with(ranks: Ranks = SINGLE_PROCESS, **changes: Any) -> Adversary:
     values = {"batch_size": 4, "discriminator_channels": 4, "discriminator_layers": 1, "precision": "float32"}
     settings = TrainVQSettings(**values, **changes)
     torch.manual_seed(0)
-    model = PatchDiscriminator(settings.discriminator_channels, settings.discriminator_layers)
+    model = PatchDiscriminator(**settings.discriminator_layout)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, betas=settings.betas, fused=True)
     trained = Trainable(model, optimizer, settings, 10, ranks, average=False, learning_rate=1e-3)
     return Adversary(trained, settings, 0, CPU)
