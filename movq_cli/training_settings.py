@@ -157,6 +157,12 @@ class TrainVQSettings(TrainSettings):
     lecam_weight: Weight = Field(
         0.0, description="weight of the LeCam regularization of the discriminator, for few images; 0 = off"
     )
+    r1_weight: Weight = Field(
+        0.0, description="weight of the gradient penalty of the discriminator on the originals (R1's gamma); 0 = off"
+    )
+    r1_every: Positive = Field(
+        16, description="steps between penalties, each of which then counts as often, as in StyleGAN2"
+    )
     best_by: Literal["rfid", "lpips", "psnr"] | None = Field(
         None, description="metric of the best weights; null = rfid if it is computed, else lpips, else psnr"
     )

@@ -10,7 +10,6 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 _GROUPS = 32
 """Number of groups of a GroupNorm; a width that it does not divide has their greatest common divisor."""
@@ -46,7 +45,10 @@ class BatchNorm(nn.BatchNorm2d):
 
 
 class _SumOfRanks(torch.autograd.Function):
-    """Sum a tensor over the ranks, and its gradient too, since the losses of all ranks depend on each rank's tensor."""
+    """Sum a tensor over the ranks, and its gradient too, since the losses of all ranks depend on each rank's tensor.
+
+    It can be differentiated twice, as a penalty on gradients needs.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:  # noqa: ANN401 - the context type of torch
@@ -55,9 +57,9 @@ class _SumOfRanks(torch.autograd.Function):
         return x
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ANN401
-        return _SumOfRanks.forward(ctx, gradient)
+        summed: Tensor = _SumOfRanks.apply(gradient)
+        return summed
 
 
 class BlurPool(nn.Module):

@@ -44,6 +44,7 @@ class Adversary:
         """Averages of the logits; None without LeCam regularization."""
         if settings.lecam_weight > 0:
             self.averages = LogitAverages(discriminator.ranks).to(device)
+        self._step = 0
 
     def parts(self) -> dict[str, Stateful]:
         """Return the state of the discriminator's training by name."""
@@ -58,6 +59,11 @@ class Adversary:
     def ramp(self, step: int) -> float:
         """Return the factor on the weight of the adversarial term at a step, in [0, 1]; 0 before its start."""
         return min(1.0, max(0, step - self.start + 1) / max(1, self.settings.discriminator_ramp))
+
+    def begin(self, step: int) -> None:
+        """Begin the step of this index: delete the gradients of the step before it."""
+        self._step = step
+        self.discriminator.clear()
 
     def gradient(
         self, images: Tensor, features: Tensor, last: nn.Conv2d, image_gradient: Tensor
@@ -98,8 +104,19 @@ class Adversary:
         if self.averages is not None:
             metrics["lecam"] = losses.lecam(real, fake, self.averages.real, self.averages.fake)
             loss = loss + self.settings.lecam_weight * metrics["lecam"]
+        if self.settings.r1_weight > 0 and self._step % self.settings.r1_every == 0:
+            metrics["r1"] = self._gradient_penalty(originals)
+            loss = loss + self.settings.r1_weight / 2 * self.settings.r1_every * metrics["r1"]
         (share * loss).backward()
         return metrics
+
+    def _gradient_penalty(self, originals: Tensor) -> Tensor:
+        """Return the penalty R1 without its weight, computed in float32.
+
+        The forward pass is that of the model itself: a compiled model has no second derivative.
+        """
+        images = originals.detach().requires_grad_()
+        return losses.gradient_penalty(self.discriminator.model.forward(images), images)
 
     def update(self, step: int, metrics: DeviceMetrics, is_finite: Tensor) -> None:
         """Update the discriminator, and the averages of its logits.

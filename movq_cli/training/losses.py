@@ -93,6 +93,24 @@ def lecam(real: Tensor, fake: Tensor, real_average: Tensor, fake_average: Tensor
     return F.relu(real - fake_average).square().mean() + F.relu(real_average - fake).square().mean()
 
 
+def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
+    """Return the mean squared norm of the gradient of a logit at the images, E[|grad D(x)|^2].
+
+    Half of it, times gamma, is R1 of Mescheder et al. 2018, "Which training methods for GANs do actually converge?",
+    equation 9. As in the hinge loss, each patch of an image is a sample. Its gradient is not computed alone, but the
+    squared norm of the sum of all gradients, over the number of logits: both are equal if the patches do not overlap.
+
+    Args:
+        logits: Logits of the images, [B, 1, H', W'].
+        images: Images, [B, 3, H, W], which require a gradient.
+
+    Returns:
+        Scalar, whose gradient goes to the weights of the discriminator.
+    """
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return gradient.square().sum() / logits.numel()
+
+
 def adaptive_weight(
     features: Tensor,
     last: nn.Conv2d,

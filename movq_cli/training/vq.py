@@ -159,7 +159,7 @@ class TokenizerTraining:
         adversary = self.adversary if self.adversary is not None and step >= self.adversary.first_step else None
         self.tokenizer.clear()
         if adversary is not None:
-            adversary.discriminator.clear()
+            adversary.begin(step)
         parts = [
             self._backward(part, number, step, adversary)
             for number, part in enumerate(batch.chunk(self.settings.accumulate))
