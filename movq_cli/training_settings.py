@@ -163,6 +163,9 @@ class TrainVQSettings(TrainSettings):
     r1_every: Positive = Field(
         16, description="steps between penalties, each of which then counts as often, as in StyleGAN2"
     )
+    discriminator_augmentation: tuple[Literal["color", "translation", "cutout"], ...] = Field(
+        (), description="random changes to all images that the discriminator sees, for few images"
+    )
     best_by: Literal["rfid", "lpips", "psnr"] | None = Field(
         None, description="metric of the best weights; null = rfid if it is computed, else lpips, else psnr"
     )

@@ -190,7 +190,7 @@ class TokenizerTraining:
             metrics = {"l1": loss.l1, "l2": loss.l2, "perceptual": loss.perceptual}
             if adversary is not None and step >= adversary.start:
                 adversarial_gradient, adversarial_metrics = adversary.gradient(
-                    images, out.features, self.model.decoder.conv_out, gradient
+                    images, out.features, self.model.decoder.conv_out, gradient, number
                 )
                 gradient = gradient + adversary.ramp(step) * adversarial_gradient
                 metrics |= adversarial_metrics
@@ -205,7 +205,7 @@ class TokenizerTraining:
             torch.autograd.backward(tensors, gradients)
         if adversary is not None:
             with adversary.discriminator.backward_of(number):
-                metrics |= adversary.backward(originals, images.detach(), share)
+                metrics |= adversary.backward(originals, images.detach(), share, number)
         metrics |= losses.logged(out.losses) | {"loss": total}
         return _Part({name: value.detach() for name, value in metrics.items()}, out.encoded.detach(), out.codes)
 

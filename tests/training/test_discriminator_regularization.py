@@ -1,4 +1,4 @@
-"""What regularizes the discriminator, against loops in float64: LeCam, and the penalty on its gradients."""
+"""What regularizes the discriminator, against loops in float64: LeCam, the penalty on its gradients, augmentation."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from movq_cli import checkpoints
 from movq_cli.data.shards import PreparedSet
+from movq_cli.models import augmentation
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
 from movq_cli.settings import Preset
@@ -201,7 +202,46 @@ def test_the_cost_has_the_penalty_of_every_few_steps(tiny: Preset) -> None:
     assert often.flops - without.flops == pytest.approx(counter.get_total_flops() * 128, rel=0.25)
 
 
-ALL = {"lecam_weight": 0.5, "r1_weight": 1.0, "r1_every": 2}
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_each_pass_of_a_step_has_augmentations_of_its_own_that_do_not_depend_on_the_parts(accumulate: int) -> None:
+    adversary = adversary_with(discriminator_augmentation=("color",), accumulate=accumulate)
+    images = torch.rand(4, 3, 16, 16)
+    seen: list[Tensor] = []
+    adversary.discriminator.model.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach()))
+    torch.manual_seed(5)
+    adversary.begin(0)
+    last, features = nn.Conv2d(2, 3, 3, padding=1), torch.randn(4, 2, 16, 16)
+    for part in range(accumulate):
+        own = images.chunk(accumulate)[part]
+        own_features = features.chunk(accumulate)[part]
+        adversary.gradient(own.clone().requires_grad_(), own_features, last, torch.ones_like(own), part)
+        adversary.backward(own, own, 1 / accumulate, part)
+    torch.manual_seed(5)
+    numbers = torch.rand(3, 4, augmentation.NUMBERS)
+    for use in range(3):
+        found = torch.cat([seen[3 * part + use] for part in range(accumulate)])
+        torch.testing.assert_close(found, augmentation.augment(images, ("color",), numbers[use]))
+    assert not torch.equal(seen[1], seen[2])
+
+
+def test_the_gradient_of_the_decoder_passes_back_through_its_augmentation() -> None:
+    adversary = adversary_with(discriminator_augmentation=("cutout",), adaptive_weight_limit=1.0)
+    images, last = torch.rand(4, 3, 16, 16, requires_grad=True), nn.Conv2d(2, 3, 3, padding=1)
+    adversary.begin(0)
+    gradient, _ = adversary.gradient(images, torch.randn(4, 2, 16, 16), last, torch.ones_like(images))
+    torch.manual_seed(0)
+    assert adversary._numbers is not None
+    visible = augmentation.augment(torch.ones_like(images), ("cutout",), adversary._numbers[0]).bool()
+    assert not gradient[~visible].any()
+    assert gradient[visible].abs().max() > 0
+
+
+ALL = {
+    "lecam_weight": 0.5,
+    "r1_weight": 1.0,
+    "r1_every": 2,
+    "discriminator_augmentation": ("color", "translation", "cutout"),
+}
 
 
 def three_steps(ranks: Ranks, changes: dict[str, Any]) -> tuple[list[dict[str, float]], Tensor, Tensor]:
