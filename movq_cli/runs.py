@@ -40,6 +40,7 @@ _FREE_TO_CHANGE = frozenset(
         *("adaptive_weight_limit", "revive_every", "weight_decay", "label_dropout", "label_smoothing", "mask_schedule"),
         *("quantizer_gradient", "entropy_weight", "entropy_temperature"),
         *("perturbed_images", "perturbed_codes", "perturbation_neighbors"),
+        *("lecam_weight", "r1_weight", "r1_every", "discriminator_augmentation"),
     )
 )
 """Settings that may differ when a run is resumed: its length, how it is computed and monitored, and what a user changes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -157,17 +157,40 @@ class TrainVQSettings(TrainSettings):
     adaptive_weight_limit: float = Field(
         1e4, gt=0, description="upper limit of the adaptive weight of the adversarial loss; VQGAN's code has 10,000"
     )
+    lecam_weight: Weight = Field(
+        0.0, description="weight of the LeCam regularization of the discriminator, for few images; 0 = off"
+    )
+    r1_weight: Weight = Field(
+        0.0, description="weight of the gradient penalty of the discriminator on the originals (R1's gamma); 0 = off"
+    )
+    r1_every: Positive = Field(
+        16, description="steps between penalties, each of which then counts as often, as in StyleGAN2"
+    )
+    discriminator_augmentation: tuple[Literal["color", "translation", "cutout"], ...] = Field(
+        (), description="random changes to all images that the discriminator sees, for few images"
+    )
     best_by: Literal["rfid", "lpips", "psnr"] | None = Field(
         None, description="metric of the best weights; null = rfid if it is computed, else lpips, else psnr"
     )
     discriminator_channels: Channels = Field(64, description="channels of the discriminator's first layer (PatchGAN)")
     discriminator_layers: Depth = Field(3, description="number of strided layers of the discriminator")
+    discriminator_norm: Literal["batch", "group", "none"] = Field(
+        "batch", description="normalization in the discriminator: over the batch, in groups of channels, or none"
+    )
+    discriminator_blur: bool = Field(
+        False, description="blur before the discriminator's layers downsample, in place of strided convolutions"
+    )
 
     @model_validator(mode="after")
     def _trains_something(self) -> Self:
         if {"encoder", "codebook", "decoder"} <= set(self.freeze):
             raise ValueError("freeze names all parts: leave one of encoder, codebook and decoder to train")
         return self
+
+    @property
+    def discriminator_layout(self) -> dict[str, Any]:
+        """The arguments with which the discriminator is built."""
+        return {name: getattr(self, f"discriminator_{name}") for name in ("channels", "layers", "norm", "blur")}
 
     def discriminator_step(self, steps: int, steps_per_epoch: int) -> int:
         """Return the index of the first step with the adversarial loss.

@@ -18,7 +18,7 @@ def overrides(initial: InitialWeights, preset_name: str, given: Sequence[str]) -
     """Return the overrides of a preset with which these weights can be fine-tuned.
 
     The architecture is that of the weights. If the run has an adversarial loss and the weights have no discriminator,
-    a new one is trained for some steps before its loss begins.
+    or the user gives it another layout, a new one is trained for some steps before its loss begins.
 
     Args:
         initial: The weights.
@@ -30,10 +30,7 @@ def overrides(initial: InitialWeights, preset_name: str, given: Sequence[str]) -
     """
     values = [f"vq.{name}={json.dumps(value)}" for name, value in initial.settings.model_dump(mode="json").items()]
     if initial.discriminator is not None:
-        values += [
-            f"train_vq.discriminator_channels={initial.discriminator.channels}",
-            f"train_vq.discriminator_layers={initial.discriminator.layers}",
-        ]
+        values += [f"train_vq.{name}={json.dumps(value)}" for name, value in initial.discriminator.settings.items()]
     chosen = [*values, *given]
     settings = presets.load(preset_name, chosen)
     for name, value in initial.settings:
@@ -42,7 +39,7 @@ def overrides(initial: InitialWeights, preset_name: str, given: Sequence[str]) -
                 f"vq.{name} is {getattr(settings.vq, name)}, but the weights in {initial.path} have {value}",
                 "Omit it: fine-tuning keeps the architecture of the weights.",
             )
-    if settings.train_vq.adversarial_weight > 0 and initial.discriminator is None:
+    if settings.train_vq.adversarial_weight > 0 and initial.discriminator_of(settings.train_vq) is None:
         chosen += _warmup(settings.train_vq)
     return chosen
 

@@ -46,7 +46,7 @@ def plan(settings: Preset, images: PreparedSet | None, device: torch.device, pro
     train = settings.train_vq
     with torch.device("meta"):
         model = Tokenizer(settings.vq)
-        discriminator = PatchDiscriminator(train.discriminator_channels, train.discriminator_layers)
+        discriminator = PatchDiscriminator(**train.discriminator_layout)
     count = None if images is None else images.manifest.counts["train"]
     length = training_plan.length(train, count, processes)
     steps, steps_per_epoch = length["steps"], length["steps_per_epoch"]
@@ -94,7 +94,7 @@ def _same_codes(train: TrainVQSettings, manifest: RunManifest) -> tuple[str, ...
 def _describe_discriminator(stage: TokenizerTraining, initial: InitialWeights) -> str:
     if stage.adversary is None:
         return "without a discriminator"
-    if initial.discriminator is not None:
+    if initial.discriminator_of(stage.settings) is not None:
         return "with their discriminator"
     return (
         "without their discriminator: a new one is trained from step "

@@ -16,6 +16,7 @@ from movq_cli.run_manifest import RunManifest
 from movq_cli.runs import Run, now
 from movq_cli.training.log import Metrics
 from movq_cli.training.stage import Stage
+from movq_cli.training_settings import TrainVQSettings
 
 
 class Checkpointer:
@@ -245,11 +246,12 @@ def branch(origin: Run, step: int | None, run: Run, manifest: RunManifest) -> Ru
     state["run"] = after.started
     state["best"] = {"step": None, "by": None, "score": None}
     if any(name in after.history[-1].settings for name in _DISCRIMINATOR):
-        state["stage"].pop("discriminator", None)  # It starts anew.
+        for part in ("discriminator", "lecam"):
+            state["stage"].pop(part, None)  # It starts anew.
     checkpoints.save_state(run.checkpoint, state)
     runs.write(run, after)
     return after
 
 
-_DISCRIMINATOR = {"train_vq.discriminator_channels", "train_vq.discriminator_layers"}
+_DISCRIMINATOR = {f"train_vq.discriminator_{name}" for name in TrainVQSettings().discriminator_layout}
 """Settings that decide the shapes of the discriminator's weights."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -78,15 +78,20 @@ def of_tokenizer(vq: TokenizerSettings, train: TrainVQSettings, device: torch.de
     shape = (images, 3, *vq.image_size)
     quantizer = (train.quantizer_gradient, losses.entropy_temperature(train))
     own = _tokenizer_pass(vq, images, device, train.precision, train.activation_checkpointing, *quantizer)
-    adversarial = perceptual = _ForwardPass(0, 0, 0)
+    adversarial = perceptual = penalty = _ForwardPass(0, 0, 0)
     if train.adversarial_weight > 0:
-        layout = (train.discriminator_channels, train.discriminator_layers)
-        adversarial = _discriminator_pass(*layout, shape, device, train.precision)
+        layout = tuple(train.discriminator_layout.items())
+        adversarial = _discriminator_pass(layout, shape, device, train.precision)
+        if train.r1_weight > 0:
+            penalty = _penalty_pass(layout, shape, device)
     if train.perceptual_weight > 0:
         perceptual = _perceptual_pass(shape, device)
     # The graphs of the discriminator and of LPIPS exist one after the other, each beside the tokenizer's graph.
-    saved_bytes = own.saved_bytes + 2 * max(adversarial.saved_bytes, perceptual.saved_bytes)
+    # That of the penalty exists beside the discriminator's.
+    others = max(2 * adversarial.saved_bytes + penalty.saved_bytes, 2 * perceptual.saved_bytes)
+    saved_bytes = own.saved_bytes + others
     flops = _TRAINING_PASSES * own.flops + _DISCRIMINATOR_PASSES * adversarial.flops + _LPIPS_PASSES * perceptual.flops
+    flops += _TRAINING_PASSES * penalty.flops // train.r1_every
     if is_compiled(train, train.steps, device):
         saved_bytes = int(_COMPILED_ACTIVATIONS * saved_bytes)
     transient = _TRANSIENT_ON_CUDA if device.type == "cuda" else _TRANSIENT
@@ -163,13 +168,22 @@ def _tokenizer_pass(
 
 @cache
 def _discriminator_pass(
-    channels: int, layers: int, shape: tuple[int, ...], device: torch.device, precision: str
+    layout: tuple[tuple[str, Any], ...], shape: tuple[int, ...], device: torch.device, precision: str
 ) -> _ForwardPass:
     with FakeTensorMode(), torch.device(device), devices.WithoutInitialization():
-        model = PatchDiscriminator(channels, layers)
+        model = PatchDiscriminator(**dict(layout))
         batch = torch.empty(shape)
         with devices.autocast(device, precision):
             return _forward_pass(lambda: model(batch), model)
+
+
+@cache
+def _penalty_pass(layout: tuple[tuple[str, Any], ...], shape: tuple[int, ...], device: torch.device) -> _ForwardPass:
+    """Return the cost of computing R1: the pass forward and the one back to the images, whose graph is saved."""
+    with FakeTensorMode(), torch.device(device), devices.WithoutInitialization():
+        model = PatchDiscriminator(**dict(layout))
+        images = torch.empty(shape, requires_grad=True).view(shape)  # The counter of operations refuses a leaf here.
+        return _forward_pass(lambda: losses.gradient_penalty(model(images), images), model)
 
 
 @cache

@@ -12,6 +12,7 @@ from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.runs import Run
 from movq_cli.settings import TokenizerSettings
+from movq_cli.training_settings import TrainVQSettings
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,13 @@ class InitialWeights:
     def settings(self) -> TokenizerSettings:
         """Settings of the tokenizer."""
         return self.tokenizer.settings
+
+    def discriminator_of(self, train: TrainVQSettings) -> PatchDiscriminator | None:
+        """Return the discriminator if there is one with the layout of these settings."""
+        if self.discriminator is None:
+            return None
+        is_same = all(getattr(train, name) == value for name, value in self.discriminator.settings.items())
+        return self.discriminator if is_same else None
 
 
 def load(path: Path) -> InitialWeights:
@@ -60,6 +68,6 @@ def _discriminator(run: Run) -> PatchDiscriminator | None:
     state = checkpoints.load_state(run.checkpoint, torch.device("cpu"), remedy).get("stage", {})
     if "discriminator" not in state:
         return None
-    discriminator = PatchDiscriminator(train.discriminator_channels, train.discriminator_layers)
+    discriminator = PatchDiscriminator(**train.discriminator_layout)
     discriminator.load_state_dict(state["discriminator"]["model"])
     return discriminator

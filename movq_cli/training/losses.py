@@ -77,6 +77,40 @@ def generator_hinge(fake: Tensor) -> Tensor:
     return -fake.mean()
 
 
+def lecam(real: Tensor, fake: Tensor, real_average: Tensor, fake_average: Tensor) -> Tensor:
+    """Return the LeCam regularization of the discriminator, E[(D(x) - a_F)_+^2] + E[(a_R - D(G(z)))_+^2].
+
+    It limits by how much the logits of images exceed the average of those of reconstructions, and the reverse (Tseng et
+    al. 2021, "Regularizing generative adversarial networks under limited data"). The paper's equation has the squares
+    without the positive part (..)_+, which the authors' code has.
+
+    Args:
+        real: Logits of images, of any shape.
+        fake: Logits of reconstructions, of any shape.
+        real_average: Average of the logits of images over the steps before, a_R, a scalar.
+        fake_average: The same of reconstructions, a_F.
+    """
+    return F.relu(real - fake_average).square().mean() + F.relu(real_average - fake).square().mean()
+
+
+def gradient_penalty(logits: Tensor, images: Tensor) -> Tensor:
+    """Return the mean squared norm of the gradient of a logit at the images, E[|grad D(x)|^2].
+
+    Half of it, times gamma, is R1 of Mescheder et al. 2018, "Which training methods for GANs do actually converge?",
+    equation 9. As in the hinge loss, each patch of an image is a sample. Its gradient is not computed alone, but the
+    squared norm of the sum of all gradients, over the number of logits: both are equal if the patches do not overlap.
+
+    Args:
+        logits: Logits of the images, [B, 1, H', W'].
+        images: Images, [B, 3, H, W], which require a gradient.
+
+    Returns:
+        Scalar, whose gradient goes to the weights of the discriminator.
+    """
+    (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return gradient.square().sum() / logits.numel()
+
+
 def adaptive_weight(
     features: Tensor,
     last: nn.Conv2d,

@@ -90,7 +90,7 @@ class TokenizerTraining:
         quantization.prepare(self.model, settings)
         self.adversary: Adversary | None = None
         if settings.adversarial_weight > 0:
-            discriminator = PatchDiscriminator(settings.discriminator_channels, settings.discriminator_layers)
+            discriminator = PatchDiscriminator(**settings.discriminator_layout)
             trained = self._trainable(discriminator, settings.discriminator_learning_rate, average=False)
             self.adversary = Adversary(trained, settings, self.discriminator_start, device)
         if settings.activation_checkpointing:
@@ -109,8 +109,8 @@ class TokenizerTraining:
     def start_from(self, initial: InitialWeights) -> None:
         """Replace the initial random weights by trained ones; a checkpoint of the run replaces them again."""
         self.tokenizer.set_weights(initial.tokenizer)
-        if self.discriminator is not None and initial.discriminator is not None:
-            self.discriminator.set_weights(initial.discriminator)
+        if self.discriminator is not None and (stored := initial.discriminator_of(self.settings)) is not None:
+            self.discriminator.set_weights(stored)
         self.validates_first = True
 
     def _trainable(
@@ -157,11 +157,9 @@ class TokenizerTraining:
         """
         self.model.train()
         adversary = self.adversary if self.adversary is not None and step >= self.adversary.first_step else None
-        trained: list[Trainable[Any]] = [self.tokenizer]
+        self.tokenizer.clear()
         if adversary is not None:
-            trained.append(adversary.discriminator)
-        for trainable in trained:
-            trainable.clear()
+            adversary.begin(step)
         parts = [
             self._backward(part, number, step, adversary)
             for number, part in enumerate(batch.chunk(self.settings.accumulate))
@@ -171,8 +169,9 @@ class TokenizerTraining:
         if adversary is not None:
             metrics["discriminator_gradient_norm"] = adversary.discriminator.clip()
         is_finite = self.finite_check.update(step, metrics)
-        for trainable in trained:
-            trainable.update(step, is_finite)
+        self.tokenizer.update(step, is_finite)
+        if adversary is not None:
+            adversary.update(step, metrics, is_finite)
         self._revive(parts, step, is_finite)
         return metrics
 
@@ -191,7 +190,7 @@ class TokenizerTraining:
             metrics = {"l1": loss.l1, "l2": loss.l2, "perceptual": loss.perceptual}
             if adversary is not None and step >= adversary.start:
                 adversarial_gradient, adversarial_metrics = adversary.gradient(
-                    images, out.features, self.model.decoder.conv_out, gradient
+                    images, out.features, self.model.decoder.conv_out, gradient, number
                 )
                 gradient = gradient + adversary.ramp(step) * adversarial_gradient
                 metrics |= adversarial_metrics
@@ -206,7 +205,7 @@ class TokenizerTraining:
             torch.autograd.backward(tensors, gradients)
         if adversary is not None:
             with adversary.discriminator.backward_of(number):
-                metrics |= adversary.backward(originals, images.detach(), share)
+                metrics |= adversary.backward(originals, images.detach(), share, number)
         metrics |= losses.logged(out.losses) | {"loss": total}
         return _Part({name: value.detach() for name, value in metrics.items()}, out.encoded.detach(), out.codes)
 
@@ -317,8 +316,8 @@ class TokenizerTraining:
 
     @property
     def optional_parts(self) -> frozenset[str]:
-        """The discriminator, which a run may get later."""
-        return frozenset({"discriminator"})
+        """The discriminator and the averages of its logits, which a run may get later."""
+        return frozenset({"discriminator", "lecam"})
 
     @property
     def has_average(self) -> bool:
@@ -367,7 +366,7 @@ class TokenizerTraining:
     def parts(self) -> dict[str, Stateful]:
         """Return the state of the training by name: the models with their optimizers, and the uses of the codes."""
         parts: dict[str, Stateful] = {"tokenizer": self.tokenizer, "uses": self.uses}
-        return parts if self.discriminator is None else {**parts, "discriminator": self.discriminator}
+        return parts if self.adversary is None else {**parts, **self.adversary.parts()}
 
     def export(self, path: Path) -> None:
         """Write the weights of the tokenizer with its settings."""
