@@ -31,6 +31,7 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
     "num_res_blocks": ("blocks",),
     "perceptual_weight": ("perceptual_weight",),
     "pixelloss_weight": ("l1_weight", "l2_weight"),
+    "resid_pdrop": ("dropout",),
     "vocab_size": ("codebook_size",),
     # diffusers and LlamaGen
     "block_out_channels": ("channels", "multipliers"),
@@ -96,8 +97,8 @@ ELSEWHERE: Mapping[str, tuple[str, ...]] = {
 ABSENT: Mapping[str, str] = {
     "disc_conditional": "the discriminator sees images alone",
     "disc_in_channels": "images have three channels",
-    "dropout": "the models have no dropout; weight_decay of train_prior and a shorter run are against overfitting",
-    "embd_pdrop": "the models have no dropout; weight_decay of train_prior and a shorter run are against overfitting",
+    "attn_pdrop": "attention weights are not dropped; dropout drops the outputs of attention and of the MLP",
+    "embd_pdrop": "embeddings are not dropped; dropout drops the outputs of attention and of the MLP",
     "kl_weight": "the tokenizer has codes and no KL term",
     "optimizer": "stage 1 is trained by Adam and stage 2 by AdamW; their settings are betas and weight_decay",
     "remap": "all codes of the codebook can be used as they are",

@@ -13,7 +13,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from movq_cli.image_size import ImageSize
-from movq_cli.setting_types import Channels, Depth, Parts, Positive, Settings, Side, SizeSetting, Weight
+from movq_cli.setting_types import Channels, Depth, Parts, Positive, Settings, Share, Side, SizeSetting, Weight
 from movq_cli.training_settings import TrainPriorSettings, TrainVQSettings
 
 
@@ -205,6 +205,10 @@ class PriorSettings(Settings):
     hidden: Annotated[int, Field(ge=1, le=2**20)] = Field(4096, description="hidden width of the MLP in each block")
     classes: int = Field(
         0, ge=0, le=65536, description="number of classes on which the prior is conditioned; 0 = unconditional"
+    )
+    qk_norm: bool = Field(False, description="normalize the queries and keys of attention, for stability")
+    dropout: Share = Field(
+        0.0, description="share of the outputs of attention and of the MLP that training drops; 0 = none"
     )
 
     @model_validator(mode="after")
