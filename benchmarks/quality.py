@@ -62,6 +62,11 @@ ROWS: dict[str, tuple[str, ...]] = {
     "simvq-rotation": ("vq.quantizer=simvq", "train_vq.quantizer_gradient=rotation"),
     "fsq": ("vq.quantizer=fsq", "vq.fsq_levels=[8,8,8]"),
     "perturbed": ("train_vq.perturbed_images=0.1", "train_vq.perturbation_neighbors=32"),
+    "lecam": ("train_vq.lecam_weight=0.001",),
+    "group-norm": ("train_vq.discriminator_norm=group",),
+    "blur": ("train_vq.discriminator_norm=group", "train_vq.discriminator_blur=true"),
+    "r1": ("train_vq.r1_weight=1.0",),
+    "augment": ("train_vq.discriminator_augmentation=[color,translation,cutout]",),
 }
 """Rows of stage 1: overrides of the preset."""
 

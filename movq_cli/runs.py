@@ -42,7 +42,7 @@ _FREE_TO_CHANGE = frozenset(
         *("perturbed_images", "perturbed_codes", "perturbation_neighbors"),
         *("lecam_weight", "r1_weight", "r1_every", "discriminator_augmentation"),
     )
-)
+) | {"prior.dropout"}
 """Settings that may differ when a run is resumed: its length, how it is computed and monitored, and what a user changes
 after training has become unstable or to go on in another way: rates, and weights of losses."""
 
@@ -260,7 +260,8 @@ def branch(origin: Run, step: int, manifest: RunManifest) -> RunManifest:
     different = {
         name: values
         for name, values in changes.items()
-        if name.startswith(fixed) or (name == "train_prior.random_order" and None in values)
+        if (name.startswith(fixed) and name not in _FREE_TO_CHANGE)
+        or (name == "train_prior.random_order" and None in values)
     }
     _require_same_run(origin, before, manifest, different, "Go on with these settings, or train from the start.")
     entry = Change(step=step, time=now(), branched_from=str(origin.folder), settings=changes)

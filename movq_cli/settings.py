@@ -22,6 +22,7 @@ from movq_cli.setting_types import (
     Parts,
     Positive,
     Settings,
+    Share,
     Side,
     SizeSetting,
     Weight,
@@ -218,6 +219,10 @@ class PriorSettings(Settings):
     hidden: Annotated[int, Field(ge=1, le=2**20)] = Field(4096, description="hidden width of the MLP in each block")
     classes: int = Field(
         0, ge=0, le=65536, description="number of classes on which the prior is conditioned; 0 = unconditional"
+    )
+    qk_norm: bool = Field(False, description="normalize the queries and keys of attention, for stability")
+    dropout: Share = Field(
+        0.0, description="share of the outputs of attention and of the MLP that training drops; 0 = none"
     )
 
     @model_validator(mode="after")

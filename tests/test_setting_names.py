@@ -33,7 +33,7 @@ def test_every_suggested_setting_exists() -> None:
         ("batch_size", "Did you mean 'train_vq.batch_size' or 'train_prior.batch_size'?"),
         ("vq.n_embed", "Did you mean 'vq.codebook_size'?"),
         ("num_classes", "Did you mean 'prior.classes'?"),
-        ("prior.dropout", "movq does not have it: the models have no dropout"),
+        ("prior.embd_pdrop", "movq does not have it: embeddings are not dropped"),
         ("vq.codebok_size", "Did you mean 'vq.codebook_size'"),
     ],
 )

@@ -22,6 +22,8 @@ INIT_STD = 0.02
 CACHE_INCREMENT = 128
 """Number of tokens by which the part of the KV cache that attention reads grows."""
 
+_NORM_EPS = 1e-6
+
 _ALIGNMENT = 8
 """The cache's length is a multiple of this number of tokens: CUDA's attention kernels copy any other attention mask."""
 
@@ -29,8 +31,26 @@ _ALIGNMENT = 8
 _REPRODUCIBLE = (SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH)
 
 
+class HeadNorm(nn.RMSNorm):
+    """Normalization of the queries or of the keys of each head to a root mean square of 1, times a learned scale.
+
+    This is the QK-norm of Dehghani et al. 2023, "Scaling vision transformers to 22 billion parameters", section 2: the
+    logits of attention cannot grow without limit. Their LayerNorm has neither centering nor bias.
+
+    Args:
+        width: Width of a head, d.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, eps=_NORM_EPS)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalize [..., d] of any float type, which the result has too; it is computed in the type of the scale."""
+        return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
 class Block(nn.Module):
-    """Pre-LN self-attention and MLP, each with a residual connection."""
+    """Pre-LN self-attention and MLP, each with a residual connection, and in training with dropout before it."""
 
     def __init__(self, settings: PriorSettings) -> None:
         super().__init__()
@@ -41,6 +61,10 @@ class Block(nn.Module):
         self.proj = nn.Linear(width, width)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, settings.hidden), nn.GELU(), nn.Linear(settings.hidden, width))
+        self.dropout = nn.Dropout(settings.dropout)
+        self.has_qk_norm = settings.qk_norm
+        if settings.qk_norm:
+            self.q_norm, self.k_norm = (HeadNorm(width // settings.heads) for _ in range(2))
 
     def forward(self, x: Tensor, *, causal: bool = False) -> Tensor:
         """Map [B, N, W] to the same shape; if causal, no token attends to those after it, else all attend to all."""
@@ -67,11 +91,15 @@ class Block(nn.Module):
 
     def _project(self, x: Tensor) -> Tensor:
         """Return queries, keys and values, [3, B, heads, N, W / heads]."""
-        return self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        projected = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if not self.has_qk_norm:
+            return projected
+        q, k, v = projected
+        return torch.stack([self.q_norm(q), self.k_norm(k), v])
 
     def _finish(self, x: Tensor, attention: Tensor) -> Tensor:
-        x = x + self.proj(attention.transpose(1, 2).flatten(-2))
-        return x + self.mlp(self.norm2(x))
+        x = x + self.dropout(self.proj(attention.transpose(1, 2).flatten(-2)))
+        return x + self.dropout(self.mlp(self.norm2(x)))
 
 
 class CodeTransformer(nn.Module):

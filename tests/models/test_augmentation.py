@@ -57,9 +57,8 @@ def test_a_cutout_is_a_rectangle_of_half_the_sides_with_its_center_in_the_image(
         expected = image.clone()
         expected[:, max(0, top) : max(0, top + 8), max(0, left) : max(0, left + 12)] = 0
         assert torch.equal(result, expected)
-    assert (found[0] == 0).any(
-        0
-    ).sum() == 4 * 6  # A quarter of the rectangle is in the image if its center is a corner.
+    # A quarter of the rectangle is in the image if its center is a corner.
+    assert (found[0] == 0).any(0).sum() == 4 * 6
     assert (found[1] == 0).any(0).sum() == 4 * 6
 
 
