@@ -18,7 +18,7 @@ from torch import Tensor
 from movq_cli import agreement, devices, runs, signals
 from movq_cli.api import Prior
 from movq_cli.console import Console
-from movq_cli.data import pixels
+from movq_cli.data import pixels, tuned_settings
 from movq_cli.data.images import decode
 from movq_cli.data.sample_files import SampleFiles, SampleManifest, image_name
 from movq_cli.errors import BadRequestError
@@ -64,6 +64,8 @@ class SampleRequest:
     """Name of the device; None = CUDA if it is available, else the CPU."""
     gpus: int | None
     """Number of processes to start, one for each GPU; None = this process, or those that torchrun has started."""
+    preset_settings: bool = False
+    """Whether the settings that `movq sample --tune` found are ignored."""
 
 
 def sample(request: SampleRequest, *, arguments: Sequence[str], console: Console) -> None:
@@ -92,11 +94,13 @@ def sample(request: SampleRequest, *, arguments: Sequence[str], console: Console
         agreement.require_shared(ranks, request.out)
         weights = ranks.from_first(lambda: runs.find_weights(request.run, "prior"))
         console.log(f"prior: {weights}")
-        prior = _load_prior(weights, request, device)
-        settings = _merge_settings(prior, request.settings)
+        prior = load_prior(weights, request, device)
+        digest = ranks.from_first(lambda: sha256(weights))
+        tuned = ranks.from_first(lambda: _find_tuned(prior, weights, digest, request, console))
+        settings = merge_settings(prior, request.settings, tuned)
         _warn_of_guidance(settings, weights, console)
         class_ids = prior.class_ids(request.classes)
-        target = SampleFiles(request.out, _manifest(prior, settings, sha256(weights), request, class_ids))
+        target = SampleFiles(request.out, _manifest(prior, settings, digest, request, class_ids))
         images = {"the number of images": request.n, "the classes of the images": class_ids}
         agreement.require_same(ranks, {**target.manifest.settings, **images})
         made = 0
@@ -118,7 +122,8 @@ def sample(request: SampleRequest, *, arguments: Sequence[str], console: Console
             _report(request, target.listed, made, class_ids, console)
 
 
-def _load_prior(weights: Path, request: SampleRequest, device: torch.device) -> Prior:
+def load_prior(weights: Path, request: SampleRequest, device: torch.device) -> Prior:
+    """Load the prior and its tokenizer on a device, in the precision and the memory format that are fastest there."""
     prior = Prior.load(weights, request.tokenizer).to(device)
     devices.cast_linear_layers(prior.transformer, device, "auto")
     if device.type == "cuda":
@@ -128,8 +133,36 @@ def _load_prior(weights: Path, request: SampleRequest, device: torch.device) -> 
     return prior
 
 
-def _merge_settings(prior: Prior, values: Mapping[str, Any]) -> SampleSettings:
-    """Return the preset's settings with the values of the command line, after a check that the prior has them."""
+def _find_tuned(prior: Prior, weights: Path, digest: str, request: SampleRequest, console: Console) -> dict[str, Any]:
+    """Return the settings that `movq sample --tune` found for a weight file and that the user did not give."""
+    found = None if request.preset_settings else tuned_settings.find(weights, digest, console)
+    if found is None:
+        return {}
+    path, base = tuned_settings.path_beside(weights), {**prior.header.sample.model_dump(), **request.settings}
+    if {name: base[name] for name in found.fixed} != found.fixed:
+        console.log(f"{path} is not used: it was found with {_listed(found.fixed)}")
+        return {}
+    tuned = {name: value for name, value in found.best.items() if name not in request.settings}
+    if tuned:
+        console.log(f"tuned settings: {_listed(tuned)} (from {path}; --preset-settings ignores them)")
+    return tuned
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {'all' if value is None else value}" for name, value in settings.items())
+
+
+def merge_settings(prior: Prior, values: Mapping[str, Any], tuned: Mapping[str, Any]) -> SampleSettings:
+    """Return the settings of sampling, after a check that the prior has them.
+
+    Args:
+        prior: The prior, whose preset gives the settings that nothing else does.
+        values: Values of the command line, by name.
+        tuned: Values of a search, by name, which those of the command line replace.
+
+    Raises:
+        BadRequestError: The prior does not have a setting of the command line, or cannot use a value.
+    """
     for name in values:
         if name in prior.transformer.unused_sample_settings:
             option = f"--{name.replace('_', '-')}"
@@ -139,7 +172,7 @@ def _merge_settings(prior: Prior, values: Mapping[str, Any]) -> SampleSettings:
                 f"Leave {option} out.",
             )
     try:
-        settings = SampleSettings.model_validate({**prior.header.sample.model_dump(), **values})
+        settings = SampleSettings.model_validate({**prior.header.sample.model_dump(), **tuned, **values})
     except ValidationError as error:
         raise BadRequestError(explain(error, "sample")) from None
     prior.transformer.check_sample_settings(settings)
