@@ -18,7 +18,7 @@ from torch import Tensor
 from movq_cli import agreement, devices, runs, signals
 from movq_cli.api import Prior
 from movq_cli.console import Console
-from movq_cli.data import pixels, tuned_settings
+from movq_cli.data import grids, pixels, tuned_settings
 from movq_cli.data.images import decode
 from movq_cli.data.sample_files import SampleFiles, SampleManifest, image_name
 from movq_cli.errors import BadRequestError
@@ -119,7 +119,7 @@ def sample(request: SampleRequest, *, arguments: Sequence[str], console: Console
                     target.finish(labels, console)
                 barrier()
         if ranks.is_first:
-            _report(request, target.listed, made, class_ids, console)
+            _report(request, target, made, prior, class_ids, console)
 
 
 def load_prior(weights: Path, request: SampleRequest, device: torch.device) -> Prior:
@@ -296,18 +296,43 @@ def _write(target: SampleFiles, index: int, image: Tensor) -> None:
     target.write_image(index, pixels.to_image(image))
 
 
-def _report(request: SampleRequest, listed: int, made: int, class_ids: Sequence[int], console: Console) -> None:
-    result: dict[str, object] = {"path": str(request.out), "images": listed, "made": made}
+def _report(
+    request: SampleRequest, target: SampleFiles, made: int, prior: Prior, class_ids: Sequence[int], console: Console
+) -> None:
+    result: dict[str, object] = {"path": str(request.out), "images": target.listed, "made": made}
     if request.grid is not None:
-        columns = len(class_ids) if 1 < len(class_ids) <= _GRID_COLUMNS else _GRID_COLUMNS
-        _save_grid(request.grid, request.out, request.n, columns)
+        _save_grid(request.grid, request, target.manifest, [prior.classes[index] for index in class_ids])
         result["grid"] = str(request.grid)
     console.result(result, str(request.out))
 
 
-def _save_grid(path: Path, out: Path, n: int, columns: int) -> None:
-    source = open_source(str(out))
+def _save_grid(path: Path, request: SampleRequest, manifest: SampleManifest, classes: Sequence[str]) -> None:
+    """Write the first hundred images, in columns by class if there are few classes.
+
+    Args:
+        path: Path of the picture.
+        request: Options of the command.
+        manifest: Description of the images.
+        classes: Names of the classes that the images take in turn; empty for an unconditional prior.
+    """
+    source = open_source(str(request.out))
     positions = {name: index for index, name in enumerate(source.names)}
-    files = [source.read(positions[image_name(index)]) for index in range(min(n, _GRID_IMAGES))]
-    images = [pixels.from_array(np.asarray(decode(file))) for file in files]
-    pixels.save_grid(path, torch.stack(images), columns, pixels.grid_scale(images[0].shape[-1]))
+    count = min(request.n, _GRID_IMAGES)
+    images = np.stack([np.asarray(decode(source.read(positions[image_name(index)]))) for index in range(count)])
+    settings = manifest.settings
+    words = [
+        f"mode {settings['mode']}",
+        *([f"{settings['steps']} steps"] if "steps" in settings else []),
+        *([f"guidance {settings['guidance']:g}"] if settings["guidance"] else []),
+        *([f"class {classes[0]}"] if len(classes) == 1 else []),
+        f"seed {request.seed}",
+    ]
+    has_columns = 1 < len(classes) <= _GRID_COLUMNS
+    grids.save(
+        path,
+        images,
+        len(classes) if has_columns else _GRID_COLUMNS,
+        title=", ".join(words),
+        headings=classes if has_columns else (),
+        captions=[str(image["class"]) for image in manifest.images[:count]] if len(classes) > _GRID_COLUMNS else (),
+    )
