@@ -53,6 +53,8 @@ class TrainSettings(Settings):
         0, ge=0, description="number of earlier checkpoints that stay beside the last one, for `--from RUN@STEP`"
     )
     tensorboard: bool | None = Field(None, description="write TensorBoard events; null = if it is installed")
+    wandb: bool = Field(False, description="record the run by Weights & Biases too (movq[wandb])")
+    trackio: bool = Field(False, description="record the run by trackio too (movq[trackio])")
     report: bool | None = Field(
         None, description="write report.html at each validation; null = if movq[report] is installed"
     )

@@ -90,12 +90,12 @@ def _number(name: str, low: float, high: float) -> Callable[[Trial, Space], floa
 
 
 def _steps(trial: Trial, space: Space) -> int:
-    return trial.suggest_int("steps", min(2, space.base.steps), max(32, 2 * space.base.steps), log=True)
+    return trial.suggest_int("steps", min(4, space.base.steps), max(32, 2 * space.base.steps), log=True)
 
 
 def _top_k(trial: Trial, space: Space) -> int | None:
     size = space.codebook_size
-    low = min(max(1, size // 64), space.base.top_k or size)
+    low = min(max(1, size // 16), space.base.top_k or size)
     value = trial.suggest_int("top_k", low, max(size, space.base.top_k or 0), log=True)
     return None if value >= size and value != space.base.top_k else value
 
@@ -106,11 +106,11 @@ def _guidance_schedule(trial: Trial, _space: Space) -> str:
 
 _SUGGESTIONS: Mapping[str, Callable[[Trial, Space], Any]] = {
     "steps": _steps,
-    "temperature": _number("temperature", 0.5, 1.5),
+    "temperature": _number("temperature", 0.6, 1.3),
     "choice_temperature": _number("choice_temperature", 0.0, 15.0),
     "top_k": _top_k,
-    "top_p": _number("top_p", 0.5, 1.0),
-    "guidance": _number("guidance", 0.0, 4.0),
+    "top_p": _number("top_p", 0.7, 1.0),
+    "guidance": _number("guidance", 0.0, 3.0),
     "guidance_schedule": _guidance_schedule,
 }
 """How a value of each setting is suggested."""
