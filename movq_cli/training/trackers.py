@@ -130,7 +130,7 @@ class WeightsAndBiases(Tracker):
     def close(self) -> None:
         """Write what is still in memory, and end."""
         with redirect_stdout(sys.stderr):
-            self._run.finish(quiet=True)
+            self._run.finish()
 
     def flush(self) -> None:
         """Do nothing: the library writes by itself."""
