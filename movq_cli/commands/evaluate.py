@@ -121,7 +121,7 @@ def codes(location: str, request: EvaluationRequest, console: Console) -> None:
         console: Console for the result.
 
     Raises:
-        BadRequestError: There are no images, they have several sizes, or there is no such tokenizer.
+        BadRequestError: There are no images, or there is no such tokenizer.
     """
     device = devices.select(request.device)
     path = runs.find_weights(request.run, "vq")

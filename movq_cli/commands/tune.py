@@ -127,11 +127,7 @@ def tune(request: TuneRequest, console: Console) -> None:
     folder = weights.parent / "tuning"
     if not is_writable(weights.parent):
         raise FailureError(f"{weights.parent} cannot be written, and the settings are stored there", "Copy the run.")
-    with (
-        signals.interruptible("the finished trials", launched=False),
-        locked(folder, "movq sample --tune"),
-        extractors.exact_float32(),
-    ):
+    with signals.interruptible("the finished trials", launched=False), locked(folder, "movq sample --tune"):
         prior = load_prior(weights, sample, device)
         base = merge_settings(prior, sample.settings, {})
         space = Space.of(prior, base, sample.settings, can_guide=_can_guide(prior, weights))

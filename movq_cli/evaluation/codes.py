@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -144,7 +144,7 @@ def measure_codes(
     Args:
         model: Tokenizer on its device, in eval mode.
         path: Weight file of the tokenizer.
-        images: The images, of one size.
+        images: The images, cropped to one size.
         batch_size: Number of images in a batch.
         console: Console for progress and warnings.
 
@@ -152,12 +152,12 @@ def measure_codes(
         The statistics, and the entry of the protocol.
 
     Raises:
-        BadRequestError: The images have several sizes, or none can be read.
+        BadRequestError: No image can be read.
     """
     codes: list[NDArray[np.uint16]] = []
     with console.progress(len(images), "encoding", "images") as progress:
-        for batch in _batches(images, batch_size):
-            with naming_images([images.location], batch.shape[-2:]):
+        for names, batch in _batches(images, batch_size):
+            with naming_images(names, batch.shape[-2:]):
                 encoded = model.encode(pixels.to_signed(batch.to(model.device)))
             codes.append(encoded.cpu().numpy().astype(np.uint16))
             progress.advance(len(batch))
@@ -234,19 +234,8 @@ def prior_values(root: Path, model: Tokenizer, tokenizer: str) -> tuple[MetricVa
     return {"prior_gain": best.gain}, variant, [result.describe() for result in results]
 
 
-def _batches(images: ImageSet, batch_size: int) -> Iterator[Tensor]:
-    """Yield the readable images in batches, uint8 [B, 3, H, W].
-
-    Raises:
-        BadRequestError: The images have several sizes.
-    """
+def _batches(images: ImageSet, batch_size: int) -> Iterator[tuple[list[str], Tensor]]:
+    """Yield the names of the readable images of a batch, and their pixels, uint8 [B, 3, H, W]."""
     readable = ((index, image) for index, image in images.read(range(len(images))) if image is not None)
-    size: Sequence[int] | None = None
-    for _, batch in stream.same_size_batches(readable, batch_size):
-        size = size or batch.shape[-2:]
-        if batch.shape[-2:] != size:
-            raise BadRequestError(
-                f"the images of {images.location} have several sizes, and positions of codes are compared",
-                "Add --crop SIDE, which takes their central squares.",
-            )
-        yield batch
+    for indices, batch in stream.same_size_batches(readable, batch_size):
+        yield [images.names[index] for index in indices.tolist()], batch

@@ -105,6 +105,11 @@ def test_a_search_stores_its_trials_its_picture_and_its_result(
     assert again["measured"] == result["measured"]
     assert network.seen == seen
 
+    # Without time for more, only the preset's settings are tried, and they stay in use.
+    result, said = sample(capsys, *arguments[:-4], "--minutes", 0)
+    assert (result["trials"], result["is_better"], result["best_fids"]) == (1, False, [])
+    assert "no settings had a lower FID than the preset's, which stay in use" in said
+
 
 def test_tuned_settings_are_named_and_used_and_given_ones_win(
     trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
