@@ -32,7 +32,7 @@ _FREE_TO_CHANGE = frozenset(
     for section in ("train_vq", "train_prior")
     for name in (
         *("steps", "epochs", "log_every", "validate_every", "validate_images", "evaluate_every", "evaluate_images"),
-        *("checkpoint_every", "keep_checkpoints", "best_by", "early_stop", "tensorboard", "report"),
+        *("checkpoint_every", "keep_checkpoints", "best_by", "early_stop", "tensorboard", "wandb", "trackio", "report"),
         *("accumulate", "compile", "activation_checkpointing", "channels_last"),
         *("precision", "base_learning_rate", "warmup_steps", "decay", "clip_norm"),
         *("l1_weight", "l2_weight", "perceptual_weight", "codebook_weight", "commitment_weight", "adversarial_weight"),

@@ -56,6 +56,8 @@ class TrainSettings(Settings):
         None, description="end the run after this many validations without a better value of best_by; null = never"
     )
     tensorboard: bool | None = Field(None, description="write TensorBoard events; null = if it is installed")
+    wandb: bool = Field(False, description="record the run by Weights & Biases too (movq[wandb])")
+    trackio: bool = Field(False, description="record the run by trackio too (movq[trackio])")
     report: bool | None = Field(
         None, description="write report.html at each validation; null = if movq[report] is installed"
     )

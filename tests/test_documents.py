@@ -89,7 +89,7 @@ def test_every_command_line_in_a_document_parses(document: str, line: str) -> No
     parse(line)
 
 
-@pytest.mark.parametrize("line", ["sample --no-such-option out", "no-such-command", "sample --n many out", "sample"])
+@pytest.mark.parametrize("line", ["sample --no-such-option out", "no-such-command", "sample --n many out", "evaluate"])
 def test_a_wrong_command_line_does_not_parse(line: str) -> None:
     with pytest.raises(Exception, match=r"(?i)no such|valid integer|missing"):
         parse(line)

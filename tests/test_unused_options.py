@@ -31,6 +31,8 @@ def refusal(*arguments: str | Path) -> str:
         (["evaluate", "--table", "a.json", "--split", "val"], "--split"),
         (["evaluate", "--table", "a.json", "--batch-size", "32"], "--batch-size"),
         (["evaluate", "--table", "a.json", "--stats", "name"], "--stats"),
+        (["evaluate", "--table", "a.json", "--copies", "c.png"], "--copies"),
+        (["evaluate", "--table", "a.json", "--codes"], "--codes"),
         (["evaluate", "real", "--stats", "name", "--fid"], "--fid"),
         (["evaluate", "real", "--stats", "name", "--codebook"], "--codebook"),
         (["evaluate", "real", "--stats", "name", "--preset", "ffhq"], "--preset"),

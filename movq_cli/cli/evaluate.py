@@ -43,7 +43,7 @@ Sets = Annotated[
     typer.Argument(
         metavar="REAL FAKE",
         help="Originals, then reconstructions or samples: a folder, zip, tar, prepared set or .npz file of pixels. "
-        "REAL may be statistics. --stats and --codebook take one set, --table takes JSON files.",
+        "REAL may be statistics. --stats, --codebook and --codes take one set, --table takes JSON files.",
         show_default=False,
     ),
 ]
@@ -51,6 +51,13 @@ Sets = Annotated[
 Every = Annotated[bool, typer.Option("--all", help="Every metric that the inputs allow; downloads missing weights.")]
 
 Codebook = Annotated[bool, typer.Option("--codebook", help="Usage and perplexity of a tokenizer's codebook on REAL.")]
+
+Codes = Annotated[
+    bool,
+    typer.Option(
+        "--codes", help="Whether a tokenizer's codes of REAL are easy to generate: entropy, mutual information, priors."
+    ),
+]
 
 Copies = Annotated[
     Path | None,
@@ -121,6 +128,7 @@ def evaluate(
     context: typer.Context,
     every: Every = False,
     codebook: Codebook = False,
+    codes: Codes = False,
     copies: Copies = None,
     stats: Statistics = None,
     table: Table = False,
@@ -146,20 +154,27 @@ def evaluate(
     console = console_for(as_json, quiet)
     is_codebook_alone = len(sets) == 1 and codebook and not requested and not every and copies is None
     _refuse_unused(
-        context, requested, table=table, stats=stats is not None, codebook=codebook, codebook_alone=is_codebook_alone
+        context,
+        requested,
+        table=table,
+        stats=stats is not None,
+        codebook=codebook,
+        codebook_alone=is_codebook_alone,
+        codes=codes,
     )
     if table:
         from movq_cli.commands.evaluation_table import tabulate
 
         tabulate(sets, console)
         return
-    _check_number(sets, stats, is_codebook_alone=is_codebook_alone)
+    rule = "--stats takes one set" if stats is not None else "--codes takes one set" if codes else None
+    _check_number(sets, rule, is_codebook_alone=is_codebook_alone)
     request = EvaluationRequest(
         metrics=requested,
         require_weights=bool(requested) or every,
         copies=copies,
         codebook=codebook,
-        run=chosen_weights(run, weights_of, "vq") if codebook else run,
+        run=chosen_weights(run, weights_of, "vq") if codebook or codes else run,
         split=split_name(split),
         crop=image_size(crop, "--crop", 8),
         background=color(background, "--background"),
@@ -174,11 +189,18 @@ def evaluate(
         out=out,
         requires_splits=is_given(context, "split"),
     )
-    _run(sets, stats, request, console)
+    _run(sets, stats, request, console, codes=codes)
 
 
 def _refuse_unused(
-    context: typer.Context, requested: Sequence[str], *, table: bool, stats: bool, codebook: bool, codebook_alone: bool
+    context: typer.Context,
+    requested: Sequence[str],
+    *,
+    table: bool,
+    stats: bool,
+    codebook: bool,
+    codebook_alone: bool,
+    codes: bool,
 ) -> None:
     """Refuse options that have no effect beside others.
 
@@ -189,24 +211,29 @@ def _refuse_unused(
         stats: Whether statistics are written.
         codebook: Whether the use of a codebook is measured.
         codebook_alone: Whether nothing else is measured.
+        codes: Whether the codes of a tokenizer are measured.
 
     Raises:
         BadRequestError: Such an option is given.
     """
-    comparing = ("every", *metrics.REGISTRY, "copies", "preset", "out")
-    comparing = tuple(key for key in comparing if key not in metrics.REGISTRY or metrics.REGISTRY[key].option)
+    flags = (key for key, metric in metrics.REGISTRY.items() if metric.option)
+    comparing = ("every", *flags, "copies", "preset", "out")
     of_tokenizer, of_networks = ("run", "weights_of"), ("weights", "cache", "gpus")
     if table:
         of_images = ("split", "crop", "background", "strict", "batch_size", "device")
         refuse_unused(
-            context, ("stats", "codebook", *comparing, *of_tokenizer, *of_networks, *of_images), "with --table"
+            context, ("stats", "codebook", "codes", *comparing, *of_tokenizer, *of_networks, *of_images), "with --table"
         )
     if stats:
-        refuse_unused(context, ("codebook", *comparing, *of_tokenizer), "with --stats")
+        refuse_unused(context, ("codebook", "codes", *comparing, *of_tokenizer), "with --stats")
+    if codes:
+        allowed = ("every", "out")
+        others = tuple(name for name in comparing if name not in allowed)
+        refuse_unused(context, ("codebook", *others, "gpus"), "with --codes")
     if codebook_alone:
         refuse_unused(context, ("preset", *of_networks), "with --codebook alone")
-    if not codebook:
-        refuse_unused(context, of_tokenizer, "without --codebook")
+    if not codebook and not codes:
+        refuse_unused(context, of_tokenizer, "without --codebook or --codes")
     chosen = [metrics.REGISTRY[key] for key in requested]
     if chosen and not stats and not is_given(context, "copies"):
         if all(issubclass(metric, PairedMetric) for metric in chosen):
@@ -217,16 +244,22 @@ def _refuse_unused(
         refuse_unused(context, ("every",), f"beside {metrics.REGISTRY[requested[0]].option}")
 
 
-def _check_number(sets: list[str], stats: str | None, *, is_codebook_alone: bool) -> None:
-    """Refuse a number of sets that the options do not allow."""
-    takes_one_set = stats is not None or is_codebook_alone
+def _check_number(sets: list[str], rule: str | None, *, is_codebook_alone: bool) -> None:
+    """Refuse a number of sets that the options do not allow.
+
+    Args:
+        sets: The sets.
+        rule: Which option takes a single set, in words; None if no such option is given.
+        is_codebook_alone: Whether only the use of a codebook is measured, on one set.
+    """
+    takes_one_set = rule is not None or is_codebook_alone
     if len(sets) != (1 if takes_one_set else 2):
-        rule = "--stats takes one set" if takes_one_set else "two sets are compared, REAL and FAKE"
+        rule = rule or "two sets are compared, REAL and FAKE"
         raise BadRequestError(f"{rule}, not {len(sets)} ({', '.join(sets)})", "See `movq evaluate --help`.")
 
 
-def _run(sets: list[str], stats: str | None, request: EvaluationRequest, console: Console) -> None:
-    """Write statistics, measure the codebook alone, or compare two sets."""
+def _run(sets: list[str], stats: str | None, request: EvaluationRequest, console: Console, *, codes: bool) -> None:
+    """Write statistics, measure the codebook or the codes alone, or compare two sets."""
     if stats is not None:
         from movq_cli.commands.statistics import statistics
 
@@ -234,7 +267,9 @@ def _run(sets: list[str], stats: str | None, request: EvaluationRequest, console
         return
     from movq_cli.commands import evaluate as command
 
-    if len(sets) == 1:
+    if codes:
+        command.codes(sets[0], request, console)
+    elif len(sets) == 1:
         command.codebook(sets[0], request, console)
     else:
         command.evaluate(sets[0], sets[1], request, arguments=sys.argv[1:], console=console)

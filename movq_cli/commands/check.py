@@ -10,8 +10,9 @@ from pathlib import Path
 from movq_cli import digests
 from movq_cli.commands import prepared
 from movq_cli.console import Console
-from movq_cli.data import code_cache, sample_files, shards
+from movq_cli.data import code_cache, sample_files, shards, tuned_settings
 from movq_cli.data.shards import DatasetManifest
+from movq_cli.data.tuned_settings import TunedSettings
 from movq_cli.errors import BadRequestError, FailureError, MovqError
 from movq_cli.evaluation import feature_cache
 from movq_cli.run_manifest import RunManifest
@@ -88,6 +89,8 @@ def _checks_of_run(folder: Path) -> Iterator[Check]:
     kept = (run.kept_checkpoint(step) for step in run.kept_steps())
     for path in sorted([*(path for path in folder.iterdir() if path.suffix in {".pt", ".safetensors"}), *kept]):
         yield 1, partial(_check_digest, path, f"Remove it, and run the command that trained {folder} again.")
+    for path in sorted(folder.glob("*-tuned.json")):
+        yield 1, partial(_check_tuned_settings, path)
     if not any(path.suffix == ".safetensors" for path in folder.iterdir()):
         yield 0, lambda: [f"{folder} has no weights. Run the command that trained it again."]
 
@@ -109,6 +112,11 @@ def _check_of_file(path: Path) -> Check:
 
 def _check_digest(path: Path, remedy: str) -> list[str]:
     digests.check(path, remedy)
+    return []
+
+
+def _check_tuned_settings(path: Path) -> list[str]:
+    digests.read_header(path, TunedSettings, tuned_settings.REMEDY)
     return []
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from movq_cli import agreement, devices, presets
+from movq_cli import agreement, checkpoints, devices, presets, runs
 from movq_cli.console import Console
 from movq_cli.errors import BadRequestError
-from movq_cli.evaluation import cautions, protocol
+from movq_cli.evaluation import cautions, extractors, protocol
+from movq_cli.evaluation import codes as code_metrics
 from movq_cli.evaluation.codebook import measure_codebook
 from movq_cli.evaluation.comparison import Comparison
 from movq_cli.evaluation.processes import Process, run_on_ranks
@@ -107,3 +110,41 @@ def codebook(location: str, request: EvaluationRequest, console: Console) -> Non
         values, used = measure_codebook(images, request.run, request.batch_size, device, console)
     described = {"real": images.describe(), "codebook": used, "variants": dict.fromkeys(values, used["variant"])}
     protocol.report(values, protocol.conditions(device) | described, request.out, console)
+
+
+def codes(location: str, request: EvaluationRequest, console: Console) -> None:
+    """Measure whether a tokenizer's codes of one set of images are easy to generate.
+
+    Args:
+        location: The images; by default their central squares of the tokenizer's size are used, as a prior does.
+        request: The tokenizer's run, the split, the crop, the device, the weights and the file of the result.
+        console: Console for the result.
+
+    Raises:
+        BadRequestError: There are no images, or there is no such tokenizer.
+    """
+    device = devices.select(request.device)
+    path = runs.find_weights(request.run, "vq")
+    console.log(f"tokenizer: {path}")
+    model = checkpoints.load_tokenizer(path).to(device)
+    crop = request.crop or model.settings.image_size
+    images = open_images("real", location, dataclasses.replace(request, crop=crop), console)
+    require_effect([images], request)
+    with torch.inference_mode(), extractors.exact_float32():
+        measured, described = code_metrics.measure_codes(model, path, images, request.batch_size, console)
+        values, variants = measured.values()
+        fids = code_metrics.perturbed_fid(model, measured.codes, images, request, console)
+    weights = {}
+    if fids:
+        shares = [share for share in fids if share > 0]
+        values |= {"code_rfid": fids[0.0], "perturbed_fid": statistics.mean(fids[share] for share in shares)}
+        variants["code_rfid"] = "FID of reconstructions from the codes as they are"
+        replaced = ", ".join(f"{share:.0%}" for share in shares)
+        variants["perturbed_fid"] = f"FID of reconstructions, mean over {replaced} of the codes replaced by near ones"
+        described["perturbed_fids"] = {str(share): fid for share, fid in fids.items()}
+        weights = {"weights": protocol.describe_weights(["inception"], request.weights, console)}
+    root = path.parent.parent if len(path.parts) > 2 else path.resolve().parent.parent
+    gains, variant, described["priors"] = code_metrics.prior_values(root, model, described["tokenizer"]["sha256"])
+    values, variants = {**values, **gains}, variants | dict.fromkeys(gains, variant)
+    entries = {"real": images.describe(), "codes": described, "variants": variants, **weights}
+    protocol.report(values, protocol.conditions(device) | entries, request.out, console)

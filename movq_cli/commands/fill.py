@@ -15,7 +15,7 @@ from movq_cli import devices, runs
 from movq_cli.api import Prior
 from movq_cli.commands.reconstruct import output_names, skipped_warning
 from movq_cli.console import Console
-from movq_cli.data import pixels
+from movq_cli.data import grids, pixels
 from movq_cli.data.images import BadImageError, center_crop, decode, encode_png, resize_to_cover
 from movq_cli.data.shards import SplitName
 from movq_cli.data.spacing import evenly_spaced
@@ -252,4 +252,6 @@ def _save_figure(path: Path, request: FillRequest, model: Prior, images: Source)
         first = original.expand(len(filled), 1, -1, -1, -1).clone()
         first[1:] = 255  # the original is shown once, beside its first row
         grid.append(torch.cat([first, filled], 1).flatten(0, 1))
-    pixels.save_grid(path, torch.cat(grid), 1 + len(FIGURE_RATIOS), pixels.grid_scale(original.shape[-1]))
+    names = [name for name, (_, count) in zip(("likeliest", "drawn"), methods, strict=True) for _ in range(count)]
+    headings = ["original", *(f"{ratio:.0%} hidden" for ratio in FIGURE_RATIOS)]
+    grids.save(path, torch.cat(grid), len(headings), rows=names * len(grid), headings=headings)

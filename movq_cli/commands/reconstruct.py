@@ -15,7 +15,7 @@ from torch import Tensor
 
 from movq_cli import checkpoints, devices, digests, runs
 from movq_cli.console import Console, Progress
-from movq_cli.data import pixels
+from movq_cli.data import grids, pixels
 from movq_cli.data.array_files import is_integer, load_array
 from movq_cli.data.coding import ImageMemoryError, decode_batch, encode_batch, naming_images
 from movq_cli.data.images import BadImageError, covering_crop, encode_png
@@ -393,7 +393,7 @@ def output_names(names: Sequence[str]) -> list[str]:
 
 
 def _save_pairs(path: Path, pairs: list[Tensor]) -> None:
-    """Write a grid of originals above reconstructions, with the pairs that have the size of the first pair."""
+    """Write a grid of originals, reconstructions and errors, with the pairs that have the size of the first pair."""
     same = [pair for pair in pairs if pair.shape == pairs[0].shape]
-    both = torch.cat([torch.stack([pair[row] for pair in same]) for row in (0, 1)])
-    pixels.save_grid(path, both, len(same), pixels.grid_scale(both.shape[-1]))
+    originals, reconstructed = (torch.stack([pair[row] for pair in same]) for row in (0, 1))
+    grids.save(path, grids.with_errors(originals, reconstructed), len(same), rows=grids.ROWS)

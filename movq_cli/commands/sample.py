@@ -18,7 +18,7 @@ from torch import Tensor
 from movq_cli import agreement, devices, runs, signals
 from movq_cli.api import Prior
 from movq_cli.console import Console
-from movq_cli.data import pixels
+from movq_cli.data import grids, pixels, tuned_settings
 from movq_cli.data.images import decode
 from movq_cli.data.sample_files import SampleFiles, SampleManifest, image_name
 from movq_cli.errors import BadRequestError
@@ -64,6 +64,8 @@ class SampleRequest:
     """Name of the device; None = CUDA if it is available, else the CPU."""
     gpus: int | None
     """Number of processes to start, one for each GPU; None = this process, or those that torchrun has started."""
+    preset_settings: bool = False
+    """Whether the settings that `movq sample --tune` found are ignored."""
 
 
 def sample(request: SampleRequest, *, arguments: Sequence[str], console: Console) -> None:
@@ -92,11 +94,13 @@ def sample(request: SampleRequest, *, arguments: Sequence[str], console: Console
         agreement.require_shared(ranks, request.out)
         weights = ranks.from_first(lambda: runs.find_weights(request.run, "prior"))
         console.log(f"prior: {weights}")
-        prior = _load_prior(weights, request, device)
-        settings = _merge_settings(prior, request.settings)
+        prior = load_prior(weights, request, device)
+        digest = ranks.from_first(lambda: sha256(weights))
+        tuned = ranks.from_first(lambda: _find_tuned(prior, weights, digest, request, console))
+        settings = merge_settings(prior, request.settings, tuned)
         _warn_of_guidance(settings, weights, console)
         class_ids = prior.class_ids(request.classes)
-        target = SampleFiles(request.out, _manifest(prior, settings, sha256(weights), request, class_ids))
+        target = SampleFiles(request.out, _manifest(prior, settings, digest, request, class_ids))
         images = {"the number of images": request.n, "the classes of the images": class_ids}
         agreement.require_same(ranks, {**target.manifest.settings, **images})
         made = 0
@@ -115,10 +119,11 @@ def sample(request: SampleRequest, *, arguments: Sequence[str], console: Console
                     target.finish(labels, console)
                 barrier()
         if ranks.is_first:
-            _report(request, target.listed, made, class_ids, console)
+            _report(request, target, made, prior, class_ids, console)
 
 
-def _load_prior(weights: Path, request: SampleRequest, device: torch.device) -> Prior:
+def load_prior(weights: Path, request: SampleRequest, device: torch.device) -> Prior:
+    """Load the prior and its tokenizer on a device, in the precision and the memory format that are fastest there."""
     prior = Prior.load(weights, request.tokenizer).to(device)
     devices.cast_linear_layers(prior.transformer, device, "auto")
     if device.type == "cuda":
@@ -128,8 +133,36 @@ def _load_prior(weights: Path, request: SampleRequest, device: torch.device) -> 
     return prior
 
 
-def _merge_settings(prior: Prior, values: Mapping[str, Any]) -> SampleSettings:
-    """Return the preset's settings with the values of the command line, after a check that the prior has them."""
+def _find_tuned(prior: Prior, weights: Path, digest: str, request: SampleRequest, console: Console) -> dict[str, Any]:
+    """Return the settings that `movq sample --tune` found for a weight file and that the user did not give."""
+    found = None if request.preset_settings else tuned_settings.find(weights, digest, console)
+    if found is None:
+        return {}
+    path, base = tuned_settings.path_beside(weights), {**prior.header.sample.model_dump(), **request.settings}
+    if {name: base[name] for name in found.fixed} != found.fixed:
+        console.log(f"{path} is not used: it was found with {_listed(found.fixed)}")
+        return {}
+    tuned = {name: value for name, value in found.best.items() if name not in request.settings}
+    if tuned:
+        console.log(f"tuned settings: {_listed(tuned)} (from {path}; --preset-settings ignores them)")
+    return tuned
+
+
+def _listed(settings: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {'all' if value is None else value}" for name, value in settings.items())
+
+
+def merge_settings(prior: Prior, values: Mapping[str, Any], tuned: Mapping[str, Any]) -> SampleSettings:
+    """Return the settings of sampling, after a check that the prior has them.
+
+    Args:
+        prior: The prior, whose preset gives the settings that nothing else does.
+        values: Values of the command line, by name.
+        tuned: Values of a search, by name, which those of the command line replace.
+
+    Raises:
+        BadRequestError: The prior does not have a setting of the command line, or cannot use a value.
+    """
     for name in values:
         if name in prior.transformer.unused_sample_settings:
             option = f"--{name.replace('_', '-')}"
@@ -139,7 +172,7 @@ def _merge_settings(prior: Prior, values: Mapping[str, Any]) -> SampleSettings:
                 f"Leave {option} out.",
             )
     try:
-        settings = SampleSettings.model_validate({**prior.header.sample.model_dump(), **values})
+        settings = SampleSettings.model_validate({**prior.header.sample.model_dump(), **tuned, **values})
     except ValidationError as error:
         raise BadRequestError(explain(error, "sample")) from None
     prior.transformer.check_sample_settings(settings)
@@ -275,18 +308,43 @@ def _write(target: SampleFiles, index: int, image: Tensor) -> None:
     target.write_image(index, pixels.to_image(image))
 
 
-def _report(request: SampleRequest, listed: int, made: int, class_ids: Sequence[int], console: Console) -> None:
-    result: dict[str, object] = {"path": str(request.out), "images": listed, "made": made}
+def _report(
+    request: SampleRequest, target: SampleFiles, made: int, prior: Prior, class_ids: Sequence[int], console: Console
+) -> None:
+    result: dict[str, object] = {"path": str(request.out), "images": target.listed, "made": made}
     if request.grid is not None:
-        columns = len(class_ids) if 1 < len(class_ids) <= _GRID_COLUMNS else _GRID_COLUMNS
-        _save_grid(request.grid, request.out, request.n, columns)
+        _save_grid(request.grid, request, target.manifest, [prior.classes[index] for index in class_ids])
         result["grid"] = str(request.grid)
     console.result(result, str(request.out))
 
 
-def _save_grid(path: Path, out: Path, n: int, columns: int) -> None:
-    source = open_source(str(out))
+def _save_grid(path: Path, request: SampleRequest, manifest: SampleManifest, classes: Sequence[str]) -> None:
+    """Write the first hundred images, in columns by class if there are few classes.
+
+    Args:
+        path: Path of the picture.
+        request: Options of the command.
+        manifest: Description of the images.
+        classes: Names of the classes that the images take in turn; empty for an unconditional prior.
+    """
+    source = open_source(str(request.out))
     positions = {name: index for index, name in enumerate(source.names)}
-    files = [source.read(positions[image_name(index)]) for index in range(min(n, _GRID_IMAGES))]
-    images = [pixels.from_array(np.asarray(decode(file))) for file in files]
-    pixels.save_grid(path, torch.stack(images), columns, pixels.grid_scale(images[0].shape[-1]))
+    count = min(request.n, _GRID_IMAGES)
+    images = np.stack([np.asarray(decode(source.read(positions[image_name(index)]))) for index in range(count)])
+    settings = manifest.settings
+    words = [
+        f"mode {settings['mode']}",
+        *([f"{settings['steps']} steps"] if "steps" in settings else []),
+        *([f"guidance {settings['guidance']:g}"] if settings["guidance"] else []),
+        *([f"class {classes[0]}"] if len(classes) == 1 else []),
+        f"seed {request.seed}",
+    ]
+    has_columns = 1 < len(classes) <= _GRID_COLUMNS
+    grids.save(
+        path,
+        images,
+        len(classes) if has_columns else _GRID_COLUMNS,
+        title=", ".join(words),
+        headings=classes if has_columns else (),
+        captions=[str(image["class"]) for image in manifest.images[:count]] if len(classes) > _GRID_COLUMNS else (),
+    )

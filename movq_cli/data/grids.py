@@ -1,6 +1,6 @@
 """Pictures for people: images in a grid with headings, and maps of the error of reconstructions.
 
-A grid says in its own file how its images lie, so that they can be cut out of it again.
+A grid says in its own file how its images lie, so that they can be cut out of it again. This module needs no torch.
 """
 
 from __future__ import annotations
@@ -10,16 +10,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor
 
+from movq_cli.console import printable
 from movq_cli.data.images import TEXT_KEYWORD, encode_png
 from movq_cli.files import atomic_write
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LINE = 2
 """Width of the lines between the images of a grid, pixels."""
@@ -30,8 +32,13 @@ LARGEST_ERROR = 64
 _FONT_SIZE = 13
 """Size of the headings' letters, pixels."""
 
+_TEXT_LINE = _FONT_SIZE + 9
+"""Height of a line of headings, pixels."""
+
 _LEGIBLE = 96
 """Side to which small images are enlarged, at least, so that people can see them, pixels."""
+
+Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
 # matplotlib's map "magma" at even distances, from no error to the largest one.
 _COLORS = np.array(
@@ -66,6 +73,8 @@ class Grid:
     """Height of the column headings, pixels of the picture."""
     row_labels: Sequence[str] = field(default=())
     column_labels: Sequence[str] = field(default=())
+    caption: int = 0
+    """Height of the heading above each image, pixels of the picture."""
 
     @classmethod
     def from_text(cls, text: str) -> Grid:
@@ -78,7 +87,10 @@ class Grid:
             values: dict[str, Any] = json.loads(text)["grid"]
             grid = cls(**values)
             lengths = (grid.height, grid.width, grid.rows, grid.columns, grid.scale)
-            if not all(isinstance(length, int) and length > 0 for length in lengths) or min(grid.left, grid.top) < 0:
+            if (
+                not all(isinstance(length, int) and length > 0 for length in lengths)
+                or min(grid.left, grid.top, grid.caption) < 0
+            ):
                 raise ValueError("a length of the grid is not positive")
         except (KeyError, TypeError) as error:
             raise ValueError(f"it does not describe a grid: {error}") from None
@@ -89,7 +101,7 @@ class Grid:
         row, column = divmod(index, self.columns)
         return (
             self.left + (LINE + column * (self.width + LINE)) * self.scale,
-            self.top + (LINE + row * (self.height + LINE)) * self.scale,
+            self.top + (LINE + row * (self.height + LINE)) * self.scale + (row + 1) * self.caption,
         )
 
 
@@ -98,35 +110,60 @@ def legible_scale(height: int, width: int) -> int:
     return max(1, math.ceil(_LEGIBLE / max(height, width)))
 
 
-def save(path: Path, images: Tensor, columns: int, *, rows: Sequence[str] = (), headings: Sequence[str] = ()) -> None:
+def save(
+    path: Path,
+    images: Tensor | NDArray[np.uint8],
+    columns: int,
+    *,
+    title: str = "",
+    rows: Sequence[str] = (),
+    headings: Sequence[str] = (),
+    captions: Sequence[str] = (),
+) -> None:
     """Write images as one PNG file, row by row, with headings.
 
     Args:
         path: Path of the PNG file.
-        images: Images [B, 3, H, W] uint8.
+        images: Images, as a tensor [B, 3, H, W] or an array [B, H, W, 3], uint8.
         columns: Number of images in a row.
+        title: Heading of the picture, above all others; empty without one.
         rows: Headings of the rows, at their left; empty without them.
         headings: Headings of the columns, above them; empty without them.
+        captions: Headings of the images, above each of them; empty without them.
     """
-    height, width = images.shape[-2:]
+    arrays = images if isinstance(images, np.ndarray) else images.permute(0, 2, 3, 1).cpu().numpy()
+    count, height, width, _ = arrays.shape
+    columns = min(columns, count)
     scale = legible_scale(height, width)
     font = ImageFont.load_default(_FONT_SIZE)
+    rows, headings, captions = (list(map(printable, texts)) for texts in (rows, headings, captions))
     left = 12 + math.ceil(max(font.getlength(text) for text in rows)) if rows else 0
-    top = _FONT_SIZE + 9 if headings else 0
-    grid = Grid(height, width, -(-len(images) // columns), columns, scale, left, top, list(rows), list(headings))
-    pitch = ((width + LINE) * scale, (height + LINE) * scale)
-    size = (left + columns * pitch[0] + LINE * scale, top + grid.rows * pitch[1] + LINE * scale)
+    top = _TEXT_LINE * (bool(title) + bool(headings))
+    caption = _TEXT_LINE if captions else 0
+    grid = Grid(height, width, -(-count // columns), columns, scale, left, top, rows, headings, caption)
+    # The lower right corner is where an image beyond the last row and column would begin.
+    size = (left + (LINE + columns * (width + LINE)) * scale, grid.corner(grid.rows * columns)[1] - caption)
     picture = Image.new("RGB", size, "white")
-    for index, pixels in enumerate(images.permute(0, 2, 3, 1).cpu().numpy()):
+    for index, pixels in enumerate(arrays):
         tile = Image.fromarray(pixels).resize((width * scale, height * scale), Image.Resampling.NEAREST)
         picture.paste(tile, grid.corner(index))
-    draw = ImageDraw.Draw(picture)
-    for row, text in enumerate(rows):
-        draw.text((6, top + row * pitch[1] + pitch[1] // 2), text, "black", font, anchor="lm")
-    for column, text in enumerate(headings):
-        shown = _shortened(text, font, pitch[0] - 4)
-        draw.text((left + column * pitch[0] + pitch[0] // 2, top // 2 + 1), shown, "black", font, anchor="mm")
+    _write_headings(picture, grid, printable(title), captions, font)
     atomic_write(path, encode_png(picture, text=json.dumps({"grid": asdict(grid)})))
+
+
+def _write_headings(picture: Image.Image, grid: Grid, title: str, captions: Sequence[str], font: Font) -> None:
+    """Write the headings of a picture, of its rows and columns, and of its images."""
+    draw = ImageDraw.Draw(picture)
+    across, down = grid.width * grid.scale, grid.height * grid.scale
+    if title:
+        draw.text((6, _TEXT_LINE // 2 + 1), _shortened(title, font, picture.width - 12), "black", font, anchor="lm")
+    for row, text in enumerate(grid.row_labels):
+        draw.text((6, grid.corner(row * grid.columns)[1] + down // 2), text, "black", font, anchor="lm")
+    above = [(column, text, grid.top) for column, text in enumerate(grid.column_labels)]
+    above += [(index, text, grid.corner(index)[1]) for index, text in enumerate(captions)]
+    for index, text, bottom in above:
+        center = grid.corner(index)[0] + across // 2, bottom - _TEXT_LINE // 2
+        draw.text(center, _shortened(text, font, across + LINE * grid.scale - 4), "black", font, anchor="mm")
 
 
 def read(path: Path, usual: Grid | None = None) -> tuple[Grid, NDArray[np.uint8]]:
@@ -180,12 +217,14 @@ def with_errors(originals: Tensor, reconstructed: Tensor) -> Tensor:
         originals: Original images [B, 3, H, W] uint8.
         reconstructed: Their reconstructions, of the same shape.
     """
+    import torch
+
     arrays = [images.permute(0, 2, 3, 1).cpu().numpy() for images in (reconstructed, originals)]
     errors = torch.from_numpy(error_map(arrays[0], arrays[1])).permute(0, 3, 1, 2).to(originals.device)
     return torch.cat([originals, reconstructed, errors])
 
 
-def _shortened(text: str, font: ImageFont.ImageFont | ImageFont.FreeTypeFont, width: int) -> str:
+def _shortened(text: str, font: Font, width: int) -> str:
     """Return as much of a text as fits into a width, pixels."""
     if font.getlength(text) <= width:
         return text

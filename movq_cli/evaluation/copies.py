@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 
-from movq_cli.data import pixels
+from movq_cli.data import grids
 from movq_cli.evaluation.distributions import NearestImages
 from movq_cli.evaluation.inputs import SetInputs
 
@@ -47,6 +47,8 @@ def nearest_pairs(inputs: SetInputs, found: NearestImages) -> list[NearestPair]:
 def save_picture(path: Path, inputs: SetInputs, pairs: list[NearestPair]) -> None:
     """Draw the fake images of some pairs in a row, and the real images below them, all at the size of the first.
 
+    The columns have their distances as headings.
+
     Args:
         path: File of the picture.
         inputs: The two sets.
@@ -58,4 +60,5 @@ def save_picture(path: Path, inputs: SetInputs, pairs: list[NearestPair]) -> Non
     images = [image for _, image in (*fakes, *reals) if image is not None]
     size = images[0].shape[-2:]
     resized = [F.interpolate(image[None].float(), size, mode="area")[0].round().to(torch.uint8) for image in images]
-    pixels.save_grid(path, torch.stack(resized), len(pairs), pixels.grid_scale(size[-1]))
+    distances = [f"{pair.distance:.3g}" for pair in pairs]
+    grids.save(path, torch.stack(resized), len(pairs), rows=("fake", "nearest real"), headings=distances)

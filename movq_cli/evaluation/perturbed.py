@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -39,14 +39,27 @@ def perturbed_fid(
         shares: Shares of replaced codes, in [0, 1].
         seed: Seed of the replacements.
     """
+    codes = [model.encode(pixels.to_signed(batch)) for batch in batches]
+    return {share: fid_of_codes(model, codes, evaluator, share, seed) for share in shares}
+
+
+@torch.inference_mode()
+def fid_of_codes(
+    model: Tokenizer, codes: Iterable[Tensor], evaluator: FIDEvaluator, share: float, seed: int = 0
+) -> float:
+    """Return the FID of the images of perturbed codes.
+
+    Args:
+        model: Tokenizer in eval mode.
+        codes: Batches of codes, [B, h, w, c] int64 on the device of the tokenizer.
+        evaluator: Evaluator with the statistics of the images that have these codes.
+        share: Share of replaced codes, in [0, 1]; 0 gives the rFID.
+        seed: Seed of the replacements.
+    """
     size = model.settings.codebook_size
     entries = entries_of(model.quantize, size, model.device)
-    codes = [model.encode(pixels.to_signed(batch)) for batch in batches]
-
-    def decoded(share: float) -> Iterator[Tensor]:
-        generator = torch.Generator(entries.device).manual_seed(seed)
-        perturbation = Perturbation(1.0, share, max(1, size // NEIGHBORS))
-        for batch in codes:
-            yield pixels.to_bytes(model.decode(perturb(batch, entries, perturbation, generator)))
-
-    return {share: evaluator.fid(decoded(share)) for share in shares}
+    generator = torch.Generator(entries.device).manual_seed(seed)
+    perturbation = Perturbation(1.0, share, max(1, size // NEIGHBORS))
+    return evaluator.fid(
+        pixels.to_bytes(model.decode(perturb(batch, entries, perturbation, generator))) for batch in codes
+    )

@@ -1,4 +1,4 @@
-"""The log of a training run: JSON lines, TensorBoard events, and the metrics shown beside the progress bar."""
+"""The log of a training run: JSON lines, trackers such as TensorBoard, and the metrics beside the progress bar."""
 
 from __future__ import annotations
 
@@ -11,24 +11,19 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from movq_cli import devices
 from movq_cli.console import Console
-from movq_cli.errors import BadRequestError
 from movq_cli.ranks import Ranks
 from movq_cli.runs import Run, now
+from movq_cli.training import trackers
+from movq_cli.training.trackers import Tracker
 from movq_cli.training_settings import TrainSettings
-
-if TYPE_CHECKING:
-    from torch.utils.tensorboard import SummaryWriter
 
 DeviceMetrics = dict[str, Tensor]
 """Metrics of a step: scalar tensors on the device, means over this rank's share of the batch."""
@@ -57,7 +52,7 @@ class Log:
     Args:
         run: Run folder, to which rank 0 writes the log.
         console: Console for the lines that people read.
-        settings: Training settings, of which the batch size and `tensorboard` are used.
+        settings: Training settings, of which the batch size and the trackers are used.
         ranks: Ranks over which the metrics are averaged.
         steps: Number of steps of the complete run, from which the remaining time is estimated.
         reference: Speed with which the steps of one rank are compared; None omits the comparison.
@@ -95,31 +90,29 @@ class Log:
         self._lines = 0
         self._waited = 0.0
         self._since = time.perf_counter()
-        self._events: SummaryWriter | None = None
+        self._trackers: list[Tracker] = []
         self._has_lost_lines = False
 
     def __enter__(self) -> Self:
-        if self.ranks.is_first and wants_tensorboard(self.settings.tensorboard):
-            from torch.utils.tensorboard import SummaryWriter
-
-            # A TensorBoard that has read the events of repeated steps forgets them by `purge_step`.
-            purge_step = self.done + 1 if self.done else None
-            with self._events_may_fail():
-                self._events = SummaryWriter(self.run.events, purge_step=purge_step)
+        for name in trackers.requested(self.settings) if self.ranks.is_first else ():
+            try:
+                self._trackers.append(trackers.start(name, self.run, self.done))
+            except OSError as error:
+                self._warn_of_lost(f"{self.run.events} cannot be written", error)
         if self.session is not None:
             self._write(self.done, {"session": self.session}, {})
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._events is not None:
-            with self._events_may_fail():
-                self._events.close()
+        for tracker in list(self._trackers):
+            with self._may_fail(tracker):
+                tracker.close()
 
     def sync(self) -> None:
         """Write the events that are still in memory, so that none is missing before a checkpoint."""
-        if self._events is not None:
-            with self._events_may_fail():
-                self._events.flush()
+        for tracker in list(self._trackers):
+            with self._may_fail(tracker):
+                tracker.flush()
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
@@ -189,13 +182,11 @@ class Log:
             self.console.log(f"step {step}, weights without average: {text}")
 
     def picture(self, step: int) -> None:
-        """Give the run's picture of a step to TensorBoard."""
+        """Give the run's picture of a step to the trackers."""
         path = self.run.picture(step)
-        if self._events is not None and path.is_file():
-            with self._events_may_fail(), Image.open(path) as picture:
-                self._events.add_image(
-                    "validation/picture", np.asarray(picture.convert("RGB")), step, dataformats="HWC"
-                )
+        for tracker in list(self._trackers) if path.is_file() else ():
+            with self._may_fail(tracker):
+                tracker.picture(path, step)
 
     def _report_throughput(self, step: int, rate: float, memory: float | None) -> None:
         remaining = timedelta(seconds=round((self.steps - step) * self.settings.batch_size / rate))
@@ -215,22 +206,22 @@ class Log:
                     f"{self.run.log} cannot be written ({error.strerror}); the training goes on without it"
                 )
             self._has_lost_lines = True
-        if (events := self._events) is not None:
-            with self._events_may_fail():
-                for name, value in scalars.items():
-                    events.add_scalar(name, value, step)
+        for tracker in list(self._trackers) if scalars else ():
+            with self._may_fail(tracker):
+                tracker.scalars(scalars, step)
 
     @contextmanager
-    def _events_may_fail(self) -> Iterator[None]:
-        """Write no more TensorBoard events if the block fails to write them."""
+    def _may_fail(self, tracker: Tracker) -> Iterator[None]:
+        """Use a tracker no more if the block fails."""
         try:
             yield
-        except OSError as error:
-            self._events = None
-            reason = error.strerror or error
-            self.console.warn(
-                f"{self.run.events} cannot be written ({reason}); the training goes on without its events"
-            )
+        except tracker.failure as error:
+            self._trackers.remove(tracker)
+            self._warn_of_lost(tracker.target, error)
+
+    def _warn_of_lost(self, problem: str, error: Exception) -> None:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split()) or type(error).__name__
+        self.console.warn(f"{problem} ({reason}); the training goes on without its events")
 
 
 def _append(path: Path, line: bytes) -> None:
@@ -257,20 +248,3 @@ def _scalars(metrics: Metrics) -> Iterator[tuple[str, float]]:
             yield from ((f"{name}/{index}", value) for index, value in enumerate(values))
         else:
             yield name, values
-
-
-def wants_tensorboard(setting: bool | None) -> bool:
-    """Return whether TensorBoard events are written.
-
-    Args:
-        setting: The setting `tensorboard`; None writes events if TensorBoard is installed.
-
-    Raises:
-        BadRequestError: The setting is true and TensorBoard is not installed.
-    """
-    is_installed = find_spec("tensorboard") is not None
-    if setting and not is_installed:
-        raise BadRequestError(
-            "tensorboard=true, but TensorBoard is not installed", "Install it: pip install 'movq[tensorboard]'."
-        )
-    return is_installed if setting is None else setting

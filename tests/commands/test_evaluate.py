@@ -23,6 +23,7 @@ from movq_cli import Tokenizer, digests
 from movq_cli.commands.evaluate import codebook, evaluate
 from movq_cli.commands.statistics import statistics
 from movq_cli.console import Console
+from movq_cli.data import grids
 from movq_cli.data.sample_files import SampleManifest
 from movq_cli.data.shards import PreparedSet
 from movq_cli.errors import BadRequestError, FailureError
@@ -518,10 +519,10 @@ def test_copies_are_found_named_and_shown(
     assert (nearest[0]["fake"], nearest[0]["real"]) == ("007.png", "013.png")
     assert nearest[0]["distance"] < 0.5 * nearest[1]["distance"]
     assert 0 < result["copies"] < 1
-    shown = np.asarray(Image.open(picture)).astype(int)
-    scale = 64 // SIDE
-    tile = shown[2 * scale : (2 + SIDE) * scale : scale, 2 * scale : (2 + SIDE) * scale : scale]
-    below = shown[(4 + SIDE) * scale : (4 + 2 * SIDE) * scale : scale, 2 * scale : (2 + SIDE) * scale : scale]
+    grid, tiles = grids.read(picture)
+    assert list(grid.row_labels) == ["fake", "nearest real"]
+    assert grid.column_labels[0] == f"{nearest[0]['distance']:.3g}"
+    tile, below = tiles[0].astype(int), tiles[grid.columns].astype(int)
     assert abs(tile - originals["013"]).max() <= 3
     assert np.array_equal(below, originals["013"])
     copied, _ = run(

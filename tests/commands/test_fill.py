@@ -14,7 +14,7 @@ from PIL import Image
 
 from movq_cli.api import Prior
 from movq_cli.commands import fill
-from movq_cli.data import pixels
+from movq_cli.data import grids, pixels
 from movq_cli.models.masked_prior import ratio_mask
 from movq_cli.settings import CodeShape
 
@@ -99,9 +99,11 @@ def test_the_same_seed_gives_the_same_filling_and_top1_another(movq: Movq, train
 
 def test_the_figure_has_a_row_for_each_filling_and_a_column_for_each_ratio(movq: Movq, trained: Path) -> None:
     movq("reconstruct", "pictures/bar", "out", "--mask-ratio", "0.5", "--samples", "2", "--figure", "figure.png")
-    width, height = Image.open(trained / "figure.png").size
-    cell = 16 + 2
-    assert (width // 4, height // 4) == (cell * (1 + len(fill.FIGURE_RATIOS)) + 2, cell * 4 * 3 + 2)
+    grid, tiles = grids.read(trained / "figure.png")
+    assert (grid.height, grid.width, grid.rows, grid.columns) == (16, 16, 4 * 3, 1 + len(fill.FIGURE_RATIOS))
+    assert list(grid.row_labels) == ["likeliest", "drawn", "drawn"] * 4
+    assert list(grid.column_labels[:3]) == ["original", "100% hidden", "95% hidden"]
+    assert len(tiles) == 12 * 8
 
 
 def test_bad_masks_and_combinations_of_options_are_refused(movq: Movq, trained: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torchvision.utils import make_grid
 
 from movq_cli.data import grids
 from movq_cli.data.images import encode_png
@@ -34,6 +38,61 @@ def test_the_images_of_a_grid_come_back_exactly(
     grid, tiles = grids.read(path)
     assert (grid.rows, grid.columns, list(grid.column_labels)) == (rows, columns, names)
     assert np.array_equal(tiles, images.permute(0, 2, 3, 1).numpy())
+
+
+@pytest.mark.parametrize(("number", "columns"), [(2, 1), (5, 3), (9, 3), (10, 4), (3, 20)])
+def test_without_headings_a_grid_is_that_of_torchvision_enlarged(tmp_path: Path, number: int, columns: int) -> None:
+    images = torch.randint(0, 256, (number, 3, 40, 50), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    grids.save(tmp_path / "grid.png", images, columns)
+    expected = make_grid(images, nrow=columns, padding=2, pad_value=255).permute(1, 2, 0).numpy()
+    shown = np.asarray(Image.open(tmp_path / "grid.png"))
+    np.testing.assert_array_equal(shown, expected.repeat(2, 0).repeat(2, 1))
+
+
+def test_every_heading_is_beside_what_it_names_and_outside_of_the_images(tmp_path: Path) -> None:
+    images = np.full((4, 30, 40, 3), 7, np.uint8)
+    named: dict[str, Any] = {
+        "title": "8 steps",
+        "rows": ("a", "b"),
+        "headings": ("c", "d"),
+        "captions": ("e", "f", "g", "h"),
+    }
+    grids.save(tmp_path / "all.png", images, 2, **named)
+    grid, tiles = grids.read(tmp_path / "all.png")
+    assert np.array_equal(tiles, images)
+    picture = np.asarray(Image.open(tmp_path / "all.png")).min(-1)
+    dark = {}
+    for name in named:
+        grids.save(tmp_path / "less.png", images, 2, **{key: texts for key, texts in named.items() if key != name})
+        dark[name] = grids.read(tmp_path / "less.png")[0].top, grids.read(tmp_path / "less.png")[0].caption
+    line = grid.caption
+    assert (grid.top, grid.left > 12) == (2 * line, True)
+    assert dark == {
+        "title": (line, line),
+        "rows": (2 * line, line),
+        "headings": (line, line),
+        "captions": (2 * line, 0),
+    }
+    for index in range(4):
+        x, y = grid.corner(index)
+        above = picture[y - line : y, x : x + 40 * grid.scale]
+        assert (above < 128).any(), index
+        assert (picture[y - 2 : y, x : x + 40 * grid.scale] == 255).all()
+    assert (picture[:line] < 128).any() and (picture[line : 2 * line] < 128).any()
+
+
+def test_names_from_files_cannot_break_a_picture(tmp_path: Path) -> None:
+    evil = ["two\nlines", "\x1b[31mred", "bytes \udcff", "", "\u202eright to left"]
+    images = np.zeros((5, 9, 9, 3), np.uint8)
+    choices: list[dict[str, Any]] = [{"headings": evil}, {"rows": evil}, {"captions": evil}, {"title": evil[0]}]
+    for headings in choices:
+        grids.save(tmp_path / "grid.png", images, 1 if "rows" in headings else 5, **headings)
+        assert np.array_equal(grids.read(tmp_path / "grid.png")[1], images)
+
+
+def test_a_grid_needs_no_torch(tmp_path: Path) -> None:
+    code = "import sys, movq_cli.data.grids; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,248 @@
+"""The trials of a search for settings of sampling: what is searched, and optuna's study of it in a run folder."""
+
+from __future__ import annotations
+
+import json
+import math
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from movq_cli import digests
+from movq_cli.api import Prior
+from movq_cli.errors import BadRequestError
+from movq_cli.settings import SampleSettings
+
+if TYPE_CHECKING:
+    from optuna import Study
+    from optuna.trial import Trial
+
+JOURNAL = "trials.journal"
+"""Name of optuna's journal in the folder of a search."""
+
+_CONFIRMED = "confirmed"
+
+
+@dataclass(frozen=True)
+class Space:
+    """The settings that are searched; all others have fixed values.
+
+    Args:
+        base: Settings of the preset, with the fixed values of the user.
+        names: Names of the searched settings.
+        codebook_size: Number of codes, the largest top-k.
+    """
+
+    base: SampleSettings
+    names: tuple[str, ...]
+    codebook_size: int
+
+    @classmethod
+    def of(cls, prior: Prior, base: SampleSettings, fixed: Mapping[str, Any], *, can_guide: bool) -> Space:
+        """Return the settings that the mode of a prior has, without those that the user fixed.
+
+        Args:
+            prior: The prior.
+            base: Settings of the preset, with the fixed values.
+            fixed: Values of the user, by name.
+            can_guide: Whether the prior was trained so that guidance works.
+
+        Raises:
+            BadRequestError: There is nothing to search.
+        """
+        unused = {*prior.transformer.unused_sample_settings, *fixed}
+        if not can_guide or ("guidance" in fixed and not base.guidance):
+            unused |= {"guidance", "guidance_schedule"}
+        names = tuple(name for name in _SUGGESTIONS if name not in unused)
+        if not names:
+            raise BadRequestError(
+                "all settings have fixed values, so that there is nothing to search", "Leave some out."
+            )
+        return cls(base, names, prior.header.shape.codebook_size)
+
+    def suggest(self, trial: Trial) -> SampleSettings:
+        """Return the settings of a trial."""
+        values = {name: _SUGGESTIONS[name](trial, self) for name in self.names}
+        return SampleSettings.model_validate({**self.base.model_dump(), **values})
+
+    @property
+    def start(self) -> dict[str, Any]:
+        """The parameters of the preset's settings, which are the first trial."""
+        values = {name: getattr(self.base, name) for name in self.names}
+        return values if values.get("top_k", 0) is not None else {**values, "top_k": self.codebook_size}
+
+    def values(self, settings: SampleSettings) -> dict[str, Any]:
+        """Return the values of the searched settings."""
+        return {name: getattr(settings, name) for name in self.names}
+
+
+def _number(name: str, low: float, high: float) -> Callable[[Trial, Space], float]:
+    """Return the suggestion of a number with two decimals; the range is widened to the preset's value."""
+
+    def suggest(trial: Trial, space: Space) -> float:
+        own = getattr(space.base, name)
+        value = trial.suggest_float(name, min(low, own), max(high, own))
+        return float(own) if math.isclose(value, own) else round(value, 2)
+
+    return suggest
+
+
+def _steps(trial: Trial, space: Space) -> int:
+    return trial.suggest_int("steps", min(4, space.base.steps), max(32, 2 * space.base.steps), log=True)
+
+
+def _top_k(trial: Trial, space: Space) -> int | None:
+    size = space.codebook_size
+    low = min(max(1, size // 16), space.base.top_k or size)
+    value = trial.suggest_int("top_k", low, max(size, space.base.top_k or 0), log=True)
+    return None if value >= size and value != space.base.top_k else value
+
+
+def _guidance_schedule(trial: Trial, _space: Space) -> str:
+    return str(trial.suggest_categorical("guidance_schedule", ["constant", "linear"]))
+
+
+_SUGGESTIONS: Mapping[str, Callable[[Trial, Space], Any]] = {
+    "steps": _steps,
+    "temperature": _number("temperature", 0.6, 1.3),
+    "choice_temperature": _number("choice_temperature", 0.0, 15.0),
+    "top_k": _top_k,
+    "top_p": _number("top_p", 0.7, 1.0),
+    "guidance": _number("guidance", 0.0, 3.0),
+    "guidance_schedule": _guidance_schedule,
+}
+"""How a value of each setting is suggested."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The result of a trial."""
+
+    settings: SampleSettings
+    fid: float
+    seconds: float
+    """Time of sampling, seconds an image."""
+
+
+@dataclass
+class Trials:
+    """The trials of one search, which are stored so that a killed search goes on with the same suggestions.
+
+    Args:
+        folder: Folder of the journal; no other process uses it.
+        key: What decides the results of the trials: a search with another key has trials of its own.
+        space: The settings that are searched.
+        seed: Random seed of the suggestions.
+    """
+
+    folder: Path
+    key: Mapping[str, Any]
+    space: Space
+    seed: int
+    _study: Study = field(init=False)
+
+    def __post_init__(self) -> None:
+        optuna = require_optuna()
+        text = json.dumps({**self.key, "names": self.space.names, "base": self.space.base.model_dump()}, sort_keys=True)
+        self._study = optuna.create_study(
+            storage=_open_journal(self.folder / JOURNAL),
+            study_name=digests.of_bytes(text.encode()),
+            direction="minimize",
+            load_if_exists=True,
+        )
+        states = optuna.trial.TrialState
+        for trial in self._study.get_trials(deepcopy=False, states=(states.RUNNING,)):
+            self._study.tell(trial.number, state=states.FAIL)  # A process was killed during this trial.
+        if not self.measured and not self._study.get_trials(deepcopy=False, states=(states.WAITING,)):
+            self._study.enqueue_trial(self.space.start)
+
+    @property
+    def measured(self) -> list[Measured]:
+        """The finished trials, oldest first; the first one has the preset's settings."""
+        from optuna.trial import TrialState
+
+        trials = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        return [
+            Measured(
+                SampleSettings.model_validate(trial.user_attrs["settings"]), trial.value, trial.user_attrs["seconds"]
+            )
+            for trial in trials
+            if trial.value is not None
+        ]
+
+    def run(self, measure: Callable[[SampleSettings], tuple[float, float]]) -> Measured:
+        """Make one more trial.
+
+        Args:
+            measure: Function that returns the FID of settings, and the seconds an image.
+        """
+        optuna = require_optuna()
+        # The suggestion depends on the finished trials alone, so that it is the same after a killed process.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            self._study.sampler = optuna.samplers.TPESampler(
+                seed=self.seed * 100_003 + len(self.measured), multivariate=True, n_startup_trials=8
+            )
+        trial = self._study.ask()
+        settings = self.space.suggest(trial)
+        fid, seconds = measure(settings)
+        trial.set_user_attr("settings", settings.model_dump())
+        trial.set_user_attr("seconds", seconds)
+        if not math.isfinite(fid):
+            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            raise BadRequestError(f"the FID of {self.space.values(settings)} is not finite", "Sample more images: --n.")
+        self._study.tell(trial, fid)
+        return Measured(settings, fid, seconds)
+
+    def confirmed(self, settings: SampleSettings, repeat: int, measure: Callable[[], float]) -> float:
+        """Return the FID of settings with other seeds, which is measured once and stored.
+
+        Args:
+            settings: The settings.
+            repeat: Index of the seeds.
+            measure: Function that returns the FID.
+        """
+        name = f"{_CONFIRMED} {repeat} {json.dumps(settings.model_dump(), sort_keys=True)}"
+        known = self._study.user_attrs.get(name)
+        if known is None:
+            known = measure()
+            self._study.set_user_attr(name, known)
+        return float(known)
+
+
+def require_optuna() -> Any:  # noqa: ANN401 - a module that may be missing
+    """Return the module optuna, with its own log lines switched off.
+
+    Raises:
+        BadRequestError: It is not installed.
+    """
+    try:
+        import optuna
+    except ImportError:
+        raise BadRequestError("--tune needs optuna", "Install it: pip install 'movq[tune]'.") from None
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    return optuna
+
+
+def _open_journal(path: Path) -> Any:  # noqa: ANN401 - optuna is imported late
+    """Open optuna's journal; a half line and a lock that a killed process has left are removed.
+
+    Raises:
+        BadRequestError: The journal cannot be read.
+    """
+    from optuna.storages import JournalStorage
+    from optuna.storages.journal import JournalFileBackend
+
+    try:
+        path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
+        if path.is_file() and not (data := path.read_bytes()).endswith(b"\n"):
+            with path.open("rb+") as file:
+                file.truncate(data.rfind(b"\n") + 1)
+        return JournalStorage(JournalFileBackend(str(path)))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise BadRequestError(
+            f"{path} is damaged or cannot be read ({reason})", "Remove it: the search then begins again."
+        ) from None
