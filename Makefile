@@ -248,8 +248,7 @@ endef
 $(foreach mode,mask auto,$(eval $(call prior_of_mode,$(mode))))
 
 $(RESULTS)/%.md: $$(foreach row,$$($$*),$(RESULTS)/metrics/$$(row).json)
-	$(MOVQ) evaluate --table $^ --json > $(RESULTS)/$*.json.partial && mv $(RESULTS)/$*.json.partial $(RESULTS)/$*.json
-	$(MOVQ) evaluate --table $^ --quiet > $@.partial && mv $@.partial $@
+	$(MOVQ) evaluate --table $^ --out $(RESULTS)/$*.json --quiet > $@.partial && mv $@.partial $@
 
 $(RESULTS)/figA1.png: $(RESULTS)/ffhq-mask-prior.json
 	$(MOVQ) reconstruct $(DATA)/ffhq $(RESULTS)/figA1 --split val --mask-ratio 0.95 --samples 3 --prior $(RUNS)/ffhq-mask \
