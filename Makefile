@@ -248,8 +248,7 @@ endef
 $(foreach mode,mask auto,$(eval $(call prior_of_mode,$(mode))))
 
 $(RESULTS)/%.md: $$(foreach row,$$($$*),$(RESULTS)/metrics/$$(row).json)
-	$(MOVQ) evaluate --table $^ --json > $(RESULTS)/$*.json.partial && mv $(RESULTS)/$*.json.partial $(RESULTS)/$*.json
-	$(MOVQ) evaluate --table $^ --quiet > $@.partial && mv $@.partial $@
+	$(MOVQ) evaluate --table $^ --out $(RESULTS)/$*.json --quiet > $@.partial && mv $@.partial $@
 
 $(RESULTS)/figA1.png: $(RESULTS)/ffhq-mask-prior.json
 	$(MOVQ) reconstruct $(DATA)/ffhq $(RESULTS)/figA1 --split val --mask-ratio 0.95 --samples 3 --prior $(RUNS)/ffhq-mask \
@@ -259,16 +258,15 @@ plan: $(INSTALLED)
 	$(BIN)/python -m benchmarks.plan
 
 # Tiny networks: the same presets with other sizes.
+STEPS ?= 60
+SMALL_VAL ?= 100
+SMALL_SAMPLES ?= 64
 small := vq.resolution=32 vq.channels=32 vq.multipliers=[1,1,2] vq.blocks=1 vq.attention_resolutions=[8] \
 	vq.z_channels=64 vq.embed_dim=32
 small_vq := train_vq.batch_size=16 train_vq.epochs=null train_vq.steps=$(STEPS) train_vq.perceptual_weight=0 \
 	train_vq.adversarial_weight=0 train_vq.validate_every=$(STEPS) train_vq.evaluate_every=0
 small_prior := prior.layers=2 prior.width=64 prior.heads=2 prior.hidden=128 views.scales=[] train_prior.batch_size=16 \
 	train_prior.epochs=null train_prior.steps=$(STEPS) train_prior.validate_every=$(STEPS) train_prior.evaluate_every=0
-STEPS ?= 60
-SMALL_VAL ?= 100
-SMALL_SAMPLES ?= 64
-
 # `make table2-small` and so on make one of them.
 tables-small: made := tables
 $(addsuffix -small,$(TABLES) figA1): made = $(@:-small=)

@@ -1,8 +1,8 @@
 """The command line: registers the commands, and maps each error to one line and an exit code.
 
 This module does not import torch, so that `movq --help` answers at once: each command imports what it needs when it is
-called. Exit codes: 0 success, 1 failure, 2 bad request, 3 findings of `movq doctor`, 130 interrupted by SIGINT, SIGTERM
-or SIGHUP (finished work is on disk).
+called. Exit codes: 0 success, 1 failure, 2 bad request, 3 findings of `movq doctor`, 130 interrupted by a signal of
+`signals.STOP_SIGNALS` (finished work is on disk).
 """
 
 from __future__ import annotations

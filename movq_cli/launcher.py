@@ -352,6 +352,8 @@ def _run_elastic(arguments: Sequence[str], processes: int) -> None:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
     )
+    # Of the signals that stop a command, torch passes all but this one on to the ranks.
+    signal.signal(signal.SIGUSR1, lambda _number, _frame: os.kill(os.getpid(), signal.SIGTERM))
     try:
         elastic_launch(config, sys.executable)("-m", "movq_cli", *arguments)
     except ChildFailedError as error:

@@ -1,8 +1,8 @@
-"""Handling of the signals that stop a command: SIGINT (Ctrl-C), SIGTERM and SIGHUP (a closed terminal).
+"""Handling of the signals that stop a command: SIGINT (Ctrl-C), SIGTERM, SIGUSR1 and SIGHUP (a closed terminal).
 
-All three mean the same: the command ends with one line on stderr and with exit code 130. A command can be stopped at
-any moment, but an exception must not be raised at any moment: an import that it ends would report another error, or
-swallow it. So `handle_from_start` does this:
+Schedulers send SIGUSR1 shortly before the time of a job is over. All four mean the same: the command ends with one line
+on stderr and with exit code 130. A command can be stopped at any moment, but an exception must not be raised at any
+moment: an import that it ends would report another error, or swallow it. So `handle_from_start` does this:
 
 - Before the function of a command runs, nothing has been made. The process then ends at once.
 - While the function of a command runs, the signal raises `KeyboardInterrupt`, after the import that is in progress.
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Any, NoReturn
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 """The signals that stop a command."""
 
 EXIT_CODE = 130

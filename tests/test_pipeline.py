@@ -181,7 +181,7 @@ def test_a_run_that_is_stopped_by_any_signal_ends_with_the_same_weights(
 ) -> None:
     length = ["-o", "train_vq.steps=20", "-o", "train_vq.checkpoint_every=3", "-o", "train_vq.validate_every=20"]
     movq("train-vq", "--preset", tiny_yaml, "--run", "uninterrupted", *length)
-    for number, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 130), (signal.SIGINT, 130)):
+    for number, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 130), (signal.SIGUSR1, 130)):
         run = tmp_path / f"stopped-by-{number}"
         arguments = ["train-vq", "--preset", str(tiny_yaml), "--run", str(run), *length]
         process = ForkedMovq(arguments, tmp_path, os.environ)

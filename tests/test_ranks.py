@@ -308,7 +308,7 @@ def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
 
 @pytest.mark.processes
 @pytest.mark.parametrize(
-    ("number", "to"), [(signal.SIGTERM, "the launcher"), (signal.SIGINT, "the launcher"), (signal.SIGINT, "everyone")]
+    ("number", "to"), [(signal.SIGTERM, "the launcher"), (signal.SIGUSR1, "the launcher"), (signal.SIGINT, "everyone")]
 )
 def test_ranks_stop_together_and_keep_a_checkpoint(
     prepared: PreparedSet, tiny_yaml: Path, tmp_path: Path, number: signal.Signals, to: str

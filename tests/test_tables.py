@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -20,10 +21,12 @@ TABLES = ("table1", "table2", "table3", "fig6a", "fig6b", "fig6c", "figA1")
 
 
 def make(*arguments: str) -> subprocess.CompletedProcess[str]:
-    # The environment of an installation is not made: the rules run the commands of this one.
-    own = [f"MOVQ={sys.executable} -m movq_cli", "INSTALLED=README.md"]
-    command = ["make", "--no-print-directory", *own, *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    # The environment of an installation is not made: the rules run the commands of this one. A file that is new now is
+    # newer than pyproject.toml, whatever the order in which a clone was written.
+    with tempfile.NamedTemporaryFile() as installed:
+        own = [f"MOVQ={sys.executable} -m movq_cli", f"INSTALLED={installed.name}"]
+        command = ["make", "--no-print-directory", *own, *arguments]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
 def commands(tmp_path: Path, *targets: str) -> list[str]:
@@ -71,6 +74,14 @@ def test_the_plan_counts_the_steps_of_the_papers_prior() -> None:
     tokens, parameters = 64 * 256, 24 * 12 * 1024**2 + 1024 * 4096
     assert row.exaflops == pytest.approx(row.steps * 6 * tokens * parameters / 1e18, rel=0.1)
     assert row.disk_gib == pytest.approx(views * 1024 * 2 / 2**30)
+
+
+def test_tiny_trainings_have_a_number_of_steps_of_their_own(tmp_path: Path) -> None:
+    made = make("-n", "tables-small", f"SMALL={tmp_path}", f"RESULTS={tmp_path}")
+    assert made.returncode == 0, made.stderr
+    steps = re.findall(r"-o train_(?:vq|prior)\.(?:steps|validate_every)=(\S*)", made.stdout)
+    assert len(steps) > 40
+    assert set(map(int, steps)) == {60}
 
 
 @pytest.mark.slow

@@ -27,7 +27,6 @@ def refusal(*arguments: str | Path) -> str:
     ("arguments", "option"),
     [
         (["evaluate", "--table", "a.json", "--psnr"], "--psnr"),
-        (["evaluate", "--table", "a.json", "--out", "b.json"], "--out"),
         (["evaluate", "--table", "a.json", "--split", "val"], "--split"),
         (["evaluate", "--table", "a.json", "--batch-size", "32"], "--batch-size"),
         (["evaluate", "--table", "a.json", "--stats", "name"], "--stats"),

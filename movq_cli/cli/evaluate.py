@@ -101,7 +101,12 @@ Cache = Annotated[
     typer.Option("--cache", help="Folder of the feature cache. [default: ~/.cache/movq]", show_default=False),
 ]
 
-Out = Annotated[Path | None, typer.Option("--out", help="Also write the metrics and their protocol to this JSON file.")]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out", help="Also write the metrics and their protocol to this JSON file; with --table, those of all results."
+    ),
+]
 
 
 def with_metric_flags(command: F) -> F:
@@ -165,7 +170,7 @@ def evaluate(
     if table:
         from movq_cli.commands.evaluation_table import tabulate
 
-        tabulate(sets, console)
+        tabulate(sets, console, out)
         return
     rule = "--stats takes one set" if stats is not None else "--codes takes one set" if codes else None
     _check_number(sets, rule, is_codebook_alone=is_codebook_alone)
@@ -220,6 +225,7 @@ def _refuse_unused(
     comparing = ("every", *flags, "copies", "preset", "out")
     of_tokenizer, of_networks = ("run", "weights_of"), ("weights", "cache", "gpus")
     if table:
+        comparing = tuple(key for key in comparing if key != "out")
         of_images = ("split", "crop", "background", "strict", "batch_size", "device")
         refuse_unused(
             context, ("stats", "codebook", "codes", *comparing, *of_tokenizer, *of_networks, *of_images), "with --table"

@@ -12,18 +12,24 @@ from movq_cli.console import Console
 from movq_cli.errors import BadRequestError
 from movq_cli.evaluation import cautions, codebook, metrics
 from movq_cli.evaluation.metric import DEFAULT_DECIMALS
+from movq_cli.files import atomic_write
 
 
-def tabulate(files: Sequence[str], console: Console) -> None:
+def tabulate(files: Sequence[str], console: Console, out: Path | None = None) -> None:
     """Print a row for each result, and one for each set of published values that a result is compared with.
 
     Args:
         files: JSON files that `movq evaluate --out` wrote.
         console: Console for the table; with `--json` it prints the results by file.
+        out: File to which the results by file are written as JSON; None = none.
 
     Raises:
-        BadRequestError: A file is not such a result.
+        BadRequestError: A file is not such a result, or `out` is one of them or a folder.
+        FailureError: `out` could not be written.
     """
+    if out is not None and (out.is_dir() or out.resolve() in {Path(file).resolve() for file in files}):
+        reason = "is a folder" if out.is_dir() else "is one of the results, which it would replace"
+        raise BadRequestError(f"{out} {reason}", "--out names the JSON file to write.")
     results = {file: _read(Path(file)) for file in files}
     keys = list(dict.fromkeys(key for result in results.values() for key in result if key != "protocol"))
     rows: list[tuple[str, dict[str, Any]]] = []
@@ -42,6 +48,8 @@ def tabulate(files: Sequence[str], console: Console) -> None:
         lines.append(f"| {name} | {' | '.join(_format(key, row) for key in columns)} |")
     for line in _differences(results):
         console.warn(line)
+    if out is not None:
+        atomic_write(out, f"{json.dumps(results, indent=1)}\n".encode())
     console.result(results, "\n".join(lines))
 
 

@@ -79,7 +79,7 @@ def sample(request: SampleRequest, *, arguments: Sequence[str], console: Console
     Raises:
         BadRequestError: The prior does not have these settings or classes, or `out` holds something else.
         FailureError: A file cannot be written.
-        InterruptedRunError: The process received SIGINT, SIGTERM or SIGHUP; the images made so far are kept.
+        InterruptedRunError: The process received one of `signals.STOP_SIGNALS`; the images made so far are kept.
     """
     if starts_processes(request.gpus):
         assert request.gpus is not None

@@ -127,7 +127,7 @@ def run_training(
     Raises:
         BadRequestError: The request cannot be carried out.
         FailureError: Training failed.
-        InterruptedRunError: The process received SIGINT, SIGTERM or SIGHUP.
+        InterruptedRunError: The process received one of `signals.STOP_SIGNALS`.
     """
     require_one_length(kind, request.overrides, request.hours)
     for path in (request.preset_name, request.origin):

@@ -35,7 +35,8 @@ def run_on_ranks(work: Callable[[Process], None], request: EvaluationRequest, ar
 
     Raises:
         BadRequestError: The device is not available, or there are fewer GPUs than processes.
-        InterruptedRunError: SIGINT, SIGTERM or SIGHUP; the features that were computed are in the cache.
+        InterruptedRunError: The process received one of `signals.STOP_SIGNALS`; the features that were computed are
+            in the cache.
     """
     if launcher.starts_processes(request.gpus):
         assert request.gpus is not None

@@ -50,7 +50,7 @@ def train(
         The metrics of the last validation and evaluation.
 
     Raises:
-        InterruptedRunError: The process received SIGINT, SIGTERM or SIGHUP; it wrote a checkpoint first.
+        InterruptedRunError: The process received one of `signals.STOP_SIGNALS`; it wrote a checkpoint first.
         FailureError: The metrics of a step are not finite, the ranks have unequal weights, or a file cannot be
             written. In the first case the last good state was written as a checkpoint first.
     """

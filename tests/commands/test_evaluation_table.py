@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from movq_cli.commands.evaluation_table import tabulate
+from movq_cli.console import Console
+from movq_cli.errors import BadRequestError
 from tests.conftest import Movq
 
 
@@ -40,6 +43,18 @@ def test_conditions_that_differ_are_reported(movq: Movq, tmp_path: Path) -> None
     assert f"these results differ in the number of fake images: {a}; {b}" in said
     assert "these results differ in the networks' weights" in said
     assert "crop" not in said
+
+
+def test_one_run_writes_the_table_and_the_results(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    a, out = write(tmp_path / "a.json", fid=1.0), tmp_path / "new" / "all.json"
+    tabulate([str(a)], Console(quiet=True), out)
+    assert capsys.readouterr().out.startswith("| | images | fid |")
+    assert json.loads(out.read_text())[str(a)]["fid"] == 1.0
+    before = a.read_bytes()
+    for wrong in (a, tmp_path / "." / "a.json", tmp_path):
+        with pytest.raises(BadRequestError, match="--out names the JSON file to write"):
+            tabulate([str(a)], Console(quiet=True), wrong)
+    assert a.read_bytes() == before
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"protocol": 3}'])

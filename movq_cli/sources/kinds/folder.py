@@ -1,4 +1,4 @@
-"""Folders of image files or of tars."""
+"""Folders of image files, of tars or of parquet files."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from pathlib import Path, PurePosixPath
 
 from movq_cli.data.images import BadImageError
 from movq_cli.errors import BadRequestError
+from movq_cli.sources.kinds.parquet import SUFFIX as PARQUET
+from movq_cli.sources.kinds.parquet import open_parquet
 from movq_cli.sources.kinds.tars import open_tars
 from movq_cli.sources.labels import assemble, is_image
 from movq_cli.sources.layout import is_visible
@@ -22,7 +24,7 @@ _MAX_VISITS = 1000
 
 
 class FolderKind(SourceKind):
-    """Any folder that no other kind takes: one of images, or one of tars without images beside them."""
+    """Any folder that no other kind takes: of images, or of tars or parquet files without images beside them."""
 
     is_fallback = True
 
@@ -31,7 +33,7 @@ class FolderKind(SourceKind):
         return path is not None and path.is_dir()
 
     def open(self, location: str, path: Path | None) -> Source:
-        """List the images of the folder, or those of its tars."""
+        """List the images of the folder, or those of its tars or parquet files."""
         assert path is not None
         outputs: list[str] = []
         files = tuple(_walk(path, "", frozenset(), Counter(), path.resolve(), outputs))
@@ -39,6 +41,9 @@ class FolderKind(SourceKind):
         tars = sorted(file for file in visible if PurePosixPath(file).suffix.lower() == ".tar")
         if tars and not any(map(is_image, visible)):
             return open_tars(location, [path / tar for tar in tars])
+        parquets = sorted(file for file in visible if PurePosixPath(file).suffix.lower() == PARQUET)
+        if parquets and not any(map(is_image, visible)):
+            return open_parquet(location, [path / file for file in parquets], parquets)
         if outputs and not any(map(is_image, visible)):
             message = f"{path} holds no image but in the output of movq: {', '.join(sorted(outputs))}"
             raise BadRequestError(message, "Name one of these folders to read it.")
