@@ -20,9 +20,9 @@ def open_source(location: str, split: SplitName | None = None) -> Source:
     """List the images of a source.
 
     Args:
-        location: Path of a folder, a zip, a tar (compressed or not), a folder of tars, an .npz of pixels, a .txt list
-            of images, an image or a prepared set; or tars with a range of numbers, `train-{0000..0009}.tar`; or the
-            name of a public data set. A path that exists takes precedence over a name.
+        location: Path of a folder, a zip, a tar (compressed or not), a folder of zips or tars, an .npz of pixels, a
+            .txt list of images, an image or a prepared set; or tars with a range of numbers, `train-{0000..0009}.tar`;
+            or the name of a public data set. A path that exists takes precedence over a name.
         split: Split whose images are listed; None lists all images.
 
     Returns:

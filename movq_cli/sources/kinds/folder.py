@@ -1,4 +1,4 @@
-"""Folders of image files or of tars."""
+"""Folders of image files or of archives."""
 
 from __future__ import annotations
 
@@ -7,12 +7,14 @@ import stat
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from movq_cli.data.images import BadImageError
 from movq_cli.errors import BadRequestError
+from movq_cli.sources.archives import is_tar, is_zip
+from movq_cli.sources.kinds.archive import open_zips
 from movq_cli.sources.kinds.tars import open_tars
-from movq_cli.sources.labels import assemble, is_image
+from movq_cli.sources.labels import assemble, is_image, unread_warnings
 from movq_cli.sources.layout import is_visible
 from movq_cli.sources.output_mark import is_output_inside
 from movq_cli.sources.source import Source, SourceKind, check_bytes, stamp_of_file
@@ -22,7 +24,7 @@ _MAX_VISITS = 1000
 
 
 class FolderKind(SourceKind):
-    """Any folder that no other kind takes: one of images, or one of tars without images beside them."""
+    """Any folder that no other kind takes: one of images, or one of tars or zips without images beside them."""
 
     is_fallback = True
 
@@ -31,15 +33,18 @@ class FolderKind(SourceKind):
         return path is not None and path.is_dir()
 
     def open(self, location: str, path: Path | None) -> Source:
-        """List the images of the folder, or those of its tars."""
+        """List the images of the folder, or those of its archives."""
         assert path is not None
         outputs: list[str] = []
         files = tuple(_walk(path, "", frozenset(), Counter(), path.resolve(), outputs))
         visible = [file for file in files if all(map(is_visible, file.split("/")))]
-        tars = sorted(file for file in visible if PurePosixPath(file).suffix.lower() == ".tar")
-        if tars and not any(map(is_image, visible)):
-            return open_tars(location, [path / tar for tar in tars])
-        if outputs and not any(map(is_image, visible)):
+        has_images = any(map(is_image, visible))
+        archives = [] if has_images else sorted(filter(is_tar, visible)) or sorted(filter(is_zip, visible))
+        if archives:
+            open_archives = open_tars if is_tar(archives[0]) else open_zips
+            source = open_archives(location, [path / archive for archive in archives])
+            return replace(source, warnings=(*source.warnings, *unread_warnings(set(visible) - set(archives))))
+        if outputs and not has_images:
             message = f"{path} holds no image but in the output of movq: {', '.join(sorted(outputs))}"
             raise BadRequestError(message, "Name one of these folders to read it.")
         source = assemble(location, files, FolderReader(path, files))
