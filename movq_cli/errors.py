@@ -50,8 +50,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY)
 
 
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-"""Texts of PyTorch about the memory of a GPU, and about that of the CPU on Linux and on Windows."""
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "can't start new thread")
+"""Texts of PyTorch about the memory of a GPU, and about that of the CPU on Linux and on Windows; and Python's about the
+stack of a thread."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
