@@ -205,7 +205,7 @@ class Prior(nn.Module):
             return self.classes.index(name)
         if str(name).isdecimal() and int(name) < len(self.classes):
             return int(name)
-        raise BadRequestError(f"unknown class {str(name)!r}", did_you_mean(str(name), self.classes[:20]))
+        raise BadRequestError(f"unknown class {str(name)!r}", did_you_mean(str(name), self.classes))
 
     @torch.inference_mode()
     def sample(

@@ -50,12 +50,15 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, MemoryError) or any(words in text for words in _OUT_OF_MEMORY)
 
 
-_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory")
-"""Texts of PyTorch about the memory of a GPU, and about that of the CPU on Linux and on Windows."""
+_OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "can't start new thread")
+"""Texts of PyTorch about the memory of a GPU, and about that of the CPU on Linux and on Windows; and Python's about the
+stack of a thread."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return a hint that suggests the most similar known names, or lists all of them if none is similar.
+    """Return a hint that suggests the most similar known names, or lists known names if none is similar.
+
+    A name that differs from a known one in case alone is the most similar one, and the only one that is suggested.
 
     Args:
         name: Name that the user typed.
@@ -65,7 +68,17 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
         A sentence for the hint of an error; empty if there are no valid names.
     """
     names = sorted(known)
-    near = difflib.get_close_matches(name, names, n=2, cutoff=0.6)
+    by_lower: dict[str, list[str]] = {}
+    for candidate in names:
+        by_lower.setdefault(candidate.lower(), []).append(candidate)
+    lower = name.lower()
+    keys = [lower] if lower in by_lower else difflib.get_close_matches(lower, by_lower, n=2, cutoff=0.6)
+    near = [candidate for key in keys for candidate in by_lower[key]]
     if near:
-        return f"Did you mean {' or '.join(repr(candidate) for candidate in near)}?"
-    return f"Known: {', '.join(names)}." if names else ""
+        return f"Did you mean {' or '.join(map(repr, near[:2]))}?"
+    more = f" and {len(names) - _LISTED_NAMES} more" if len(names) > _LISTED_NAMES else ""
+    return f"Known: {', '.join(names[:_LISTED_NAMES])}{more}." if names else ""
+
+
+_LISTED_NAMES = 30
+"""Largest number of known names that a hint lists: a prior may have a thousand classes."""

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from movq_cli import checkpoints
-from movq_cli.commands.reconstruct import read_map
+from movq_cli.commands.code_maps import read_map
 from movq_cli.errors import BadRequestError
 from tests.forked_movq import ForkedMovq
 

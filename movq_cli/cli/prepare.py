@@ -18,7 +18,7 @@ Source = Annotated[
     str,
     typer.Argument(
         metavar="SRC",
-        help="Images: a folder (class folders give labels), zip, tar, folder of tars, 'train-{0000..0009}.tar' "
+        help="Images: a folder (class folders give labels), zip, tar, folder of these, 'train-{0000..0009}.tar' "
         "(WebDataset), .npz of pixels, list of images (.txt), image, or name of a data set: digits, cifar10 ...",
     ),
 ]
@@ -242,7 +242,7 @@ def _resolution(text: str | None, *, is_square: bool) -> tuple[Resolution | None
 
 def _filter(name: str) -> str:
     if name not in FILTERS:
-        raise BadRequestError(f"--filter {name!r} is none of {', '.join(FILTERS)}", did_you_mean(name, FILTERS))
+        raise BadRequestError(f"--filter {name!r} is no filter", did_you_mean(name, FILTERS))
     return name
 
 

@@ -66,7 +66,9 @@ MaskRatio = Annotated[
 
 Mask = Annotated[
     Path | None,
-    typer.Option("--mask", help="Picture whose white pixels mark what a masked prior fills in."),
+    typer.Option(
+        "--mask", help="Picture whose white pixels mark what a masked prior fills in; transparent ones do not."
+    ),
 ]
 
 Top1 = Annotated[

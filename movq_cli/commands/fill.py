@@ -13,7 +13,7 @@ from torch import Tensor
 
 from movq_cli import devices, runs
 from movq_cli.api import Prior
-from movq_cli.commands.reconstruct import output_names, skipped_warning
+from movq_cli.commands.reconstruct import output_names, refuse_too_large, skipped_warning
 from movq_cli.console import Console
 from movq_cli.data import grids, pixels
 from movq_cli.data.images import BadImageError, center_crop, decode, encode_png, resize_to_cover
@@ -35,6 +35,8 @@ FIGURE_RATIOS = (1.0, 0.95, 0.9, 0.8, 0.6, 0.4, 0.2)
 _FIGURE_IMAGES = 4
 _WHITE = 128
 """Grey value, of 255, from which a pixel of the mask counts as white."""
+
+_BLACK = (0, 0, 0)
 
 _TOP1 = SampleSettings(steps=1, top_k=1)
 """Settings that fill in the most likely code at each hidden position, all in one step."""
@@ -83,6 +85,7 @@ def fill(request: FillRequest, console: Console) -> None:
     Raises:
         BadRequestError: The prior is not a masked one, the mask cannot be read or has no white pixel, or no image can
             be read.
+        FailureError: The memory does not suffice for some of the images; the others are written.
     """
     weights = runs.find_weights(request.prior, "prior")
     console.log(f"prior: {weights}")
@@ -102,9 +105,10 @@ def fill(request: FillRequest, console: Console) -> None:
     read = [] if request.picture is None else [request.picture]
     protect_source(images, [request.out], files, pictures=pictures, also_read=read)
     skipped: list[str] = []
+    too_large: list[str] = []
     filled: list[int] = []
     with console.progress(len(images), "filling", "images") as progress:
-        for index, original in _crop_images(images, model, skipped):
+        for index, original in _crop_images(images, model, skipped, too_large):
             progress.advance()
             paths = [_filling_path(request, names[index], number) for number in range(request.samples)]
             if any(is_too_long(str(path.relative_to(request.out))) for path in paths):
@@ -113,6 +117,7 @@ def fill(request: FillRequest, console: Console) -> None:
             for path, image in zip(paths, _fill_image(model, original, painted, request, index), strict=True):
                 atomic_write(path, encode_png(pixels.to_image(image)))
             filled.append(index)
+    skipped += too_large
     if skipped:
         console.warn(skipped_warning(skipped))
     if not filled:
@@ -123,6 +128,7 @@ def fill(request: FillRequest, console: Console) -> None:
         _save_figure(request.figure, request, model, images.take(filled))
         result["figure"] = str(request.figure)
     console.result(result, str(request.out))
+    refuse_too_large(too_large, len(images), "Resize them.")
 
 
 def _filling_path(request: FillRequest, name: str, number: int) -> Path:
@@ -183,39 +189,50 @@ def _sample_settings(model: Prior, request: FillRequest) -> SampleSettings:
     return settings if request.steps is None else settings.model_copy(update={"steps": request.steps})
 
 
-def _crop_images(images: Source, model: Prior, skipped: list[str]) -> Iterator[tuple[int, Tensor]]:
+def _crop_images(
+    images: Source, model: Prior, skipped: list[str], too_large: list[str]
+) -> Iterator[tuple[int, Tensor]]:
     """Yield the index of each image, and its pixels [3, H, W] uint8, cropped to the prior's size.
 
     Args:
         images: The images.
         model: Masked prior with its tokenizer.
         skipped: List to which the name and the error of each image are appended that cannot be read.
+        too_large: List to which each image is appended for which the memory does not suffice.
     """
     for index, name in enumerate(images.names):
         try:
             image = _read_cropped(images.read(index), model)
         except BadImageError as error:
             skipped.append(f"{name} ({error})")
+        except MemoryError:
+            too_large.append(f"out of memory at {name}")
         else:
             yield index, image
 
 
-def _read_cropped(data: bytes, model: Prior) -> Tensor:
-    """Return the pixels [3, H, W] uint8 of an image file, resized and cropped to the prior's size."""
+def _read_cropped(data: bytes, model: Prior, background: tuple[int, int, int] = (255, 255, 255)) -> Tensor:
+    """Return the pixels [3, H, W] uint8 of an image file, resized and cropped to the prior's size.
+
+    Args:
+        data: Bytes of the file.
+        model: Masked prior with its tokenizer.
+        background: Color that transparent pixels are composited over, RGB in 0..255.
+    """
     shape, factor = model.transformer.shape, model.tokenizer.settings.factor
     size = ImageSize(shape.height * factor, shape.width * factor)
-    image = center_crop(resize_to_cover(decode(data), size, upscale=True), size)
+    image = center_crop(resize_to_cover(decode(data, background=background), size, upscale=True), size)
     return pixels.from_array(np.asarray(image))
 
 
 def _read_mask(path: Path, model: Prior) -> Tensor:
-    """Return which pixels [1, H, W] bool are white in a mask.
+    """Return which pixels [1, H, W] bool are white in a mask; transparent pixels are not.
 
     Raises:
         BadRequestError: It cannot be read, or has no white pixel.
     """
     try:
-        white = _read_cropped(path.read_bytes(), model).float().mean(0, keepdim=True) >= _WHITE
+        white = _read_cropped(path.read_bytes(), model, _BLACK).float().mean(0, keepdim=True) >= _WHITE
     except OSError as error:
         raise BadRequestError(f"--mask {path} cannot be read: {error.strerror}") from None
     except BadImageError as error:
@@ -240,7 +257,7 @@ def _save_figure(path: Path, request: FillRequest, model: Prior, images: Source)
     shape = model.transformer.shape
     methods = [(_TOP1, 1), (_sample_settings(model, request), 1 if request.top1 else request.samples)]
     grid: list[Tensor] = []
-    for index, original in _crop_images(examples, model, []):
+    for index, original in _crop_images(examples, model, [], []):
         columns = []
         for ratio in FIGURE_RATIOS:
             hidden = ratio_mask(ratio, [request.seed + index], shape)

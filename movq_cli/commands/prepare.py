@@ -33,7 +33,7 @@ from movq_cli.files import atomic_write, locked, write_once
 from movq_cli.sources.duplicates import HASH_BYTES, Hashing, find_duplicates
 from movq_cli.sources.label_files import label_held_out
 from movq_cli.sources.open import open_source
-from movq_cli.sources.outputs import mark_output
+from movq_cli.sources.outputs import mark_output, refuse_name_of_set
 from movq_cli.sources.source import Source
 from movq_cli.sources.splits import split_images
 from movq_cli.text_encoding import storable_text
@@ -175,6 +175,7 @@ def _remove_leftovers(plan: Plan) -> None:
 
 def _make_plan(request: PrepareRequest, console: Console) -> Plan:
     source = open_source(request.source)
+    refuse_name_of_set(source, request.out)
     if request.val_labels is not None:
         source = label_held_out(source, request.val_labels)
     if not request.keep_labels:

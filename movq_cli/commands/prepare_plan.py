@@ -36,7 +36,7 @@ from movq_cli.data.shards import (
     shard_path,
     write_shard,
 )
-from movq_cli.errors import BadRequestError
+from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.image_size import Resolution
 from movq_cli.sources.source import Source
 
@@ -193,6 +193,11 @@ class Plan:
             image = self.preprocessing.apply(self.source.read(index))
         except BadImageError as error:
             return Reject(name, str(error))
+        except MemoryError:
+            raise FailureError(
+                f"out of memory at the image {name}",
+                "Set fewer --workers, or a smaller --max-pixels, which rejects larger images.",
+            ) from None
         data = png.encode(np.asarray(image), self.preprocessing.compression)
         number = shard.number * SHARD_IMAGES + bisect_left(shard.indices, index)
         return Entry(member_name(number), data, None if labels is None else labels[index], name)

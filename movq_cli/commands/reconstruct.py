@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from movq_cli import checkpoints, devices, digests, runs
+from movq_cli import checkpoints, devices, runs
+from movq_cli.commands.code_maps import decode_maps, encode_map, find_maps
 from movq_cli.console import Console, Progress
 from movq_cli.data import grids, pixels
-from movq_cli.data.array_files import is_integer, load_array
 from movq_cli.data.coding import ImageMemoryError, decode_batch, encode_batch, naming_images
-from movq_cli.data.images import BadImageError, covering_crop, encode_png
+from movq_cli.data.images import BadImageError, ImageOutOfMemoryError, covering_crop, decode, encode_png
 from movq_cli.data.shards import SplitName
 from movq_cli.data.spacing import evenly_spaced
-from movq_cli.digests import NO_DIGEST
 from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.evaluation import extractors, paired
 from movq_cli.evaluation.metrics import load_scorers
@@ -29,13 +27,10 @@ from movq_cli.files import atomic_write
 from movq_cli.image_size import Resolution
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.paths import is_too_long
-from movq_cli.settings import TokenizerSettings
 from movq_cli.sources import stream
-from movq_cli.sources.labels import is_image
 from movq_cli.sources.open import open_source
 from movq_cli.sources.original_names import original_names
-from movq_cli.sources.output_mark import is_output_inside
-from movq_cli.sources.outputs import mark_output, protect_source
+from movq_cli.sources.outputs import protect_source
 from movq_cli.sources.source import Source
 
 _GRID_COLUMNS = 16
@@ -145,7 +140,7 @@ def _reconstruct_images(
     pairs: dict[int, Tensor] = dict.fromkeys(evenly_spaced(len(images), _GRID_COLUMNS), torch.empty(0))
     with console.progress(len(images), "reconstructing", "images") as progress:
         for indices, originals in stream.same_size_batches(
-            _decode_readable(images, fitting, request.crop, unreadable, progress), request.batch_size
+            _decode_readable(images, fitting, request.crop, unreadable, too_large, progress), request.batch_size
         ):
             for part in _parts_in_memory(model, images, indices, originals, metrics, device, too_large):
                 for key, new in part.values.items():
@@ -170,18 +165,32 @@ def _reconstruct_images(
         result[metric.key] = paired.finite_mean(torch.tensor(values[metric.key], dtype=torch.float64))
         console.log(f"{metric.key}: {result[metric.key]} ({metric.variant}; {len(values[metric.key])} images)")
     console.result(result, str(request.out))
-    if too_large:
-        raise FailureError(
-            f"{len(too_large)} of {len(images)} images were left out, because the memory does not suffice for them: "
-            f"{', '.join(too_large[:_NAMED_UNREADABLE])}",
-            "Reconstruct them with --crop, or resize them.",
-        )
+    refuse_too_large(too_large, len(images), "Reconstruct them with --crop, or resize them.")
 
 
 def skipped_warning(images: Sequence[str]) -> str:
     """Return the sentence about images that were left out; each is given with its reason."""
     more = " ..." if len(images) > _NAMED_UNREADABLE else ""
     return f"{len(images)} images were skipped: {'; '.join(images[:_NAMED_UNREADABLE])}{more}"
+
+
+def refuse_too_large(images: Sequence[str], total: int, remedy: str) -> None:
+    """Raise the error about images that were left out for lack of memory, after all others have been written.
+
+    Args:
+        images: Sentences about these images; if there are none, nothing is raised.
+        total: Number of all images.
+        remedy: What to do about them.
+
+    Raises:
+        FailureError: There are such images.
+    """
+    if images:
+        raise FailureError(
+            f"{len(images)} of {total} images were left out, because the memory does not suffice for them: "
+            f"{', '.join(images[:_NAMED_UNREADABLE])}",
+            remedy,
+        )
 
 
 class _Part(NamedTuple):
@@ -251,32 +260,6 @@ def _reconstruct_part(
         return _Part(indices.tolist(), originals, outputs.cpu(), codes.cpu(), values)
 
 
-def find_maps(folder: Path) -> list[Path]:
-    """Return the code maps in a folder, sorted, without those that a command has written from images in this folder.
-
-    A folder that also holds images is one of images: then there are none.
-    """
-    if not folder.is_dir():
-        return []
-    found = _without_outputs(folder, sorted(folder.rglob("*.npy")))
-    return [] if found and _has_other_images(folder, found) else found
-
-
-def _has_other_images(folder: Path, maps: Sequence[Path]) -> bool:
-    """Return whether a folder holds images that are not the decoded images of code maps."""
-    decoded = {path.with_suffix("") for path in maps}
-    images = [path for path in folder.rglob("*") if is_image(path.name) and path.with_suffix("") not in decoded]
-    return len(_without_outputs(folder, images)) > 0
-
-
-def _without_outputs(folder: Path, paths: Sequence[Path]) -> list[Path]:
-    """Return the files in a folder without those in hidden folders and in folders that a command has written."""
-    root = folder.resolve()
-    parents = {parent for path in paths for parent in path.parents if parent != folder and folder in parent.parents}
-    left_out = {parent for parent in parents if parent.name.startswith(".") or is_output_inside(parent, root)}
-    return [path for path in paths if left_out.isdisjoint(path.parents) and not path.name.startswith(".")]
-
-
 def _output_names(images: Source, request: ReconstructRequest) -> list[str]:
     """Return the name of the PNG file of each image.
 
@@ -302,7 +285,7 @@ def _write_batch(names: Sequence[str], images: Tensor, codes: Tensor, request: R
     for name, image, code_map in zip(names, images, codes, strict=True):
         atomic_write(request.out / name, encode_png(pixels.to_image(image)))
         if request.codes is not None:
-            atomic_write(_codes_path(request.codes, name), _encode_npy(code_map))
+            atomic_write(_codes_path(request.codes, name), encode_map(code_map))
 
 
 def _load_metrics(weights: Path | None, device: torch.device, console: Console) -> list[paired.PairScorer]:
@@ -315,76 +298,37 @@ def _load_metrics(weights: Path | None, device: torch.device, console: Console) 
     return load_scorers(keys, weights, device)
 
 
-def decode_maps(model: Tokenizer, folder: Path, maps: Sequence[Path], out: Path, console: Console) -> None:
-    """Decode each code map below a folder to a PNG file of the same name, one at a time because sizes differ.
-
-    Args:
-        model: Tokenizer that decodes the maps.
-        folder: Folder of the code maps.
-        maps: Paths of the code maps, `.npy` files.
-        out: Folder for the PNG files.
-        console: Console for the progress and the result.
-
-    Raises:
-        BadRequestError: A file is not a code map of this tokenizer.
-    """
-    device = model.device
-    mark_output(out, str(folder))
-    with console.progress(len(maps), "decoding", "code maps") as progress:
-        for path in maps:
-            codes = torch.from_numpy(read_map(path, model.settings).astype(np.int64))[None].to(device)
-            factor = model.settings.factor
-            size = (codes.shape[1] * factor, codes.shape[2] * factor)
-            with naming_images([str(path)], size):
-                (image,) = decode_batch(model, codes, size)
-            name = path.relative_to(folder).with_suffix(".png")
-            atomic_write(out / name, encode_png(pixels.to_image(image)))
-            progress.advance()
-    console.result({"path": str(out), "images": len(maps)}, str(out))
-
-
-def read_map(path: Path, settings: TokenizerSettings) -> NDArray[np.integer[Any]]:
-    """Return the code map [h, w, c] of an `.npy` file.
-
-    Args:
-        path: File to read.
-        settings: Settings of the tokenizer that made the codes.
-
-    Raises:
-        BadRequestError: The file does not contain codes of this tokenizer.
-    """
-    digests.check(path, "Make it again with `movq reconstruct --codes`.", required=False)
-    codes = load_array(path)
-    if not is_integer(codes) or codes.ndim != 3 or codes.shape[2] != settings.chunks or not codes.size:
-        found = f"{codes.dtype} {list(codes.shape)}"
-        raise BadRequestError(f"{path} holds {found}, not a code map of integers [h, w, {settings.chunks}]")
-    if codes.min() < 0 or codes.max() >= settings.codebook_size:
-        raise BadRequestError(f"{path} holds codes outside of the codebook, which has {settings.codebook_size} entries")
-    return codes
-
-
-def _encode_npy(codes: Tensor) -> bytes:
-    buffer = io.BytesIO()
-    np.save(buffer, codes.numpy().astype(np.uint16))
-    return digests.with_digest(buffer.getvalue() + NO_DIGEST.encode())  # Readers of arrays ignore what follows them.
-
-
 def _decode_readable(
-    images: Source, indices: Sequence[int], crop: Resolution | None, unreadable: list[str], progress: Progress
+    images: Source,
+    indices: Sequence[int],
+    crop: Resolution | None,
+    unreadable: list[str],
+    too_large: list[str],
+    progress: Progress,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Yield the index and pixels of each readable image; append the name and error of each other to `unreadable`."""
-    for index, image in stream.decoded(images, indices):
+    """Yield the index and pixels of each readable image.
+
+    Args:
+        images: The images.
+        indices: Indices of the images that are read.
+        crop: Size of the central part; None = images as they are.
+        unreadable: List to which each image is appended that cannot be read, with the reason.
+        too_large: List to which each image is appended for which the memory does not suffice.
+        progress: Progress, which counts all images.
+    """
+    for index, image in stream.mapped(images, indices, partial(_decode, crop=crop)):
         progress.advance()
-        try:
-            if isinstance(image, BadImageError):
-                raise image
-            yield index, image if crop is None else _cropped(image, crop)
-        except BadImageError as error:
-            unreadable.append(f"{images.names[index]} ({error})")
+        if isinstance(image, ImageOutOfMemoryError):
+            too_large.append(f"{image} at {images.names[index]}")
+        elif isinstance(image, BadImageError):
+            unreadable.append(f"{images.names[index]} ({image})")
+        else:
+            yield index, image
 
 
-def _cropped(image: Tensor, crop: Resolution) -> Tensor:
-    return pixels.from_array(np.asarray(covering_crop(pixels.to_image(image), crop)))
+def _decode(data: bytes, crop: Resolution | None) -> Tensor:
+    image = decode(data)
+    return pixels.from_array(np.asarray(image if crop is None else covering_crop(image, crop)))
 
 
 def output_names(names: Sequence[str]) -> list[str]:

@@ -19,6 +19,7 @@ from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import PngInfo
 
 from movq_cli.data import filters, png_chunks
+from movq_cli.errors import is_out_of_memory
 from movq_cli.image_size import ImageSize, Resolution
 
 TEXT_KEYWORD = "movq"
@@ -72,9 +73,16 @@ _UPRIGHT = {
 # Without a handler, Pillow's log messages about a broken file would be printed to stderr.
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
+# `warnings.catch_warnings` changes and restores the filters of all threads, so that in threads it hides too little.
+warnings.filterwarnings("ignore", module="PIL")
+
 
 class BadImageError(ValueError):
     """An image cannot be used; the text is the reason in a few words."""
+
+
+class ImageOutOfMemoryError(BadImageError):
+    """The memory does not suffice for an image, which another machine could use."""
 
 
 def decode(
@@ -122,6 +130,8 @@ def decode(
         except UnidentifiedImageError:
             raise BadImageError(_unidentified(data)) from None
         except Exception as error:
+            if is_out_of_memory(error):
+                raise MemoryError(str(error)) from None
             # Pillow's parsers raise nearly every type of exception for damaged bytes.
             raise BadImageError(_reason(error)) from None
     return rgb if turn is None else rgb.transpose(turn)

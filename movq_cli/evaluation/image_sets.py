@@ -20,7 +20,15 @@ from movq_cli import digests
 from movq_cli.console import Console
 from movq_cli.data import pixels
 from movq_cli.data.filters import FILTER
-from movq_cli.data.images import BadImageError, Traits, covering_crop, decode, is_jpeg, read_traits
+from movq_cli.data.images import (
+    BadImageError,
+    ImageOutOfMemoryError,
+    Traits,
+    covering_crop,
+    decode,
+    is_jpeg,
+    read_traits,
+)
 from movq_cli.data.sample_files import MANIFEST, SampleManifest, manifest_of_file
 from movq_cli.data.shards import DatasetManifest, SplitName
 from movq_cli.data.spacing import evenly_spaced
@@ -180,9 +188,13 @@ class ImageSet:
             indices: Indices of the images, in the order in which they are read.
 
         Raises:
-            FailureError: An image of a strict set is corrupt.
+            FailureError: An image of a strict set is corrupt, or the memory does not suffice for an image.
         """
         for index, found in stream.mapped(self.source, indices, self._decode):
+            if isinstance(found, ImageOutOfMemoryError):
+                raise FailureError(
+                    f"{self.role}: {found} at {self.names[index]} in {self.location}", "Resize it, or leave it out."
+                )
             if isinstance(found, BadImageError):
                 self.leave_out(index, str(found))
                 yield index, None

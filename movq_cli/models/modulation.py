@@ -31,7 +31,11 @@ class Norm(nn.GroupNorm):
 
     def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
         """Normalize [B, C, H, W]; the condition is not used."""
-        return super().forward(x)
+        if self.training:
+            return super().forward(x)
+        # PyTorch's own function refuses groups of a single value, of which training would learn nothing. A trained
+        # tokenizer has them where an image is as small as one code, and groups are as small as one channel.
+        return torch.group_norm(x, self.num_groups, self.weight, self.bias, self.eps, torch.backends.cudnn.enabled)
 
 
 class SpatialNorm(nn.Module):

@@ -22,6 +22,9 @@ from movq_cli.sources.temporary import extract_copy
 ARRAY = "arr_0.npy"
 """Member of an .npz file with the first array that was saved without a name: the pixels."""
 
+ARRAY_REMEDY = "Save the images with numpy.savez(FILE, images), which calls them arr_0: uint8 [N, H, W, 3]."
+"""Sentence for errors: which file of arrays is read as images."""
+
 MAX_IMAGES = 2**24
 """Largest number of images in an array. A name and a number in memory are larger than a tiny image."""
 

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from movq_cli.data.images import PLUGIN_SUFFIXES, image_suffixes
 from movq_cli.data.shards import MANIFEST
 from movq_cli.errors import BadRequestError
+from movq_cli.sources.archives import extraction_remedy
 from movq_cli.sources.beside import VAL_LISTS, index_labels, read_text
 from movq_cli.sources.label_files import label_by_list
 from movq_cli.sources.layout import Layout, is_system_folder, is_visible, read_layout
@@ -61,7 +62,8 @@ def assemble(
     source = Source(location, names, tuple(listed.images[name] for name in names), reader)
     found = names if places is None else [_safe_name(places[member]) for member in source.members]
     source, used = _label(source, listed.others, read_layout(found))
-    warnings = [*_system_warnings(listed.system_folders), *source.warnings, *_unread_warnings(listed.others, used)]
+    unread = unread_warnings(set(listed.others) - set(used))
+    warnings = [*_system_warnings(listed.system_folders), *source.warnings, *unread]
     return replace(source, warnings=tuple(warnings))
 
 
@@ -175,20 +177,24 @@ def _system_warnings(folders: Mapping[str, int]) -> list[str]:
     return [f"folders of the system or of a file server were left out: {', '.join(sorted(folders))}"]
 
 
-def _unread_warnings(others: Mapping[str, int], used: Collection[str]) -> list[str]:
-    """Return one sentence that counts the files that are not read, by suffix."""
-    counts = _suffix_counts([name for name in others if name not in used])
+def unread_warnings(files: Collection[str]) -> list[str]:
+    """Return one sentence that counts files which are not read, by suffix; nothing if there is none.
+
+    Args:
+        files: Names of the files.
+    """
+    counts = _suffix_counts([file for file in files if file not in _OWN_FILES])
     if not counts:
         return []
     sentence = f"{sum(counts.values())} files that are no readable images were left out: {_listed(counts)}"
-    return [sentence + plugin_remedy(counts)]
+    return [sentence + plugin_remedy(counts) + extraction_remedy(counts)]
 
 
 def _no_image(location: str, others: Mapping[str, int]) -> BadRequestError:
     counts = _suffix_counts(others)
     held = f": it holds {_listed(counts)}" if counts else ""
     known = f"Looked for: {' '.join(sorted(image_suffixes()))}."
-    return BadRequestError(f"no image in {location}{held}{plugin_remedy(counts)}", known)
+    return BadRequestError(f"no image in {location}{held}{plugin_remedy(counts)}{extraction_remedy(counts)}", known)
 
 
 def _suffix_counts(names: Collection[str]) -> Counter[str]:

@@ -20,7 +20,7 @@ def open_source(location: str, split: SplitName | None = None) -> Source:
     """List the images of a source.
 
     Args:
-        location: Path of a folder, a zip, a tar (compressed or not), a parquet file, a folder of tars or of parquet
+        location: Path of a folder, a zip, a tar (compressed or not), a parquet file, a folder of zips, tars or parquet
             files, an .npz of pixels, a .txt list of images, an image or a prepared set; or tars with a range of
             numbers, `train-{0000..0009}.tar`; or the name of a public data set. A path that exists takes precedence
             over a name.

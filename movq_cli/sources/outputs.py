@@ -38,12 +38,13 @@ def protect_source(
 
     Raises:
         BadRequestError: An output folder holds images that are read, an output file is one of them, or a picture
-            would be an image of the source.
+            would be an image of the source; or a folder would be read in place of the data set of its name.
         FailureError: An output folder inside the source cannot be marked.
     """
     root = Path(source.location)
     read = [path.resolve() for path in also_read]
     for folder in folders:
+        refuse_name_of_set(source, folder)
         if not folder.is_dir():
             continue
         inside = next((path for path in _images_at(source) if path.is_relative_to(folder.resolve())), None)
@@ -60,6 +61,22 @@ def protect_source(
                 raise BadRequestError(message, _ANOTHER_FILE)
     for folder in folders:
         mark_output(folder, source.location)
+
+
+def refuse_name_of_set(source: Source, folder: Path) -> None:
+    """Refuse an output folder that has the name of the data set which is read: a path takes precedence over a name.
+
+    Args:
+        source: Source of the images.
+        folder: Folder for the output.
+
+    Raises:
+        BadRequestError: The same command would read the output the next time.
+    """
+    root = Path(source.location)
+    if not root.exists() and folder.resolve() == root.resolve():
+        message = f"the folder {folder} would be read in place of the data set {source.location} the next time"
+        raise BadRequestError(message, _ANOTHER_FOLDER)
 
 
 def refuse_replaced(written: Iterable[Path], read: Iterable[Path]) -> None:

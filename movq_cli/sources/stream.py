@@ -12,8 +12,9 @@ from torch import Tensor
 
 from movq_cli.cores import allowed_cores
 from movq_cli.data import pixels
-from movq_cli.data.images import MAX_PIXELS, BadImageError, declared_pixels, decode
+from movq_cli.data.images import MAX_PIXELS, BadImageError, ImageOutOfMemoryError, declared_pixels, decode
 from movq_cli.data.prefetch import map_ahead
+from movq_cli.errors import is_out_of_memory
 from movq_cli.sources.source import Source
 
 T = TypeVar("T")
@@ -51,15 +52,22 @@ def mapped(
         work: Function that is called in a thread with the bytes of a file; it may raise `BadImageError`.
 
     Yields:
-        Each index with the result, or with the error that says why the image cannot be used.
+        Each index with the result, or with the error that says why the image cannot be used. Of these,
+        `ImageOutOfMemoryError` is no property of the image: a command that leaves it out must not end with success.
     """
 
     def attempt(file: tuple[int, bytes | BadImageError]) -> tuple[int, T | BadImageError]:
         index, data = file
+        if isinstance(data, BadImageError):
+            return index, data
         try:
-            return index, data if isinstance(data, BadImageError) else work(data)
+            return index, work(data)
         except BadImageError as error:
             return index, error
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return index, ImageOutOfMemoryError("out of memory")
 
     # The files are read in the calling thread, in order: an archive serves one reader at a time anyway.
     files = ((index, _read(source, index)) for index in indices)
@@ -109,6 +117,8 @@ def _read(source: Source, index: int) -> bytes | BadImageError:
         return source.read(index)
     except BadImageError as error:
         return error
+    except MemoryError:
+        return ImageOutOfMemoryError("out of memory")
 
 
 def _decode_pixels(data: bytes) -> Tensor:

@@ -77,7 +77,7 @@ def test_the_filter_is_recorded_and_the_same_set_with_another_filter_is_refused(
     assert json.loads((tmp_path / "set" / "plan.json").read_text())["filter"] == "vqgan"
     with pytest.raises(BadRequestError, match=r'filter was "vqgan" and is "lanczos"'):
         prepare(pictures, tmp_path / "set")
-    with pytest.raises(BadRequestError, match=r"'nearest' is none of lanczos, .*vqgan"):
+    with pytest.raises(BadRequestError, match=r"'nearest' is no filter\. Known: .*lanczos, vqgan"):
         prepare(pictures, tmp_path / "other", "--filter", "nearest")
 
 

@@ -123,9 +123,9 @@ def test_an_option_without_effect_is_refused(values: dict[str, object], words: s
     from types import SimpleNamespace
     from typing import Any
 
-    from movq_cli.commands.sample import _merge_settings
+    from movq_cli.commands.sample import merge_settings
 
     header: Any = SimpleNamespace(prior=PriorSettings(classes=3), sample=SampleSettings())
     given: Any = SimpleNamespace(transformer=model_of("mask"), header=header, classes=("a", "b", "c"))
     with pytest.raises(BadRequestError, match=words):
-        _merge_settings(given, values)
+        merge_settings(given, values, {})

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from movq_cli.commands.code_maps import find_maps
 from movq_cli.commands.prepare import PrepareRequest, prepare
-from movq_cli.commands.reconstruct import find_maps
 from movq_cli.console import Console
 from movq_cli.errors import BadRequestError
 from movq_cli.sources.open import open_source

@@ -6,12 +6,16 @@ import io
 import os
 import threading
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from movq_cli.data.array_files import member_blocks
-from movq_cli.sources.arrays import ARRAY, open_arrays
+from movq_cli.data.array_files import UNREADABLE_ZIP, member_blocks, reason_of
+from movq_cli.errors import BadRequestError
+from movq_cli.sources.archives import name_unused_titles, places_of, titles_of
+from movq_cli.sources.arrays import ARRAY, ARRAY_REMEDY, open_arrays
+from movq_cli.sources.kinds.tars import begins_as_tar
 from movq_cli.sources.labels import assemble
 from movq_cli.sources.source import Source, SourceKind, check_bytes
 
@@ -22,8 +26,8 @@ class ZipKind(SourceKind):
     is_fallback = True
 
     def matches(self, location: str, path: Path | None) -> bool:
-        """Return whether the file is a zip archive."""
-        return path is not None and not path.is_dir() and zipfile.is_zipfile(path)
+        """Return whether the file is a zip archive, and not a tar whose last file is one."""
+        return path is not None and not path.is_dir() and zipfile.is_zipfile(path) and not begins_as_tar(path)
 
     def open(self, location: str, path: Path | None) -> Source:
         """List the images of the archive."""
@@ -32,9 +36,48 @@ class ZipKind(SourceKind):
             names = archive.namelist()
             if ARRAY in names:
                 return open_arrays(location, path, archive)
-        # Some programs write backslashes, which the format forbids.
-        files = [name.replace("\\", "/") for name in names]
-        return assemble(location, files, ZipReader(path))
+        if names and all(name.endswith(".npy") for name in names):
+            arrays = ", ".join(sorted(name.removesuffix(".npy") for name in names)[:_SHOWN_ARRAYS])
+            raise BadRequestError(f"{path} holds the arrays {arrays}, and no arr_0 with images", ARRAY_REMEDY)
+        return assemble(location, _file_names(names), ZipReader(path))
+
+
+_SHOWN_ARRAYS = 8
+
+
+def open_zips(location: str, paths: Sequence[Path]) -> Source:
+    """List the images in several zip archives.
+
+    Args:
+        location: Location as the user gave it.
+        paths: The archives. Their files are named after their archive too, because names may repeat.
+
+    Returns:
+        The source. Labels come from the class folders or the `dataset.json` in the archives; splits come from the
+        archives' paths, or from the folders in them.
+
+    Raises:
+        BadRequestError: A file is not a zip archive, or there is no image.
+    """
+    titles = titles_of(paths)
+    names: list[str] = []
+    members: list[tuple[int, int]] = []
+    for number, (path, title) in enumerate(zip(paths, titles, strict=True)):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                files = _file_names(archive.namelist())
+        except UNREADABLE_ZIP as error:
+            raise BadRequestError(f"cannot read the zip archive {path}: {reason_of(error)}") from None
+        names += [f"{title}/{file}" for file in files]
+        members += [(number, member) for member in range(len(files))]
+    reader = ZipsReader(tuple(map(ZipReader, paths)), tuple(members))
+    places = places_of(names, titles, [number for number, _ in members])
+    return name_unused_titles(assemble(location, names, reader, places=places), titles)
+
+
+def _file_names(names: Sequence[str]) -> list[str]:
+    """Return the names in a zip archive; some programs write backslashes, which the format forbids."""
+    return [name.replace("\\", "/") for name in names]
 
 
 @dataclass(frozen=True)
@@ -63,6 +106,24 @@ class ZipReader:
 
     def __reduce__(self) -> tuple[type[ZipReader], tuple[Path]]:
         return ZipReader, (self.path,)
+
+
+@dataclass(frozen=True)
+class ZipsReader:
+    """The members of several zip archives."""
+
+    readers: tuple[ZipReader, ...]
+    members: tuple[tuple[int, int], ...]  # number of the archive, and number of the file in it
+
+    def read(self, member: int) -> bytes:
+        """Return the bytes of a member; its checksum is verified."""
+        archive, inner = self.members[member]
+        return self.readers[archive].read(inner)
+
+    def stamp(self, member: int) -> tuple[int, int]:
+        """Return the size and the checksum of a member."""
+        archive, inner = self.members[member]
+        return self.readers[archive].stamp(inner)
 
 
 class _ForkSafeFile(io.RawIOBase):

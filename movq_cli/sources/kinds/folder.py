@@ -1,4 +1,4 @@
-"""Folders of image files, of tars or of parquet files."""
+"""Folders of image files, of archives or of parquet files."""
 
 from __future__ import annotations
 
@@ -7,14 +7,15 @@ import stat
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from movq_cli.data.images import BadImageError
 from movq_cli.errors import BadRequestError
-from movq_cli.sources.kinds.parquet import SUFFIX as PARQUET
-from movq_cli.sources.kinds.parquet import open_parquet
+from movq_cli.sources.archives import is_tar, is_zip
+from movq_cli.sources.kinds.archive import open_zips
+from movq_cli.sources.kinds.parquet import is_parquet, open_parquet
 from movq_cli.sources.kinds.tars import open_tars
-from movq_cli.sources.labels import assemble, is_image
+from movq_cli.sources.labels import assemble, is_image, unread_warnings
 from movq_cli.sources.layout import is_visible
 from movq_cli.sources.output_mark import is_output_inside
 from movq_cli.sources.source import Source, SourceKind, check_bytes, stamp_of_file
@@ -24,7 +25,7 @@ _MAX_VISITS = 1000
 
 
 class FolderKind(SourceKind):
-    """Any folder that no other kind takes: of images, or of tars or parquet files without images beside them."""
+    """Any folder that no other kind takes: of images, or of tars, zips or parquet files without images beside them."""
 
     is_fallback = True
 
@@ -33,18 +34,21 @@ class FolderKind(SourceKind):
         return path is not None and path.is_dir()
 
     def open(self, location: str, path: Path | None) -> Source:
-        """List the images of the folder, or those of its tars or parquet files."""
+        """List the images of the folder, or those of its archives or parquet files."""
         assert path is not None
         outputs: list[str] = []
         files = tuple(_walk(path, "", frozenset(), Counter(), path.resolve(), outputs))
         visible = [file for file in files if all(map(is_visible, file.split("/")))]
-        tars = sorted(file for file in visible if PurePosixPath(file).suffix.lower() == ".tar")
-        if tars and not any(map(is_image, visible)):
-            return open_tars(location, [path / tar for tar in tars])
-        parquets = sorted(file for file in visible if PurePosixPath(file).suffix.lower() == PARQUET)
-        if parquets and not any(map(is_image, visible)):
-            return open_parquet(location, [path / file for file in parquets], parquets)
-        if outputs and not any(map(is_image, visible)):
+        has_images = any(map(is_image, visible))
+        archives = [] if has_images else sorted(filter(is_tar, visible)) or sorted(filter(is_zip, visible))
+        if archives:
+            open_archives = open_tars if is_tar(archives[0]) else open_zips
+            source = open_archives(location, [path / archive for archive in archives])
+            return replace(source, warnings=(*source.warnings, *unread_warnings(set(visible) - set(archives))))
+        tables = [] if has_images else sorted(filter(is_parquet, visible))
+        if tables:
+            return open_parquet(location, [path / table for table in tables], tables)
+        if outputs and not has_images:
             message = f"{path} holds no image but in the output of movq: {', '.join(sorted(outputs))}"
             raise BadRequestError(message, "Name one of these folders to read it.")
         source = assemble(location, files, FolderReader(path, files))

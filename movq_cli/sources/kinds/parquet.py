@@ -29,8 +29,7 @@ from movq_cli.text_encoding import storable_text
 if TYPE_CHECKING:
     from pyarrow.parquet import ParquetFile
 
-SUFFIX = ".parquet"
-"""Suffix of the files."""
+_SUFFIX = ".parquet"
 
 _IMAGE_COLUMNS = ("image", "img")
 """Names of the column of images that are preferred if a file has several."""
@@ -47,12 +46,17 @@ class ParquetKind(SourceKind):
 
     def matches(self, location: str, path: Path | None) -> bool:
         """Return whether the path is a file with the suffix of parquet files."""
-        return path is not None and not path.is_dir() and path.suffix.lower() == SUFFIX
+        return path is not None and not path.is_dir() and is_parquet(path.name)
 
     def open(self, location: str, path: Path | None) -> Source:
         """List the images of the file."""
         assert path is not None
         return open_parquet(location, [path], [path.name])
+
+
+def is_parquet(name: str) -> bool:
+    """Return whether a file has the name of a parquet file."""
+    return PurePosixPath(name).suffix.lower() == _SUFFIX
 
 
 def open_parquet(location: str, paths: Sequence[Path], titles: Sequence[str]) -> Source:
@@ -77,7 +81,7 @@ def open_parquet(location: str, paths: Sequence[Path], titles: Sequence[str]) ->
     digits = max(6, *(len(str(len(table.labels))) for table in tables))
     names: list[str] = []
     for title, table in zip(titles, tables, strict=True):
-        stem = title[: -len(SUFFIX)]
+        stem = title[: -len(_SUFFIX)]
         names += [f"{stem}/{row:0{digits}d}{_suffix(original)}" for row, original in enumerate(table.originals)]
     if not names:
         raise BadRequestError(f"no image in {location}: its parquet files have no rows")

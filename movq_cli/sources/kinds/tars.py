@@ -7,10 +7,8 @@ import gzip
 import io
 import json
 import lzma
-import os
 import re
 import tarfile
-from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -25,8 +23,9 @@ from movq_cli.data.array_files import UNREADABLE_ZIP, reason_of
 from movq_cli.data.shard_index import INDEX
 from movq_cli.errors import BadRequestError
 from movq_cli.files import PositionalFiles
+from movq_cli.sources.archives import name_unused_titles, places_of, titles_of
+from movq_cli.sources.arrays import ARRAY_REMEDY
 from movq_cli.sources.labels import CHOICE, assemble, is_image, plugin_remedy, unlabelled_warning
-from movq_cli.sources.layout import part_of
 from movq_cli.sources.numbering import number_values
 from movq_cli.sources.source import Source, SourceKind, check_bytes, stamp_of_file
 from movq_cli.sources.temporary import extract_copy
@@ -47,6 +46,7 @@ _COMPRESSIONS: Mapping[bytes, Callable[[Path], io.BufferedIOBase]] = {
 }
 """First bytes of compressed files, and how they are read. Each inflates at most as many bytes as are requested."""
 
+_NPY_MAGIC = b"\x93NUMPY"
 _BOMB_REMEDY = "If its images really are that uniform, decompress the archive first."
 _BLOCK = 2**20
 
@@ -82,11 +82,11 @@ def open_tars(location: str, paths: Sequence[Path]) -> Source:
         FailureError: There is no room for a decompressed copy.
     """
     uncompressed = [_uncompressed(path) for path in paths]
-    titles = _titles(paths)
+    titles = titles_of(paths)
     are_several = len(paths) > 1
     files = _list_files(uncompressed, paths, [f"{title}/" if are_several else "" for title in titles])
     reader = TarReader(tuple(uncompressed), files.extents, tuple(paths))
-    places = _places(files.names, titles, files.extents[:, 0]) if are_several else None
+    places = places_of(files.names, titles, files.extents[:, 0].tolist()) if are_several else None
     source = assemble(location, files.names, reader, places=places)
     if files.extras:
         warning = (
@@ -94,29 +94,8 @@ def open_tars(location: str, paths: Sequence[Path]) -> Source:
             "dot is that of another image, which is used"
         )
         source = replace(source, warnings=(*source.warnings, warning))
-    return _with_labels(source, [files.labels[member] for member in source.members], files.has_class_files)
-
-
-def _titles(paths: Sequence[Path]) -> list[str]:
-    """Return a unique title of each tar: its path below the folder that all have in common, without suffixes."""
-    common = os.path.commonpath([os.path.abspath(path.parent) for path in paths])  # noqa: PTH100 - links stay
-    relative = [PurePosixPath(os.path.relpath(path, common)) for path in paths]
-    titles = [str(path.with_name(path.name.split(".tar")[0]).with_suffix("")) for path in relative]
-    counts = Counter(titles)
-    return [title if counts[title] == 1 else str(path) for title, path in zip(titles, relative, strict=True)]
-
-
-def _places(names: Sequence[str], titles: Sequence[str], tars: NDArray[np.int64]) -> list[str]:
-    """Return the paths that give the splits and the classes of files in several tars.
-
-    Args:
-        names: Names of the files, which begin with the title of their tar.
-        titles: Title of each tar. Its words give the split, if those of every tar do.
-        tars: Number of the tar of each file [N].
-    """
-    parts = [part_of(title) for title in titles]
-    folders = [f"{part}/" if None not in parts else "" for part in parts]
-    return [folders[tar] + name[len(titles[tar]) + 1 :] for name, tar in zip(names, tars.tolist(), strict=True)]
+    source = _with_labels(source, [files.labels[member] for member in source.members], files.has_class_files)
+    return name_unused_titles(source, titles)
 
 
 def _with_labels(source: Source, values: Sequence[int | str | None], has_class_files: bool) -> Source:
@@ -312,6 +291,13 @@ def _read_value(archive: tarfile.TarFile, member: tarfile.TarInfo, suffix: str) 
     return True, number if number >= 0 else None
 
 
+def begins_as_tar(path: Path) -> bool:
+    """Return whether a file begins as a tar or a compressed file does."""
+    with path.open("rb") as file:
+        start = file.read(tarfile.BLOCKSIZE)
+    return _is_header(start) or start.startswith(tuple(_COMPRESSIONS))
+
+
 def _uncompressed(path: Path) -> Path:
     """Return the tar itself, or a decompressed copy of it, which allows random access.
 
@@ -333,6 +319,8 @@ def _uncompressed(path: Path) -> Path:
                     return extract_copy(path, blocks, ".tar", compressed=path.stat().st_size, remedy=_BOMB_REMEDY)
         except UNREADABLE_ZIP as error:
             raise BadRequestError(f"cannot decompress {path}: {reason_of(error)}") from None
+    if start.startswith(_NPY_MAGIC):
+        raise BadRequestError(f"{path} is an array alone, which is not read as images", ARRAY_REMEDY)
     raise BadRequestError(
         f"{path} is neither an image, nor a zip or tar archive, or it is damaged{plugin_remedy([path.suffix.lower()])}"
     )
