@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from movq_cli import digests
 from movq_cli.api import Prior
 from movq_cli.errors import BadRequestError
+from movq_cli.models.masked_prior import ORDERS
+from movq_cli.setting_types import MaskSchedule
 from movq_cli.settings import SampleSettings
 
 if TYPE_CHECKING:
@@ -100,18 +102,25 @@ def _top_k(trial: Trial, space: Space) -> int | None:
     return None if value >= size and value != space.base.top_k else value
 
 
-def _guidance_schedule(trial: Trial, _space: Space) -> str:
-    return str(trial.suggest_categorical("guidance_schedule", ["constant", "linear"]))
+def _choice(name: str, values: Sequence[str]) -> Callable[[Trial, Space], str]:
+    """Return the suggestion of one of some values."""
+
+    def suggest(trial: Trial, _space: Space) -> str:
+        return str(trial.suggest_categorical(name, values))
+
+    return suggest
 
 
 _SUGGESTIONS: Mapping[str, Callable[[Trial, Space], Any]] = {
     "steps": _steps,
     "temperature": _number("temperature", 0.6, 1.3),
     "choice_temperature": _number("choice_temperature", 0.0, 15.0),
+    "order": _choice("order", tuple(ORDERS)),
+    "mask_schedule": _choice("mask_schedule", get_args(MaskSchedule)),
     "top_k": _top_k,
     "top_p": _number("top_p", 0.7, 1.0),
     "guidance": _number("guidance", 0.0, 3.0),
-    "guidance_schedule": _guidance_schedule,
+    "guidance_schedule": _choice("guidance_schedule", ["constant", "linear", "power-cosine"]),
 }
 """How a value of each setting is suggested."""
 

@@ -80,8 +80,3 @@ def save(path: Path, trials: Sequence[Measured], tuned: TunedSettings) -> None:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     atomic_write(path, buffer.getvalue())
-
-
-def _points(trials: Sequence[Measured]) -> tuple[list[float], list[float]]:
-    """Return the milliseconds an image and the FIDs of trials."""
-    return [1000 * trial.seconds for trial in trials], [trial.fid for trial in trials]

@@ -81,6 +81,7 @@ def test_a_search_stores_its_trials_its_picture_and_its_result(
     assert (result["trials"], len(result["measured"]), result["fixed"]) == (2, 2, {"top_p": 0.9})
     assert result["preset"] == {
         **{"steps": 4, "temperature": 1.0, "choice_temperature": 4.5},
+        **{"order": "confidence", "mask_schedule": "cosine"},
         **{"top_k": None, "guidance": 0.0, "guidance_schedule": "constant"},
     }
 
@@ -167,6 +168,8 @@ def test_only_settings_that_the_prior_has_are_searched(trained_once: Path, order
         "steps",
         "temperature",
         "choice_temperature",
+        "order",
+        "mask_schedule",
         *common[1:3],
     )
     assert "top_k" not in Space.of(masked, base, {"top_k": 5}, can_guide=True).names
