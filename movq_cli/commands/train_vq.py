@@ -96,8 +96,9 @@ def _describe_discriminator(stage: TokenizerTraining, initial: InitialWeights) -
         return "without a discriminator"
     if initial.discriminator_of(stage.settings) is not None:
         return "with their discriminator"
+    reason = "" if initial.discriminator is None else ", which has another layout"
     return (
-        "without their discriminator: a new one is trained from step "
+        f"without their discriminator{reason}: a new one is trained from step "
         f"{stage.adversary.first_step} on, and its loss begins at step {stage.adversary.start}"
     )
 

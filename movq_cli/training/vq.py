@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from movq_cli import checkpoints, devices
 from movq_cli.data import grids, loader, pixels
@@ -119,7 +119,7 @@ class TokenizerTraining:
         model = model.to(self.device).to(memory_format=self._memory_format)
         settings = self.settings
         rate = learning_rate or settings.learning_rate
-        groups = _parameter_groups(model, settings.codebook_learning_rate)
+        groups = quantization.parameter_groups(model, settings.codebook_learning_rate)
         optimizer = torch.optim.Adam(groups, lr=rate, betas=settings.betas, fused=True)
         return Trainable(model, optimizer, settings, self.steps, self.ranks, average=average, learning_rate=rate)
 
@@ -380,15 +380,6 @@ class _Part(NamedTuple):
     metrics: DeviceMetrics
     encoded: Tensor  # [B, D, h, w], the input of the quantizer
     codes: Tensor  # [B, h, w, c]
-
-
-def _parameter_groups(model: nn.Module, codebook_learning_rate: float | None) -> list[dict[str, Any]]:
-    """Return the parameters of a model; those of the quantizer are a group of their own if they have their own rate."""
-    if codebook_learning_rate is None or not isinstance(model, Tokenizer):
-        return [{"params": list(model.parameters())}]
-    own = list(model.quantize.parameters())
-    others = [parameter for parameter in model.parameters() if all(parameter is not one for one in own)]
-    return [{"params": others}, {"params": own, "constant_rate": codebook_learning_rate}]
 
 
 def _frozen(model: Tokenizer, parts: Collection[str]) -> Tokenizer:
