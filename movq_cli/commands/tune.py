@@ -136,6 +136,7 @@ def tune(request: TuneRequest, console: Console) -> None:
         measure = Measure(prior, prior.class_ids(sample.classes), sample, evaluator, device)
         key = {
             "prior": sha256(weights),
+            "tokenizer": None if prior.tokenizer_file is None else sha256(prior.tokenizer_file),
             "real": [real.location, real.split],
             "inception": evaluator.inception.digest,
             "images": sample.n,

@@ -96,7 +96,9 @@ class CodeStatistics:
             limit = np.mean([part.limit for part in parts.values()])
             chance = np.mean([part.by_chance for part in parts.values()])
             values[key] = float(np.mean([part.adjusted for part in parts.values()]))
-            variants[key] = f"mutual information {_TEXTS[kind]}, nats, at most {limit:.2f}, less {chance:.2g} of chance"
+            variants[key] = (
+                f"mutual information {_TEXTS[kind]}, nats, at most {limit:.2f}; random pairs have {chance:.2g}"
+            )
         return values, variants
 
     def protocol(self) -> dict[str, Any]:
