@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -43,13 +44,13 @@ def index_labels(names: Sequence[str], others: Mapping[str, int], reader: Reader
         labels = _parse_index(read_text(reader, member)) if path.name == INDEX else None
         if labels is not None:
             folder = "" if str(path.parent) == "." else f"{path.parent}/"
-            found[folder] = {folder + name: label for name, label in labels.items()}
+            found[folder] = {_normal(folder + name): label for name, label in labels.items()}
             used.add(file)
     if not found:
         return None
     values: dict[str, int | str | None] = dict.fromkeys(names)
     for folder in sorted(found, key=len):
-        values |= {name: found[folder].get(name) for name in names if name.startswith(folder)}
+        values |= {name: found[folder].get(_normal(name)) for name in names if name.startswith(folder)}
     return IndexLabels(tuple(values[name] for name in names), any(found.values()), frozenset(used))
 
 
@@ -86,6 +87,16 @@ def _parse_index(text: str) -> dict[str, int | str] | None:
 
 
 def _as_label(label: object) -> int | str:
+    """Return the class that a label stands for: a number, a name, or the position of the one in a one-hot vector."""
+    if isinstance(label, float) and label.is_integer():
+        return int(label)
+    if isinstance(label, list) and len(label) > 1 and sorted(label) == [0] * (len(label) - 1) + [1]:
+        return label.index(1)
     if not isinstance(label, int | str):
         raise TypeError(label)
     return label
+
+
+def _normal(name: str) -> str:
+    """Return a name in one Unicode form: macOS stores the parts of an accented letter, and other systems the letter."""
+    return unicodedata.normalize("NFC", name)

@@ -20,10 +20,16 @@ _PARTS: dict[str, Part] = {
     "val": "val",
     "valid": "val",
     "validation": "val",
+    "dev": "val",
     "test": "test",
     "testing": "test",
+    "eval": "test",
+    "evaluation": "test",
 }
 """The part that a folder or an archive of this name holds, in lower case."""
+
+_YEAR = re.compile(r"[_-]?[0-9]{1,4}$")
+"""What may follow the name of a part: COCO has `train2017` and `val2017`."""
 
 _IMAGE_FOLDERS = frozenset(["image", "images", "img", "imgs", "jpegimages"])
 """Names of folders, in lower case, that separate images from other files. They are no classes."""
@@ -124,11 +130,15 @@ def _common_depth(folders: Sequence[Sequence[str]]) -> int:
 def _parts(folders: Sequence[Sequence[str]], depth: int) -> list[Part | None] | None:
     """Return the part of each image by its folder at a depth; None if these folders are no parts of a data set."""
     tops = {top for top in _folders_at(folders, depth) if top is not None}
-    known = {_PARTS.get(top.lower()) for top in tops}
+    known = {_folder_part(top) for top in tops}
     found = known - {None}
-    if len(found) < 2 or (None in known and not {"train", "val"} <= found):
+    if len(found) < 2 or (None in known and "train" not in found):
         return None
-    return [_PARTS.get(path[depth].lower()) if depth < len(path) else None for path in folders]
+    return [_folder_part(path[depth]) if depth < len(path) else None for path in folders]
+
+
+def _folder_part(name: str) -> Part | None:
+    return _PARTS.get(_YEAR.sub("", name.lower()))
 
 
 def _outside_warnings(names: Sequence[str], parts: Sequence[Part | None]) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path, PurePosixPath
 
@@ -110,11 +111,12 @@ def _numbered(source: Source) -> set[int]:
 
 def _listed(source: Source, val_list: Path) -> set[int]:
     """Choose the images that a list names: by their path, their file name, or their file name without suffix."""
-    listed = {line.strip() for line in read_lines(val_list, "list")} - {""}
+    # macOS stores the parts of an accented letter in a name, and other systems the letter.
+    listed = {unicodedata.normalize("NFC", line.strip()) for line in read_lines(val_list, "list")} - {""}
     found: dict[str, list[int]] = {}
     for index, name in enumerate(source.names):
-        path = PurePosixPath(name)
-        for key in {name, path.name, path.stem}:
+        path = PurePosixPath(unicodedata.normalize("NFC", name))
+        for key in {str(path), path.name, path.stem}:
             found.setdefault(key, []).append(index)
     for name in sorted(listed):
         matches = len(found.get(name, ()))
