@@ -120,7 +120,9 @@ def digest(bench: Bench, job: Job) -> str:
     """Return eight digits that identify the source, the settings and the seed of a run."""
     settings = presets.load(bench.preset, (*bench.overrides, *changes_of(job)))
     sections = {"data", "vq", "train_vq"} | (_STAGE_2 if job.stage == "prior" else set())
-    parts = (Path(bench.source).name, str(bench.held_out), settings.model_dump_json(include=sections))
+    # Without the defaults, so that a new setting that changes nothing does not make measured rows obsolete.
+    chosen = settings.model_dump_json(include=sections, exclude_defaults=True)
+    parts = (Path(bench.source).name, str(bench.held_out), chosen)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
 
 
