@@ -13,6 +13,9 @@ from movq_cli.version import __version__
 Kind = Literal["vq", "prior"]
 """Kind of a run: that of a tokenizer (stage 1) or of a prior (stage 2)."""
 
+COMMAND: dict[Kind, str] = {"vq": "train-vq", "prior": "train-prior"}
+"""Command that trains each kind of run."""
+
 
 class Change(Settings):
     """An entry of a run's history: a branch from another run, or a resumption with other settings."""

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -15,7 +14,8 @@ from movq_cli.console import write_line
 from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_write
 from movq_cli.interop import hub
-from movq_cli.run_manifest import Change, ImportRecord, Kind, RunManifest
+from movq_cli.run_changes import FREE_TO_CHANGE, changed_settings, require_same_run
+from movq_cli.run_manifest import COMMAND, Change, ImportRecord, Kind, RunManifest
 from movq_cli.settings import Preset, TokenizerSettings
 
 ROOT = Path("runs")
@@ -23,32 +23,6 @@ ROOT = Path("runs")
 
 WEIGHTS: dict[Kind, str] = {"vq": "tokenizer.safetensors", "prior": "prior.safetensors"}
 """Name of the weight file of each kind of run."""
-
-COMMAND: dict[Kind, str] = {"vq": "train-vq", "prior": "train-prior"}
-"""Command that trains each kind of run."""
-
-_FREE_TO_CHANGE = frozenset(
-    f"{section}.{name}"
-    for section in ("train_vq", "train_prior")
-    for name in (
-        *("steps", "epochs", "log_every", "validate_every", "validate_images", "evaluate_every", "evaluate_images"),
-        *("checkpoint_every", "keep_checkpoints", "best_by", "early_stop", "tensorboard", "wandb", "trackio", "report"),
-        *("accumulate", "compile", "activation_checkpointing", "channels_last"),
-        *("precision", "base_learning_rate", "warmup_steps", "decay", "clip_norm"),
-        *("l1_weight", "l2_weight", "perceptual_weight", "codebook_weight", "commitment_weight", "adversarial_weight"),
-        *("discriminator_start", "discriminator_ramp", "discriminator_warmup", "discriminator_learning_rate"),
-        *("adaptive_weight_limit", "revive_every", "weight_decay", "label_dropout", "label_smoothing", "mask_schedule"),
-        *("quantizer_gradient", "entropy_weight", "entropy_temperature"),
-        *("perturbed_images", "perturbed_codes", "perturbation_neighbors"),
-        *("lecam_weight", "r1_weight", "r1_every", "discriminator_augmentation"),
-    )
-) | {"prior.dropout"}
-"""Settings that may differ when a run is resumed: its length, how it is computed and monitored, and what a user changes
-after training has become unstable or to go on in another way: rates, and weights of losses."""
-
-
-_OF_THIS_MACHINE = frozenset({"data.path", "data.workers", "description"})
-"""Settings that do not change what is trained; a run's history does not record them."""
 
 
 @dataclass(frozen=True)
@@ -188,8 +162,8 @@ def start_or_resume(run: Run, manifest: RunManifest, initial: tuple[str, tuple[s
     if run.manifest_file.exists():
         before = run.read()
         changes = changed_settings(before.settings, manifest.settings, run.kind)
-        different = {name: values for name, values in changes.items() if name not in _FREE_TO_CHANGE}
-        _require_same_run(run, before, manifest, different, "Name another folder with --run, or remove this one.")
+        different = {name: values for name, values in changes.items() if name not in FREE_TO_CHANGE}
+        require_same_run(run.folder, before, manifest, different, "Name another folder with --run, or remove this one.")
         if initial is not None and initial[1] not in {change.weights for change in before.history}:
             raise BadRequestError(
                 f"{run.folder} did not begin with the weights in {initial[0]}",
@@ -260,10 +234,10 @@ def branch(origin: Run, step: int, manifest: RunManifest) -> RunManifest:
     different = {
         name: values
         for name, values in changes.items()
-        if (name.startswith(fixed) and name not in _FREE_TO_CHANGE)
+        if (name.startswith(fixed) and name not in FREE_TO_CHANGE)
         or (name == "train_prior.random_order" and None in values)
     }
-    _require_same_run(origin, before, manifest, different, "Go on with these settings, or train from the start.")
+    require_same_run(origin.folder, before, manifest, different, "Go on with these settings, or train from the start.")
     entry = Change(step=step, time=now(), branched_from=str(origin.folder), settings=changes)
     earlier = tuple(change for change in before.history if change.step <= step)
     return manifest.model_copy(update={"step": step, "history": (*earlier, entry)})
@@ -378,43 +352,3 @@ def _newest_finished(kind: Kind, fits: TokenizerSettings | None, root: Path) -> 
 
 def _train_first(kind: Kind) -> str:
     return f"Train one (movq {COMMAND[kind]} --preset NAME), or name the run folder of one."
-
-
-def _require_same_run(
-    run: Run, before: RunManifest, after: RunManifest, different: Mapping[str, tuple[Any, Any]], remedy: str
-) -> None:
-    """Refuse to go on from a run with anything that would make it another run, such as these different settings."""
-    if before.kind != after.kind:
-        raise BadRequestError(f"{run.folder} is a run of `movq {COMMAND[before.kind]}`", remedy)
-    if before.imported is not None:
-        raise BadRequestError(f"{run.folder} holds imported weights, whose training cannot be resumed", remedy)
-    if before.tokenizer != after.tokenizer:
-        raise BadRequestError(
-            f"{run.folder} was trained on the codes of another tokenizer ({_short(before.tokenizer)}, "
-            f"not {_short(after.tokenizer)})",
-            remedy,
-        )
-    if before.data != after.data:
-        raise BadRequestError(f"{run.folder} was trained on another prepared set", remedy)
-    if different:
-        name, (old, new) = next(iter(different.items()))
-        more = f" and {len(different) - 1} more" if len(different) > 1 else ""
-        raise BadRequestError(
-            f"{run.folder} was trained with other settings ({name}: {old} before, {new} now{more})", remedy
-        )
-
-
-def changed_settings(before: Preset, after: Preset, kind: Kind) -> dict[str, tuple[Any, Any]]:
-    """Return the settings that differ, with both values as in JSON, of those on which training of this kind depends."""
-    sections = {"vq": ("data", "vq", "train_vq"), "prior": ("data", "vq", "views", "prior", "train_prior")}[kind]
-    old, new = before.model_dump(mode="json"), after.model_dump(mode="json")
-    return {
-        f"{section}.{name}": (old[section].get(name), value)
-        for section in sections
-        for name, value in new[section].items()
-        if old[section].get(name) != value and f"{section}.{name}" not in _OF_THIS_MACHINE
-    }
-
-
-def _short(digest: str | None) -> str:
-    return "none" if digest is None else digest[:12]

@@ -25,7 +25,7 @@ LAYERS = [
     {"sources"},
     {"data"},
     {"agreement", "launcher", "ranks"},
-    {"interop", "presets", "checkpoints", "devices", "runs", "run_manifest", "run_history"},
+    {"interop", "presets", "checkpoints", "devices", "runs", "run_changes", "run_manifest", "run_history"},
     {"models"},
     {"digests"},
     {"console", "cores", "files", "folder_locks", "paths", "signals", "streams", "strict_yaml", "text_encoding"},

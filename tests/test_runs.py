@@ -8,7 +8,7 @@ import pytest
 
 from movq_cli import runs
 from movq_cli.errors import BadRequestError
-from movq_cli.run_manifest import Kind, RunManifest
+from movq_cli.run_manifest import COMMAND, Kind, RunManifest
 from movq_cli.runs import Run
 from movq_cli.settings import Preset
 
@@ -41,7 +41,7 @@ def test_only_runs_with_the_given_tokenizer_settings_are_found(tmp_path: Path, t
 
 @pytest.mark.parametrize("kind", ["vq", "prior"])
 def test_without_any_run_the_error_says_what_to_train(tmp_path: Path, kind: Kind) -> None:
-    with pytest.raises(BadRequestError, match=f"movq {runs.COMMAND[kind]}"):
+    with pytest.raises(BadRequestError, match=f"movq {COMMAND[kind]}"):
         runs.find_run(None, kind, root=tmp_path)
     with pytest.raises(BadRequestError, match="nowhere"):
         runs.find_run(tmp_path / "nowhere", kind)

@@ -15,8 +15,8 @@ from movq_cli.data.shards import DatasetManifest
 from movq_cli.data.tuned_settings import TunedSettings
 from movq_cli.errors import BadRequestError, FailureError, MovqError
 from movq_cli.evaluation import feature_cache
-from movq_cli.run_manifest import RunManifest
-from movq_cli.runs import COMMAND, Run
+from movq_cli.run_manifest import COMMAND, RunManifest
+from movq_cli.runs import Run
 
 Check = tuple[int, Callable[[], list[str]]]
 """A number of files, and the function that checks them; it returns or raises their errors."""

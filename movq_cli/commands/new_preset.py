@@ -19,8 +19,7 @@ from movq_cli.devices import Memory
 from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_write
 from movq_cli.image_size import ImageSize
-from movq_cli.run_manifest import Kind
-from movq_cli.runs import COMMAND
+from movq_cli.run_manifest import COMMAND, Kind
 from movq_cli.settings import Preset
 from movq_cli.training import fit
 from movq_cli.training.cost import Cost

@@ -22,8 +22,8 @@ from movq_cli.evaluation.image_sets import ImageSet
 from movq_cli.launcher import joined_ranks, launch, starts_processes
 from movq_cli.paths import require_utf8
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
-from movq_cli.run_manifest import Kind, RunManifest
-from movq_cli.runs import COMMAND, ROOT, Run
+from movq_cli.run_manifest import COMMAND, Kind, RunManifest
+from movq_cli.runs import ROOT, Run
 from movq_cli.settings import Preset
 from movq_cli.training import checkpointer, loop
 from movq_cli.training.initial_weights import InitialWeights

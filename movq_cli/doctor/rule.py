@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from movq_cli.run_history import RunHistory, Series
-from movq_cli.run_manifest import Kind
-from movq_cli.runs import COMMAND
+from movq_cli.run_manifest import COMMAND, Kind
 
 FEWEST_VALIDATIONS = 3
 """Number of validations without which nothing is said about a trend: the first ones are of an untrained model."""

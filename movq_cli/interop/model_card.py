@@ -10,8 +10,8 @@ from movq_cli.checkpoints import PriorHeader
 from movq_cli.errors import MovqError
 from movq_cli.models.priors import CodePrior
 from movq_cli.models.tokenizer import Tokenizer
-from movq_cli.run_manifest import Kind, RunManifest
-from movq_cli.runs import COMMAND, Run
+from movq_cli.run_manifest import COMMAND, Kind, RunManifest
+from movq_cli.runs import Run
 
 
 def of_tokenizer(

@@ -10,7 +10,7 @@ from movq_cli.data.shards import MANIFEST, DatasetManifest
 from movq_cli.errors import MovqError
 from movq_cli.report.blocks import Block, Table
 from movq_cli.run_history import RunHistory
-from movq_cli.runs import COMMAND
+from movq_cli.run_manifest import COMMAND
 
 _NAMES = {
     "psnr": "PSNR, dB",
