@@ -19,7 +19,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from movq_cli.app import app
-from movq_cli.cli.options import setting_bounds, setting_description
+from movq_cli.cli.setting_options import setting_bounds, setting_description
 from movq_cli.presets import section_class, settings_fields
 from movq_cli.settings import Preset
 

@@ -21,9 +21,9 @@ from movq_cli.cli.options import (
     image_size,
     is_given,
     refuse_unused,
-    setting_option,
     split_name,
 )
+from movq_cli.cli.setting_options import setting_option
 from movq_cli.errors import BadRequestError
 from movq_cli.settings import SampleSettings
 

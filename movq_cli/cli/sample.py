@@ -15,12 +15,12 @@ from movq_cli.cli.options import (
     Quiet,
     WeightsFolder,
     WeightsOf,
-    add_setting_options,
     chosen_weights,
     console_for,
     refuse_unused,
     split_name,
 )
+from movq_cli.cli.setting_options import add_setting_options
 from movq_cli.errors import BadRequestError
 from movq_cli.settings import SampleSettings
 

@@ -22,9 +22,9 @@ from movq_cli.cli.options import (
     chosen_weights,
     console_for,
     require_used_settings,
-    setting_option,
     with_setting,
 )
+from movq_cli.cli.setting_options import setting_option
 from movq_cli.errors import BadRequestError
 from movq_cli.settings import PriorSettings
 
