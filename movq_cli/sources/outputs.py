@@ -38,13 +38,17 @@ def protect_source(
 
     Raises:
         BadRequestError: An output folder holds images that are read, an output file is one of them, or a picture
-            would be an image of the source; or a folder would be read in place of the data set of its name.
+            would be an image of the source; a folder is a file, or lies below one; or a folder
+            would be read in place of the data set of its name.
         FailureError: An output folder inside the source cannot be marked.
     """
+    for picture in pictures:
+        _refuse_file_as_folder(picture.parent)
     root = Path(source.location)
     read = [path.resolve() for path in also_read]
     for folder in folders:
         refuse_name_of_set(source, folder)
+        _refuse_file_as_folder(folder)
         if not folder.is_dir():
             continue
         inside = next((path for path in _images_at(source) if path.is_relative_to(folder.resolve())), None)
@@ -94,6 +98,13 @@ def refuse_replaced(written: Iterable[Path], read: Iterable[Path]) -> None:
         # Writing replaces the name, and not the file to which a link of this name leads.
         if str(path.parent.resolve() / path.name) in known or str(path.resolve()) in known:
             raise BadRequestError(f"{path} is read, so that it cannot be written", _ANOTHER_FILE)
+
+
+def _refuse_file_as_folder(folder: Path) -> None:
+    """Refuse a folder that is a file or lies below one, before the work whose result would be written into it."""
+    existing = next((path for path in (folder, *folder.parents) if os.path.lexists(path)), folder)
+    if existing.exists() and not existing.is_dir():
+        raise BadRequestError(f"{existing} is a file, so that nothing can be written into it", _ANOTHER_FOLDER)
 
 
 def mark_output(folder: Path, location: str) -> None:

@@ -86,3 +86,14 @@ def test_output_in_a_folder_that_has_the_name_of_the_data_set_is_refused(
     with pytest.raises(BadRequestError, match="would be read in place of the data set cifar10 the next time"):
         protect_source(source, [Path("./cifar10")], [])
     protect_source(source, [Path("data/cifar10")], [])
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below"])
+def test_output_below_a_file_is_refused_before_the_work(tmp_path: Path, folder: str) -> None:
+    (tmp_path / "file").write_text("x")
+    source = Source("cifar10", ("0.png",), (0,), ArrayReader(np.zeros((1, 9, 9), np.uint8)))
+    with pytest.raises(BadRequestError, match="file is a file, so that nothing can be written into it"):
+        protect_source(source, [tmp_path / folder], [])
+    with pytest.raises(BadRequestError, match="file is a file, so that nothing can be written into it"):
+        protect_source(source, [], [], pictures=[tmp_path / folder / "grid.png"])
+    protect_source(source, [tmp_path / "new" / "folder"], [], pictures=[tmp_path / "other" / "grid.png"])
