@@ -19,7 +19,8 @@ Source = Annotated[
     typer.Argument(
         metavar="SRC",
         help="Images: a folder (class folders give labels), zip, tar, parquet, folder of these, "
-        "'train-{0000..0009}.tar' (WebDataset), .npz of pixels, list of images (.txt), image, or name of a data set: digits, cifar10 ...",
+        "'train-{0000..0009}.tar' (WebDataset), .npz of pixels, list of images (.txt), image, or name of a data set: "
+        "digits, cifar10 ...",
     ),
 ]
 
