@@ -5,11 +5,12 @@ from __future__ import annotations
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
 
 from movq_cli import signals
@@ -44,14 +45,22 @@ def results(work: Callable[[int], _Result], count: int, workers: int) -> Iterato
                 futures = {pool.submit(_do, number): number for number in range(count)}
             yield ((futures[future], future.result()) for future in as_completed(futures))
         except (BrokenProcessPool, MemoryError):
+            # A killed process may have held the lock of the pool's queue, for which the others then wait without end.
+            _kill(set(multiprocessing.active_children()) - others)
             remedy = "Finished shards stay: run it again, with fewer --workers if there was too little memory."
             raise FailureError("a worker process was killed or ran out of memory", remedy) from None
         except KeyboardInterrupt:
-            for process in set(multiprocessing.active_children()) - others:
-                process.kill()  # Otherwise leaving the pool would wait until each process has finished its shard.
+            # Otherwise leaving the pool would wait until each process has finished its shard.
+            _kill(set(multiprocessing.active_children()) - others)
             raise
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _kill(processes: Iterable[BaseProcess]) -> None:
+    """Kill processes, which ignore the signal by which the pool ends them."""
+    for process in processes:
+        process.kill()
 
 
 _work: Callable[[int], Any]
