@@ -12,6 +12,7 @@ from PIL import Image
 
 from benchmarks.evaluation import draw_weights
 from movq_cli import api, checkpoints
+from movq_cli.data import grids
 from movq_cli.data.shards import PreparedSet
 from movq_cli.runs import Run
 from movq_cli.settings import Preset
@@ -71,7 +72,10 @@ def test_the_set_and_the_weight_files_have_height_and_width(wide: Path) -> None:
 def test_samples_reconstructions_and_metrics_are_of_the_trained_size(wide: Path) -> None:
     run_movq(wide, "sample", "samples", "-n", "2", "--grid", "grid.png")
     assert {size_of(path) for path in (wide / "samples").rglob("*.png")} == {(32, 16)}
-    assert size_of(wide / "grid.png") == (2 * (2 * (32 + 2) + 2), 2 * (16 + 2 + 2))
+    grid, tiles = grids.read(wide / "grid.png")
+    assert (grid.rows, grid.columns, tiles.shape) == (1, 2, (2, 16, 32, 3))
+    for tile, path in zip(tiles, sorted((wide / "samples").rglob("*.png")), strict=True):
+        assert np.array_equal(tile, np.asarray(Image.open(path).convert("RGB")))
     run_movq(wide, "reconstruct", "data", "same", "--split", "val")
     assert {size_of(path) for path in (wide / "same").rglob("*.png")} == {(32, 16)}
     done = run_movq(wide, "evaluate", "data", "same", "--psnr", "--crop", "16x32", "--json")

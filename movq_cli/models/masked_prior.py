@@ -167,18 +167,20 @@ class MaskedPrior(CodePrior):
         return self._guided_logits(unknown, distinct, settings, 0)[index]
 
 
-_SCHEDULES: dict[MaskSchedule, Callable[[Tensor], Tensor]] = {
-    "cosine": lambda progress: torch.cos(progress * (math.pi / 2)),
-    "arccos": lambda progress: torch.acos(progress) / (math.pi / 2),
-    "linear": lambda progress: 1 - progress,
-    "square": lambda progress: 1 - progress.square(),
+_SCHEDULES: dict[MaskSchedule, Callable[[Any, Any], Any]] = {
+    "cosine": lambda progress, module: module.cos(progress * (math.pi / 2)),
+    "arccos": lambda progress, module: module.acos(progress) / (math.pi / 2),
+    "linear": lambda progress, module: 1 - progress,
+    "square": lambda progress, module: 1 - progress * progress,
 }
-"""The mask schedules: cosine, linear and square of MaskGIT, and the arccos of MaskBit (Weber et al. 2024)."""
+"""The mask schedules as functions of the progress, a tensor or a number, and of the module with its functions: cosine,
+linear and square of MaskGIT, and the arccos of MaskBit (Weber et al. 2024)."""
 
 
 def mask_ratio(progress: Tensor, schedule: MaskSchedule = "cosine") -> Tensor:
     """Return the share of codes, in [0, 1], that are masked at a progress in [0, 1]: from 1 at 0 to 0 at 1."""
-    return _SCHEDULES[schedule](progress)
+    ratio: Tensor = _SCHEDULES[schedule](progress, torch)
+    return ratio
 
 
 def training_mask(shape: Sequence[int], generator: torch.Generator, schedule: MaskSchedule = "cosine") -> Tensor:
@@ -262,7 +264,7 @@ def masked_after(step: int, steps: int, start: Tensor, now: Tensor, schedule: Ma
     """
     if step == steps - 1:
         return torch.zeros_like(start)
-    share = mask_ratio(torch.tensor((step + 1) / steps, dtype=torch.float64), schedule).item()
+    share: float = _SCHEDULES[schedule]((step + 1) / steps, math)
     masked = (start.double() * share + _ROUNDING).floor().long()
     return masked.minimum(now - 1).clamp(min=1).minimum(now)
 

@@ -2,64 +2,63 @@
 
 from __future__ import annotations
 
-import resource
-from collections.abc import Iterator
-from contextlib import contextmanager
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from movq_cli.data.images import encode_png
+
+# A new process, because one that has freed much memory decodes the large image in that.
+SCRIPT = """
+import json, resource, sys
+from pathlib import Path
 from movq_cli.commands.prepare import PrepareRequest, prepare
 from movq_cli.commands.prepare_plan import Preprocessing
 from movq_cli.console import Console
-from movq_cli.data.images import ImageOutOfMemoryError, encode_png
+from movq_cli.data.images import ImageOutOfMemoryError
 from movq_cli.errors import FailureError
 from movq_cli.evaluation.image_sets import ImageSet
 from movq_cli.sources import stream
 from movq_cli.sources.open import open_source
 
+pictures, out, quiet = sys.argv[1], Path(sys.argv[2]), Console(quiet=True)
+list(stream.decoded(open_source(pictures), [0, 2]))  # The stacks of the decoding threads are not part of the limit.
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 250 * 2**20,) * 2)  # The large image takes 396 MB.
 
-@contextmanager
-def little_memory() -> Iterator[None]:
-    """Limit this process to 200 MiB more than it has; the large image of the tests takes 396 MB."""
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (used + 200 * 2**20, before[1]))
+def message_of(work):
     try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_AS, before)
+        work()
+    except FailureError as error:
+        return str(error)
+
+streamed = [isinstance(image, ImageOutOfMemoryError) for _, image in stream.decoded(open_source(pictures), range(3))]
+images = ImageSet("real", pictures, "train", console=quiet)
+evaluated = message_of(lambda: list(images.read(range(3))))
+prepared = message_of(lambda: prepare(PrepareRequest(pictures, out / "all", val="1"), quiet))
+prepare(PrepareRequest(pictures, out / "small", Preprocessing(max_pixels=10**6), "1"), quiet)
+rejects = (out / "small" / "rejects.jsonl").read_text()
+print(json.dumps([streamed, images.unreadable, evaluated, prepared, rejects]))
+"""
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with two small images, and one of 132 megapixels between them."""
-    folder = tmp_path_factory.mktemp("pictures")
+@pytest.mark.slow
+def test_a_large_image_is_named_and_the_remedy_works(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
     for name in ("a", "c"):
         (folder / f"{name}.png").write_bytes(encode_png(Image.new("RGB", (9, 9))))
     Image.new("P", (11000, 12000)).save(folder / "b.gif")
-    return folder
-
-
-def test_a_large_image_of_a_stream_is_named_and_the_others_are_decoded(pictures: Path) -> None:
-    with little_memory():
-        found = [image for _, image in stream.decoded(open_source(str(pictures)), range(3))]
-    assert [isinstance(image, ImageOutOfMemoryError) for image in found] == [False, True, False]
-
-
-def test_a_metric_is_not_computed_without_an_image_that_another_machine_could_decode(pictures: Path) -> None:
-    images = ImageSet("real", str(pictures), "train", console=Console(quiet=True))
-    with little_memory(), pytest.raises(FailureError, match=r"real: out of memory at b\.gif"):
-        list(images.read(range(3)))
-    assert images.unreadable == {}
-
-
-def test_a_set_is_not_prepared_without_it_and_the_remedy_works(pictures: Path, tmp_path: Path) -> None:
-    request = PrepareRequest(str(pictures), tmp_path / "data", val="1")
-    with little_memory(), pytest.raises(FailureError, match=r"out of memory at the image b\.gif.*--max-pixels"):
-        prepare(request, Console(quiet=True))
-    small = PrepareRequest(str(pictures), tmp_path / "small", Preprocessing(max_pixels=10**6), "1")
-    with little_memory():
-        prepare(small, Console(quiet=True))
-    assert "b.gif" in (tmp_path / "small" / "rejects.jsonl").read_text()
+    done = subprocess.run([sys.executable, "-c", SCRIPT, folder, tmp_path], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    streamed, unreadable, evaluated, prepared, rejects = json.loads(done.stdout.splitlines()[-1])
+    assert streamed == [False, True, False]  # The others are decoded.
+    assert unreadable == {}  # Another machine could decode the image, so that no metric is computed without it.
+    assert "real: out of memory at b.gif" in evaluated
+    assert "out of memory at the image b.gif" in prepared
+    assert "--max-pixels" in prepared
+    assert "b.gif" in rejects
