@@ -43,7 +43,8 @@ Sets = Annotated[
     typer.Argument(
         metavar="REAL FAKE",
         help="Originals, then reconstructions or samples: a folder, zip, tar, prepared set or .npz file of pixels. "
-        "REAL may be statistics. --stats, --codebook and --codes take one set, --table takes JSON files.",
+        "REAL may be statistics. --stats and --codebook take one set, --codes one set that a run may precede, --table "
+        "takes JSON files.",
         show_default=False,
     ),
 ]
@@ -172,6 +173,8 @@ def evaluate(
 
         tabulate(sets, console, out)
         return
+    if codes and run is None and len(sets) == 2 and _is_tokenizer(Path(sets[0])):
+        run, sets = Path(sets[0]), sets[1:]  # movq evaluate --codes RUN SET
     rule = "--stats takes one set" if stats is not None else "--codes takes one set" if codes else None
     _check_number(sets, rule, is_codebook_alone=is_codebook_alone)
     request = EvaluationRequest(
@@ -195,6 +198,11 @@ def evaluate(
         requires_splits=is_given(context, "split"),
     )
     _run(sets, stats, request, console, codes=codes)
+
+
+def _is_tokenizer(path: Path) -> bool:
+    """Return whether a path is a weight file or a run folder, and not a set of images."""
+    return path.suffix == ".safetensors" or (path / "run.json").is_file()
 
 
 def _refuse_unused(

@@ -61,6 +61,9 @@ def test_the_codes_of_a_set_are_measured_and_earlier_priors_are_named(
     assert (prior["run"], prior["same_tokenizer"]) == ("runs/tiny-prior", True)
     assert result["prior_gain"] == prior["gain"] == entropies[int(np.argmin(losses))] - min(losses)
 
+    # The run may also be the first argument.
+    assert evaluate(capsys, "--codes", "runs/tiny-vq", "data")[0]["code_entropy"] == result["code_entropy"]
+
     assert "perturbed_fid" not in result
     assert said.count("no perturbed FID: the weights weights-inception") == 1
     assert {key: json.loads(Path("codes.json").read_text())[key] for key in result} == result
