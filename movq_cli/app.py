@@ -182,7 +182,7 @@ _LESS_MEMORY = {
     "sample": "Set a smaller --batch-size",
     "evaluate": "Set a smaller --batch-size",
 }
-"""What lowers the memory of a command."""
+"""Advice that lowers the memory of a command, by the name of the command."""
 
 
 def _report_unexpected(error: BaseException) -> int:

@@ -90,7 +90,7 @@ class _Line:
 
 @dataclass(frozen=True)
 class RunHistory:
-    """What the folder of a run tells about it, apart from the content of weights and pictures."""
+    """The content of a run folder, apart from that of weights and pictures."""
 
     run: Run
     manifest: RunManifest
@@ -185,10 +185,9 @@ class RunHistory:
         train = self.manifest.settings.train_vq
         if self.manifest.kind != "vq" or train.adversarial_weight == 0:
             return None
-        first = train.discriminator_start
-        if isinstance(first, int):
-            return first
-        return round(float(first[:-1]) / 100 * self.manifest.steps) if first.endswith("%") else None
+        if "epoch" in str(train.discriminator_start):
+            return None  # The log of this run does not have the number of steps of an epoch.
+        return train.discriminator_step(self.manifest.steps, 0)
 
     @property
     def resumptions(self) -> tuple[int, ...]:

@@ -16,6 +16,14 @@ Kind = Literal["vq", "prior"]
 COMMAND: dict[Kind, str] = {"vq": "train-vq", "prior": "train-prior"}
 """Command that trains each kind of run."""
 
+SECTIONS: dict[Kind, str] = {"vq": "train_vq", "prior": "train_prior"}
+"""Section of the training settings of each kind of run."""
+
+
+def train_settings(settings: Preset, kind: Kind) -> TrainSettings:
+    """Return the training settings of a kind of run."""
+    return settings.train_vq if kind == "vq" else settings.train_prior
+
 
 class Change(Settings):
     """An entry of a run's history: a branch from another run, or a resumption with other settings."""
@@ -94,7 +102,7 @@ class RunManifest(Header):
     @property
     def train_settings(self) -> TrainSettings:
         """Settings of the training of this kind."""
-        return self.settings.train_vq if self.kind == "vq" else self.settings.train_prior
+        return train_settings(self.settings, self.kind)
 
     @property
     def has_stopped_improving(self) -> bool:

@@ -16,7 +16,7 @@ from movq_cli.api import Prior
 from movq_cli.commands.reconstruct import output_names, refuse_too_large, skipped_warning
 from movq_cli.console import Console
 from movq_cli.data import grids, pixels
-from movq_cli.data.images import BadImageError, center_crop, decode, encode_png, resize_to_cover
+from movq_cli.data.images import WHITE, BadImageError, center_crop, decode, encode_png, resize_to_cover
 from movq_cli.data.shards import SplitName
 from movq_cli.data.spacing import evenly_spaced
 from movq_cli.errors import BadRequestError
@@ -33,7 +33,7 @@ FIGURE_RATIOS = (1.0, 0.95, 0.9, 0.8, 0.6, 0.4, 0.2)
 """Mask ratios of the columns of the picture after figure A.1."""
 
 _FIGURE_IMAGES = 4
-_WHITE = 128
+_WHITE_FROM = 128
 """Grey value, of 255, from which a pixel of the mask counts as white."""
 
 _BLACK = (0, 0, 0)
@@ -211,7 +211,7 @@ def _crop_images(
             yield index, image
 
 
-def _read_cropped(data: bytes, model: Prior, background: tuple[int, int, int] = (255, 255, 255)) -> Tensor:
+def _read_cropped(data: bytes, model: Prior, background: tuple[int, int, int] = WHITE) -> Tensor:
     """Return the pixels [3, H, W] uint8 of an image file, resized and cropped to the prior's size.
 
     Args:
@@ -232,7 +232,7 @@ def _read_mask(path: Path, model: Prior) -> Tensor:
         BadRequestError: It cannot be read, or has no white pixel.
     """
     try:
-        white = _read_cropped(path.read_bytes(), model, _BLACK).float().mean(0, keepdim=True) >= _WHITE
+        white = _read_cropped(path.read_bytes(), model, _BLACK).float().mean(0, keepdim=True) >= _WHITE_FROM
     except OSError as error:
         raise BadRequestError(f"--mask {path} cannot be read: {error.strerror}") from None
     except BadImageError as error:

@@ -11,7 +11,6 @@ import torch
 
 from movq_cli import devices, presets
 from movq_cli.commands import outlook
-from movq_cli.commands.outlook import SECTIONS, train_settings
 from movq_cli.commands.preset_base import BASES, base_for
 from movq_cli.console import Console
 from movq_cli.data.shards import PreparedSet
@@ -19,7 +18,7 @@ from movq_cli.devices import Memory
 from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_write
 from movq_cli.image_size import ImageSize
-from movq_cli.run_manifest import COMMAND, Kind
+from movq_cli.run_manifest import COMMAND, SECTIONS, Kind, train_settings
 from movq_cli.settings import Preset
 from movq_cli.training import fit
 from movq_cli.training.cost import Cost

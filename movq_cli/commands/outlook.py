@@ -14,7 +14,7 @@ from movq_cli.console import Console
 from movq_cli.data.shards import PreparedSet
 from movq_cli.errors import BadRequestError
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
-from movq_cli.run_manifest import Kind
+from movq_cli.run_manifest import SECTIONS, Kind, train_settings
 from movq_cli.runs import Run
 from movq_cli.settings import Preset
 from movq_cli.training import cost, pace
@@ -24,9 +24,6 @@ from movq_cli.training.fit import Fit, advice
 from movq_cli.training.pace import Pace
 from movq_cli.training_settings import TrainSettings
 
-SECTIONS: dict[Kind, str] = {"vq": "train_vq", "prior": "train_prior"}
-"""Section of the training settings of each kind of run."""
-
 _SHORT_SECONDS = 1.0
 """A run whose arithmetic alone takes less than this at the device's matrix rate is not measured."""
 
@@ -35,11 +32,6 @@ _SLOW_SECONDS = 1.0
 ten passes are measured, and each takes longer than its arithmetic."""
 
 _MEASURED, _ARITHMETIC = "measured steps", "arithmetic alone, a lower bound"
-
-
-def train_settings(settings: Preset, kind: Kind) -> TrainSettings:
-    """Return the training settings of a kind of run."""
-    return settings.train_vq if kind == "vq" else settings.train_prior
 
 
 def with_training(settings: Preset, kind: Kind, train: TrainSettings) -> Preset:

@@ -17,6 +17,7 @@ from movq_cli.data import png
 from movq_cli.data.filters import FILTER
 from movq_cli.data.images import (
     MAX_PIXELS,
+    WHITE,
     BadImageError,
     center_crop,
     check_stored_size,
@@ -55,7 +56,7 @@ class Preprocessing:
     """Whether the central square is cut out after resizing to a short side."""
     upscale: bool = False
     """Whether smaller images are enlarged; otherwise they are rejected."""
-    background: tuple[int, int, int] = (255, 255, 255)
+    background: tuple[int, int, int] = WHITE
     """Color that transparent pixels are composited over, RGB in 0..255."""
     orientation: bool = True
     """Whether images are turned upright as their EXIF data says."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -158,7 +158,7 @@ def run_training(
             warn_of_late_discriminator(planned, console)
             context = TrainContext(request, settings, hours, images, run, device, ranks, planned, console)
             stage, manifest = set_up(context)
-            train(stage, run, manifest, console, planned, request.arguments, images.manifest.counts)
+            train(context, stage, manifest)
 
 
 def _dry_run(
@@ -330,16 +330,9 @@ def origin_of(text: str, kind: Kind) -> tuple[Run, int | None]:
     return run, int(step) if step else None
 
 
-def train(
-    stage: Stage,
-    run: Run,
-    manifest: RunManifest,
-    console: Console,
-    plan: Plan,
-    arguments: Sequence[str],
-    counts: Mapping[SplitName, int],
-) -> None:
+def train(context: TrainContext, stage: Stage, manifest: RunManifest) -> None:
     """Train a stage to its end unless its run is finished, and print the run folder as the result."""
+    run, console = context.run, context.console
     metrics: Metrics = {}
     # A run that has lost its weights gets them back from its checkpoint.
     if manifest.status == "finished" and stage.ranks.from_first(run.weights.is_file):
@@ -351,23 +344,24 @@ def train(
             run,
             manifest,
             console,
-            tflop_per_step=plan["tflop_per_step"],
-            session=_session(stage, plan, arguments, counts),
+            tflop_per_step=context.plan["tflop_per_step"],
+            session=_session(context),
         )
     step = stage.ranks.from_first(lambda: run.read().step)
     console.result({"run": str(run.folder), "step": step, **metrics}, str(run.folder))
 
 
-def _session(stage: Stage, plan: Plan, arguments: Sequence[str], counts: Mapping[SplitName, int]) -> dict[str, Any]:
-    """Return what the log records of the process that trains."""
+def _session(context: TrainContext) -> dict[str, Any]:
+    """Return the description of this process for the log."""
+    plan = context.plan
     return {
-        "command": ["movq", *arguments],
-        "device": devices.describe(stage.device),
-        "ranks": stage.ranks.world_size,
+        "command": ["movq", *context.request.arguments],
+        "device": devices.describe(context.device),
+        "ranks": context.ranks.world_size,
         "torch": torch.__version__,
         "version": __version__,
         "parameters": plan["parameters"],
-        "images": dict(counts),
+        "images": dict(context.images.manifest.counts),
         "steps_per_epoch": plan["steps_per_epoch"],
         "discriminator_start": plan.get("discriminator_start") if plan.get("discriminator") else None,
     }

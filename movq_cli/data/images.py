@@ -22,6 +22,9 @@ from movq_cli.data import filters, png_chunks
 from movq_cli.errors import is_out_of_memory
 from movq_cli.image_size import ImageSize, Resolution
 
+WHITE = (255, 255, 255)
+"""Color behind transparent pixels unless another one is requested, RGB in 0..255."""
+
 TEXT_KEYWORD = "movq"
 """Keyword of the text that is stored in PNG files."""
 
@@ -88,7 +91,7 @@ class ImageOutOfMemoryError(BadImageError):
 def decode(
     data: bytes,
     *,
-    background: tuple[int, int, int] = (255, 255, 255),
+    background: tuple[int, int, int] = WHITE,
     orientation: bool = True,
     max_pixels: int = MAX_PIXELS,
     white: int | None = None,
@@ -167,7 +170,7 @@ def is_jpeg(data: bytes) -> bool:
 
 
 class Traits(NamedTuple):
-    """What makes several decodings of an image possible; 1 or 0 for an image, or the number of images of a set."""
+    """Traits of an image that allow several decodings: 1 or 0 for an image, or the number of such images in a set."""
 
     transparent: int  # 1 if it has an alpha channel or a transparent color
     turned: int  # 1 if its EXIF data says that it is not upright

@@ -1,1 +1,1 @@
-"""What is wrong with a run, with the evidence and a remedy."""
+"""The diagnosis of a run: rules that find its problems, each with the evidence and a remedy."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from movq_cli.run_history import RunHistory, Series
-from movq_cli.run_manifest import COMMAND, Kind
+from movq_cli.run_manifest import COMMAND, SECTIONS, Kind
 
 FEWEST_VALIDATIONS = 3
 """Number of validations without which nothing is said about a trend: the first ones are of an untrained model."""
@@ -19,7 +19,7 @@ FEWEST_LINES = 8
 
 
 class Symptom(NamedTuple):
-    """What a rule has found."""
+    """The result of a rule that has found its problem in a run."""
 
     evidence: str
     """Sentence with the numbers and the step."""
@@ -65,10 +65,10 @@ def go_on(history: RunHistory, step: int, *settings: str) -> str:
 
     Without such a checkpoint it trains from the start.
     """
-    steps = [kept for kept in history.run.kept_steps() if kept <= step]
+    steps = [stored for stored in history.run.kept_steps() if stored <= step]
     if history.run.checkpoint.is_file() and history.manifest.step <= step:
         steps.append(history.manifest.step)
-    usable = [kept for kept in steps if kept < history.manifest.steps]
+    usable = [stored for stored in steps if stored < history.manifest.steps]
     if not usable:
         return again(history, *settings)
     return _command(history, ["--from", f"{history.run.folder}@{max(usable)}"], settings)
@@ -76,7 +76,7 @@ def go_on(history: RunHistory, step: int, *settings: str) -> str:
 
 def longer(history: RunHistory, factor: float, *settings: str) -> str:
     """Return the command that goes on with this run for more steps."""
-    section = {"vq": "train_vq", "prior": "train_prior"}[history.manifest.kind]
+    section = SECTIONS[history.manifest.kind]
     steps = round(history.manifest.steps * factor)
     length = [f"{section}.steps={steps}", f"{section}.epochs=null"]
     words = ["--preset", str(history.run.folder / "settings.yaml"), "--run", str(history.run.folder)]
@@ -92,11 +92,6 @@ def _command(history: RunHistory, words: list[str], settings: tuple[str, ...]) -
 def _join(history: RunHistory, words: list[str], settings: list[str]) -> str:
     overrides = [part for setting in settings for part in ("-o", setting)]
     return shlex.join(["movq", COMMAND[history.manifest.kind], *words, *overrides])
-
-
-def section(history: RunHistory) -> str:
-    """Return the section of the settings with the training of this run."""
-    return {"vq": "train_vq", "prior": "train_prior"}[history.manifest.kind]
 
 
 def mean(series: Series, start: float = 0.0, stop: float = 1.0) -> float:

@@ -44,7 +44,20 @@ def entropy(symbols: Symbols, *, corrected: bool = True) -> float:
         corrected: Whether the bias of few symbols is corrected.
     """
     counts = np.unique(symbols, return_counts=True)[1]
-    return _entropy_of(counts) + ((len(counts) - 1) / (2 * counts.sum()) if corrected else 0.0)
+    return entropy_of_counts(counts) + ((len(counts) - 1) / (2 * counts.sum()) if corrected else 0.0)
+
+
+def entropy_of_counts(counts: Symbols, frequencies: NDArray[np.float64] | None = None) -> float:
+    """Return the entropy of symbols by their counts, in nats; with other frequencies, the cross entropy.
+
+    Args:
+        counts: Number of times that each symbol occurs, [m]; at least one is not 0.
+        frequencies: Expected share of each symbol, [m] or more, positive; None takes the shares of the counts.
+    """
+    used = counts > 0
+    share = counts / counts.sum()
+    expected = share if frequencies is None else frequencies[: len(share)]
+    return float(-(share[used] * np.log(expected[used])).sum())
 
 
 def entropy_of_positions(codes: Symbols) -> NDArray[np.float64]:
@@ -116,9 +129,3 @@ def of_positions(codes: Symbols) -> list[MutualInformation]:
     images, height, width, chunks = codes.shape
     positions = np.tile(np.arange(height * width), images)
     return [mutual_information(codes[..., chunk].ravel(), positions) for chunk in range(chunks)]
-
-
-def _entropy_of(counts: NDArray[np.integer]) -> float:
-    """Return the entropy of positive counts, in nats."""
-    share = counts / counts.sum()
-    return float(-(share * np.log(share)).sum())

@@ -21,6 +21,7 @@ from movq_cli.console import Console
 from movq_cli.data import pixels
 from movq_cli.data.filters import FILTER
 from movq_cli.data.images import (
+    WHITE,
     BadImageError,
     ImageOutOfMemoryError,
     Traits,
@@ -38,9 +39,6 @@ from movq_cli.sources import stream
 from movq_cli.sources.kinds.prepared import PreparedReader
 from movq_cli.sources.open import open_source
 from movq_cli.sources.source import Source
-
-WHITE = (255, 255, 255)
-"""The background that movq uses unless another one is requested."""
 
 NO_JPEG, JPEG = 1, 2
 """Formats of images, by their content."""

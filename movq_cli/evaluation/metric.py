@@ -77,7 +77,7 @@ class Metric(ABC):
     reliable_images: ClassVar[int] = 0
     """Number of images in each set below which the metric misleads; 0 = it does not."""
     few_images: ClassVar[str] = ""
-    """What is wrong with the metric below that number, for the warning."""
+    """Clause for the warning that says how the metric misleads below that number."""
     is_variant: ClassVar[bool] = False
     """Whether another metric measures the same by the usual convention; then this one is computed on request only."""
     decimals: ClassVar[int] = DEFAULT_DECIMALS

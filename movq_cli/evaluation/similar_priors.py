@@ -1,4 +1,4 @@
-"""What earlier priors have reached on tokenizers that are like one: their loss below the unigram entropy."""
+"""The results of earlier priors on similar tokenizers: how far their loss is below the unigram entropy."""
 
 from __future__ import annotations
 

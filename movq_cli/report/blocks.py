@@ -8,13 +8,21 @@ from typing import Any, ClassVar
 
 
 @dataclass(frozen=True)
-class Chart:
-    """A chart of the plotting library."""
+class Block:
+    """A part of a page."""
 
-    kind: ClassVar[str] = "chart"
+    kind: ClassVar[str]
+    """Name by which the template selects how the part is drawn."""
     title: str
     note: str
-    """What the chart shows, and what it looks like if the training is healthy."""
+    """Sentences about the content: for a chart, its meaning and its shape if the training is healthy."""
+
+
+@dataclass(frozen=True)
+class Chart(Block):
+    """A chart of the plotting library."""
+
+    kind = "chart"
     spec: Mapping[str, Any]
     """Vega-Lite specification without data."""
     lines: Sequence[tuple[str, Sequence[float], Sequence[float]]]
@@ -33,14 +41,12 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Film:
+class Film(Block):
     """Rows of pictures that a slider moves through the steps of a training."""
 
-    kind: ClassVar[str] = "film"
-    title: str
-    note: str
+    kind = "film"
     unit: str
-    """What the positions of the slider are, such as "step"."""
+    """Unit of the positions of the slider, such as "step"."""
     steps: Sequence[int]
     rows: Sequence[Row]
     columns: Sequence[str]
@@ -62,22 +68,18 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class Gallery:
+class Gallery(Block):
     """Pictures side by side."""
 
-    kind: ClassVar[str] = "gallery"
-    title: str
-    note: str
+    kind = "gallery"
     pictures: Sequence[Picture]
 
 
 @dataclass(frozen=True)
-class Table:
+class Table(Block):
     """A table of texts."""
 
-    kind: ClassVar[str] = "table"
-    title: str
-    note: str
+    kind = "table"
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     is_folded: bool = False
@@ -95,27 +97,20 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Findings:
+class Findings(Block):
     """The diagnosis of the runs."""
 
-    kind: ClassVar[str] = "findings"
-    title: str
-    note: str
+    kind = "findings"
     findings: Sequence[Finding]
     checked: int
     """Number of rules that were applied."""
 
 
 @dataclass(frozen=True)
-class Text:
+class Text(Block):
     """A sentence in place of a part that cannot be shown."""
 
-    kind: ClassVar[str] = "text"
-    title: str
-    note: str
-
-
-Block = Chart | Film | Gallery | Table | Findings | Text
+    kind = "text"
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,15 @@ _CONFIG: Mapping[str, Any] = {
     "range": {"category": list(COLORS)},
 }
 
+_FRAME: Mapping[str, Any] = {
+    "width": "container",
+    "height": 210,
+    "autosize": {"type": "fit-x", "contains": "padding"},
+    "config": _CONFIG,
+    "data": {"name": "rows"},
+}
+"""Entries that the specification of each chart has."""
+
 
 def of_series(
     title: str,
@@ -98,11 +107,7 @@ def _line_spec(
     ]
     shown = {"condition": {"param": "hover", "empty": False, "value": 1}, "value": 1 if has_single_points else 0}
     return {
-        "width": "container",
-        "height": 210,
-        "autosize": {"type": "fit-x", "contains": "padding"},
-        "config": _CONFIG,
-        "data": {"name": "rows"},
+        **_FRAME,
         "layer": [
             {
                 "data": {"name": "events"},
@@ -151,11 +156,7 @@ def of_bars(title: str, note: str, values: Iterable[float], *, x_title: str, y_t
     """
     listed = [float(value) for value in values]
     spec = {
-        "width": "container",
-        "height": 210,
-        "autosize": {"type": "fit-x", "contains": "padding"},
-        "config": _CONFIG,
-        "data": {"name": "rows"},
+        **_FRAME,
         "mark": {"type": "area", "interpolate": "step-after", "color": COLORS[0], "opacity": 0.85, "tooltip": True},
         "encoding": {
             "x": {"field": "x", "type": "quantitative", "title": x_title, "scale": {"nice": False}},
@@ -187,11 +188,7 @@ def of_groups(
     }
     color: dict[str, Any] = {"field": "name", "type": "nominal", "sort": names, "scale": {"domain": names}}
     spec = {
-        "width": "container",
-        "height": 210,
-        "autosize": {"type": "fit-x", "contains": "padding"},
-        "config": _CONFIG,
-        "data": {"name": "rows"},
+        **_FRAME,
         "mark": {"type": "line", "point": {"filled": True, "size": 55}, "strokeWidth": 1.8, "tooltip": True},
         "encoding": {
             "x": index,

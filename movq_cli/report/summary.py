@@ -1,4 +1,4 @@
-"""What a run is, in tables: its facts, its sessions, its metrics beside the targets, and how its settings differ."""
+"""Tables about a run: its facts, its sessions, its metrics beside the targets, and how its settings differ."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ _PARTS: dict[str, Part] = {
 """The part that a folder or an archive of this name holds, in lower case."""
 
 _YEAR = re.compile(r"[_-]?[0-9]{1,4}$")
-"""What may follow the name of a part: COCO has `train2017` and `val2017`."""
+"""A year that may follow the name of a part: COCO has `train2017` and `val2017`."""
 
 _IMAGE_FOLDERS = frozenset(["image", "images", "img", "imgs", "jpegimages"])
 """Names of folders, in lower case, that separate images from other files. They are no classes."""

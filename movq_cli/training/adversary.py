@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from movq_cli import devices
+from movq_cli.doctor.rules.adversary import INFORMATIVE
 from movq_cli.models import augmentation
 from movq_cli.models.discriminator import PatchDiscriminator
 from movq_cli.training import losses
@@ -16,9 +17,6 @@ from movq_cli.training.log import DeviceMetrics
 from movq_cli.training.logit_averages import LogitAverages
 from movq_cli.training.trainable import Stateful, Trainable
 from movq_cli.training_settings import TrainVQSettings
-
-_INFORMATIVE = 0.1
-"""Difference of the mean logits of images and of reconstructions below which a discriminator is useless."""
 
 
 class _Pass(IntEnum):
@@ -177,7 +175,7 @@ class Adversary:
         """
         settled = self.start + self.settings.discriminator_ramp + self.settings.log_every
         real, fake = means.get("logits_real"), means.get("logits_fake")
-        if real is None or fake is None or step < settled or real - fake >= _INFORMATIVE:
+        if real is None or fake is None or step < settled or real - fake >= INFORMATIVE:
             return None
         return (
             f"the discriminator does not distinguish reconstructions from images: its mean logits are {real:.2f} for "

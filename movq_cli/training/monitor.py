@@ -1,4 +1,4 @@
-"""What a training shows of itself after each validation: its page, and a warning of each rule of `movq doctor`."""
+"""The page of a run that a training writes after each validation, and its warnings by the rules of `movq doctor`."""
 
 from __future__ import annotations
 

@@ -17,6 +17,7 @@ from movq_cli.data import grids, pixels
 from movq_cli.data.code_cache import CodeCache
 from movq_cli.data.sampler import EpochOrder
 from movq_cli.data.spacing import evenly_spaced
+from movq_cli.evaluation.code_statistics import entropy_of_counts
 from movq_cli.evaluation.fid_evaluator import FIDEvaluator
 from movq_cli.models import masked_prior, priors
 from movq_cli.models.priors import CodePrior
@@ -364,11 +365,7 @@ class PriorTraining:
 
 def _entropy(codes: np.ndarray, frequencies: np.ndarray | None = None) -> float:
     """Return the entropy of the frequencies of codes, in nats; with other frequencies [K], the cross entropy."""
-    counts = np.bincount(codes.ravel())
-    share = counts / counts.sum()
-    expected = share if frequencies is None else frequencies[: len(share)]
-    used = counts > 0
-    return float(-(share[used] * np.log(expected[used])).sum())
+    return entropy_of_counts(np.bincount(codes.ravel()), frequencies)
 
 
 def _ratio(pair: Tensor) -> float:

@@ -1,4 +1,4 @@
-"""Where the metrics and pictures of a training go beside its log: TensorBoard, Weights & Biases, trackio.
+"""The trackers that record a training beside its log: TensorBoard, Weights & Biases, trackio.
 
 Each library is an extra and is imported only when it is used.
 """
@@ -48,8 +48,7 @@ class Tracker(ABC):
     def close(self) -> None:
         """Write what is still in memory, and end."""
 
-    @abstractmethod
-    def flush(self) -> None:
+    def flush(self) -> None:  # noqa: B027 - most libraries write by themselves
         """Write what is still in memory, so that it is not lost if the process is killed."""
 
 
@@ -132,9 +131,6 @@ class WeightsAndBiases(Tracker):
         with redirect_stdout(sys.stderr):
             self._run.finish()
 
-    def flush(self) -> None:
-        """Do nothing: the library writes by itself."""
-
 
 class Trackio(Tracker):
     """A run of trackio, which stores it on this machine (`TRACKIO_DIR`) unless its variables name a space.
@@ -173,9 +169,6 @@ class Trackio(Tracker):
         """Write what is still in memory, and end."""
         with redirect_stdout(sys.stderr):
             self._run.finish()
-
-    def flush(self) -> None:
-        """Do nothing: the library writes by itself."""
 
 
 _TRACKERS: Mapping[str, tuple[Callable[[Run, int], Tracker], str]] = {

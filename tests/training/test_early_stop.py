@@ -23,10 +23,9 @@ from movq_cli.runs import Run
 from movq_cli.settings import Preset
 from movq_cli.training import loop
 from movq_cli.training.log import DeviceMetrics, Metrics
-from movq_cli.training.stage import Criterion
 from movq_cli.training.watch import UNWATCHED, Watch
 from tests.conftest import on_ranks
-from tests.training.toy import ToyStage
+from tests.training.toy import EvaluatedStage, ToyStage
 
 PSNR = {2: 5.0, 4: 7.0, 6: 6.0, 8: 7.0, 10: 6.5, 12: 9.0, 14: 8.0, 16: 8.0}
 """PSNR at each validation: the second is the best one until the sixth."""
@@ -182,16 +181,8 @@ def test_a_checkpoint_of_a_run_without_this_count_is_read(tmp_path: Path, tiny: 
     assert run.read().step == 10  # The count begins at the resumption.
 
 
-class Evaluated(ToyStage):
+class Evaluated(EvaluatedStage):
     """Only evaluations have its criterion."""
-
-    @property
-    def criterion(self) -> Criterion:
-        return Criterion("rfid", higher_is_better=False)
-
-    @property
-    def evaluation_interval(self) -> int:
-        return 3
 
     def evaluate(self, watch: Watch = UNWATCHED) -> Metrics:
         return {"rfid": 10.0 + self.done}

@@ -17,10 +17,9 @@ from movq_cli.runs import Run
 from movq_cli.settings import Preset
 from movq_cli.training import loop
 from movq_cli.training.log import Metrics
-from movq_cli.training.stage import Criterion
 from movq_cli.training.watch import UNWATCHED, StoppedValidationError, Watch, batch_count
 from movq_cli.training_settings import TrainVQSettings
-from tests.training.toy import ToyStage
+from tests.training.toy import EvaluatedStage, ToyStage
 
 QUIET = Console(quiet=True)
 
@@ -84,16 +83,8 @@ def test_the_raw_weights_are_validated_too_until_the_average_is_as_good(tmp_path
     assert raw == {2: {"psnr": 4.0}, 4: {"psnr": 4.0}}
 
 
-class Lower(ToyStage):
+class Lower(EvaluatedStage):
     """Its best weights are those of the lowest rFID, which every third step computes."""
-
-    @property
-    def criterion(self) -> Criterion:
-        return Criterion("rfid", higher_is_better=False)
-
-    @property
-    def evaluation_interval(self) -> int:
-        return 3
 
     def evaluate(self, watch: Watch = UNWATCHED) -> Metrics:
         return {"rfid": {3: 20.0, 6: 10.0, 9: 30.0, 10: float("nan")}[self.done]}

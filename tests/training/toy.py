@@ -119,3 +119,15 @@ class ToyStage:
 
     def draw(self, run: Run, step: int) -> None:
         self.calls.append(("draw", step))
+
+
+class EvaluatedStage(ToyStage):
+    """Its best weights are those of the lowest rFID, which every third step computes."""
+
+    @property
+    def criterion(self) -> Criterion:
+        return Criterion("rfid", higher_is_better=False)
+
+    @property
+    def evaluation_interval(self) -> int:
+        return 3

@@ -9,7 +9,7 @@ _ALWAYS_WINS = 0.1
 """Hinge loss of the discriminator below which it always wins. It is 0 if all its logits are beyond -1 and 1; balanced
 trainings stay between 0.3 and 1."""
 
-_INFORMATIVE = 0.1
+INFORMATIVE = 0.1
 """Difference of the mean logits of images and of reconstructions below which it distinguishes nothing."""
 
 _AT_LIMIT = 0.98
@@ -114,7 +114,7 @@ TOO_STRONG = rule(
 
 def _learns_nothing(history: RunHistory) -> Symptom | None:
     real, fake = _settled(history, "logits_real"), _settled(history, "logits_fake")
-    if len(real) < FEWEST_LINES or mean(real, 0.5) - mean(fake, 0.5) >= _INFORMATIVE:
+    if len(real) < FEWEST_LINES or mean(real, 0.5) - mean(fake, 0.5) >= INFORMATIVE:
         return None
     text = (
         f"Up to step {real.steps[-1]:,} the mean logits are {mean(real, 0.5):.2f} for images and {mean(fake, 0.5):.2f} "

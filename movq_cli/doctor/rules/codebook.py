@@ -46,6 +46,5 @@ def validation_images(history: RunHistory) -> int | None:
     """Return the number of images in a validation; None if the log does not say it."""
     counts = history.sessions[-1].values.get("images") if history.sessions else None
     stored = counts.get("val") if isinstance(counts, dict) else None
-    settings = history.manifest.settings
-    train = settings.train_vq if history.manifest.kind == "vq" else settings.train_prior
-    return min(stored, train.validate_images or stored) if isinstance(stored, int) else None
+    limit = history.manifest.train_settings.validate_images
+    return min(stored, limit or stored) if isinstance(stored, int) else None

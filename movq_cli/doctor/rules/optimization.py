@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
-from movq_cli.doctor.rule import FEWEST_LINES, FEWEST_VALIDATIONS, Symptom, again, longer, mean, rule, section
+from movq_cli.doctor.rule import FEWEST_LINES, FEWEST_VALIDATIONS, Symptom, again, longer, mean, rule
 from movq_cli.doctor.rules.codebook import validation_images
 from movq_cli.run_history import RunHistory, Series
+from movq_cli.run_manifest import SECTIONS
 
 _DIVERGED = 1.3
 """Loss of the last tenth over the lowest tenth from which a training has lost what it had learned."""
@@ -37,8 +38,8 @@ _BETTER = 0.005
 
 
 def _diverges(history: RunHistory) -> Symptom | None:
-    name = section(history)
-    train = history.manifest.settings.train_vq if name == "train_vq" else history.manifest.settings.train_prior
+    name = SECTIONS[history.manifest.kind]
+    train = history.manifest.train_settings
     remedy = [f"{name}.base_learning_rate={train.base_learning_rate / 4:.3g}", f"{name}.clip_norm=1"]
     if (history.run.folder / "nonfinite.json").is_file() and history.manifest.status != "finished":
         text = (
@@ -102,8 +103,8 @@ def _too_slow(history: RunHistory) -> Symptom | None:
     has_started_well = history.manifest.history and any(change.branched_from for change in history.manifest.history)
     if has_started_well or not 1 - _LEARNED < last / first < 1 + _LEARNED:
         return None
-    name = section(history)
-    train = history.manifest.settings.train_vq if name == "train_vq" else history.manifest.settings.train_prior
+    name = SECTIONS[history.manifest.kind]
+    train = history.manifest.train_settings
     text = (
         f"The loss was {first:.4g} in the first tenth and is {last:.4g} in the last one, up to step "
         f"{loss.steps[-1]:,}: the model hardly learns with a learning rate of {train.learning_rate:.3g}."
@@ -198,8 +199,8 @@ def _average_not_warm(history: RunHistory) -> Symptom | None:
     gain = sign * (raw.values[-1] - averaged.values[-1])
     if gain <= _BETTER * abs(averaged.values[-1]):
         return None
-    part, steps = section(history), history.manifest.steps
-    train = history.manifest.settings.train_vq if part == "train_vq" else history.manifest.settings.train_prior
+    part, steps = SECTIONS[history.manifest.kind], history.manifest.steps
+    train = history.manifest.train_settings
     decay = min(train.ema_decay, 1 - 10 / max(20, steps))
     text = (
         f"At step {raw.steps[-1]:,} the weights of the last step have a {name} of {raw.values[-1]:.4g}, and the "
@@ -246,8 +247,8 @@ def _few_validation_images(history: RunHistory) -> Symptom | None:
     text = (
         f"A validation has {images} images, up to step {validations.steps[-1]:,}: its metrics vary with their choice."
     )
-    part, data = section(history), history.manifest.settings.data.path
-    train = history.manifest.settings.train_vq if part == "train_vq" else history.manifest.settings.train_prior
+    part, data = SECTIONS[history.manifest.kind], history.manifest.settings.data.path
+    train = history.manifest.train_settings
     if train.validate_images and train.validate_images < _FEWEST_IMAGES <= _stored(history):
         return Symptom(text, longer(history, 1, f"{part}.validate_images=1000"), validations.steps[-1])
     return Symptom(text, f"movq prepare SOURCE {data}-2 --val {_FEWEST_IMAGES * 4}", validations.steps[-1])

@@ -97,7 +97,7 @@ def open_parquet(location: str, paths: Sequence[Path], titles: Sequence[str]) ->
 
 
 class _Table(NamedTuple):
-    """What is read of a parquet file before its images."""
+    """The content of a parquet file that is read before its images."""
 
     column: str  # name of the column of images
     groups: NDArray[np.int64]  # number of rows of each row group [G]
