@@ -124,8 +124,12 @@ def suggest(name: str, known: Collection[str]) -> str:
     candidates = [full for own in ours for full in known if full.rpartition(".")[2] == own]
     in_section = [full for full in candidates if full.rpartition(".")[0] == section]
     if candidates:
-        # A name that is right in another section may also be a misspelt one of this section.
-        similar = [] if in_section or leaf in ELSEWHERE else difflib.get_close_matches(name, known, 1)
+        # A name that is right in another section, or in another project, may also be a misspelt one of this section.
+        similar = difflib.get_close_matches(name, known, 1, _CLOSE if leaf in ELSEWHERE else 0.6)
         meant = dict.fromkeys([*similar, *(in_section or candidates)])
         return f"Did you mean {' or '.join(map(repr, meant))}?"
     return did_you_mean(name, known)
+
+
+_CLOSE = 0.95
+"""Least similarity, by difflib, of a name of another project and a setting that may be meant as well."""

@@ -34,6 +34,8 @@ def test_every_suggested_setting_exists() -> None:
         ("vq.n_embed", "Did you mean 'vq.codebook_size'?"),
         ("num_classes", "Did you mean 'prior.classes'?"),
         ("prior.embd_pdrop", "movq does not have it: embeddings are not dropped"),
+        ("train_prior.beta", "Did you mean 'train_prior.betas' or 'train_vq.commitment_weight'"),
+        ("train_vq.beta", "Did you mean 'train_vq.betas' or 'train_vq.commitment_weight'"),
         ("vq.codebok_size", "Did you mean 'vq.codebook_size'"),
     ],
 )
