@@ -128,35 +128,50 @@ def stage_1(bench: Bench, row: str) -> dict[str, Any]:
     return train(bench, row, changes, f"{photos.folder}@{milestones[0]}" if milestones else None)
 
 
-def stage_2(
-    bench: Bench, tokenizer: str, row: str, changes: tuple[str, ...] = (), guidances: tuple[float, ...] = GUIDANCE
-) -> dict[str, Any]:
-    """Train a prior or resume it, and return its results with the FID of its samples.
+def train_prior(bench: Bench, tokenizer: str, row: str, changes: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Train a prior or resume it, and return the results of its last validation.
 
     Args:
         bench: Settings of all rows.
         tokenizer: Row of stage 1 whose codes the prior learns.
-        row: Name of the prior's row, from which the names of its folders follow.
+        row: Name of the prior's run folder.
         changes: Overrides of this prior.
-        guidances: Strengths of guidance with which samples are drawn; without classes, the first one alone.
     """
-    manifest = PreparedSet.open(bench.data).manifest
-    sections = ("data", "prior", "views", "train_prior", "sample")
-    overrides = (*bench.overrides_for(*sections), f"prior.classes={len(manifest.classes)}", *changes)
+    classes = len(PreparedSet.open(bench.data).manifest.classes)
+    overrides = (*bench.overrides_for("data", "prior", "views", "train_prior"), f"prior.classes={classes}", *changes)
     settings = [word for override in overrides for word in ("-o", override)]
-    folder, count = bench.work / row, manifest.counts["val"]
-    trained = ("--tokenizer", bench.run(tokenizer).folder, "--run", folder)
+    trained = ("--tokenizer", bench.run(tokenizer).folder, "--run", bench.work / row)
     movq("train-prior", "--preset", bench.preset, *settings, *bench.options, "--data", bench.data, *trained)
-    validations, seconds = read_log(Run(folder, "prior").log, bench.settings.train_prior.batch_size)
-    results = {"row": row, **validations[-1], "seconds": round(seconds), "samples": []}
-    prefix = "" if row == "prior" else f"{row}-"
-    for guidance in guidances if manifest.classes else guidances[:1]:
-        samples = bench.work / f"{prefix}samples-{guidance:g}"
-        movq("sample", samples, "--run", folder, "--n", str(count), "--guidance", str(guidance))
-        metrics = ("--fid", "--copies", str(bench.work / f"{prefix}copies-{guidance:g}.png"))
-        measured = movq("evaluate", bench.data, samples, *metrics, "--split", "val", *bench.options)
-        results["samples"].append({"guidance": guidance, "images": count, "fid": measured["fid"]})
-    return results
+    validations, seconds = read_log(Run(bench.work / row, "prior").log, bench.settings.train_prior.batch_size)
+    return {"row": row, **validations[-1], "seconds": round(seconds)}
+
+
+def sample(bench: Bench, prior: str, name: str, changes: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Draw as many samples as there are held-out images, or the missing ones, and return their number and FID.
+
+    Args:
+        bench: Settings of all rows.
+        prior: Name of the prior's run folder.
+        name: Name of the samples, from which those of the folder and of the picture of the nearest images follow.
+        changes: Overrides of the section `sample` of the preset, for these samples alone.
+    """
+    overrides = (change.partition("=") for change in (*bench.overrides_for("sample"), *changes))
+    settings = [f"--{key.removeprefix('sample.').replace('_', '-')}={value}" for key, _, value in overrides]
+    samples, count = bench.work / f"samples-{name}", PreparedSet.open(bench.data).manifest.counts["val"]
+    movq("sample", samples, "--run", bench.work / prior, "--n", str(count), *settings)
+    metrics = ("--fid", "--copies", str(bench.work / f"copies-{name}.png"))
+    measured = movq("evaluate", bench.data, samples, *metrics, "--split", "val", *bench.options)
+    return {"images": count, "fid": measured["fid"]}
+
+
+def stage_2(bench: Bench) -> dict[str, Any]:
+    """Return the results of the row of stage 2, with those of its samples; guidance needs classes."""
+    results = train_prior(bench, "photos", "prior")
+    strengths = GUIDANCE if PreparedSet.open(bench.data).manifest.classes else GUIDANCE[:1]
+    sampled = (
+        (guidance, sample(bench, "prior", f"{guidance:g}", (f"sample.guidance={guidance}",))) for guidance in strengths
+    )
+    return {**results, "samples": [{"guidance": guidance, **measured} for guidance, measured in sampled]}
 
 
 def prepare(bench: Bench) -> None:
@@ -217,7 +232,7 @@ def main() -> None:
     prepare(bench)
     path = given.out / f"{Path(bench.preset).stem}.json"
     for row in given.rows:
-        measured = stage_2(bench, "photos", "prior") if row == "prior" else stage_1(bench, row)
+        measured = stage_2(bench) if row == "prior" else stage_1(bench, row)
         # Another process may have written other rows in the meantime.
         record(bench, path, {**recorded(path), row: measured})
     if not path.is_file():

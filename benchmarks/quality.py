@@ -13,7 +13,8 @@ one run for each seed, and the table has the mean over the seeds and their stand
 - perturbed rFID: the FID of reconstructions in which a share of the codes (`--shares`, the mean over them) is replaced
   by one of the nearest sixteenth of the codebook (movq_cli/evaluation/perturbed.py).
 - gFID: as many samples of the preset's prior, trained on the codes of the row, as there are held-out images, without
-  guidance. A row of `PRIORS` trains another prior on the codes of `default`.
+  guidance. A row of `PRIORS` has another prior on the codes of `default`, or other samples of its prior: rows that
+  differ in the section `sample` alone share one prior. The rows of guidance need images with classes.
 - better: whether the mean rFID (gFID for priors) is below that of `default` by more than the sum of both deviations.
 
 The weights of LPIPS and Inception are those that `movq weights --fetch` downloads. The tokenizers of all rows come
@@ -26,7 +27,7 @@ from __future__ import annotations
 
 import hashlib
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,9 +46,6 @@ from movq_cli.evaluation.image_sets import ImageSet
 from movq_cli.evaluation.perturbed import perturbed_fid
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.ranks import SINGLE_PROCESS
-
-GUIDANCE = (0.0,)
-"""Strengths of guidance with which samples are drawn."""
 
 _BATCH = 50
 """Number of images that are reconstructed at one time."""
@@ -78,6 +76,11 @@ PRIORS: dict[str, tuple[str, ...]] = {
     "square": ("train_prior.mask_schedule=square", "sample.mask_schedule=square"),
     "halton": ("sample.order=halton",),
     "random": ("sample.order=random",),
+    "guidance": ("sample.guidance=1",),
+    "guidance-power-cosine": ("sample.guidance=4", "sample.guidance_schedule=power-cosine"),
+    "guidance-interval": ("sample.guidance=1", "sample.guidance_interval=0.2-0.8"),
+    "qk-norm": ("prior.qk_norm=true",),
+    "dropout": ("prior.dropout=0.1",),
     "auto": ("prior.mode=auto",),
     "random-order": ("prior.mode=auto", "train_prior.random_order=0.5-0.75"),
 }
@@ -108,25 +111,40 @@ def changes_of(job: Job) -> tuple[str, ...]:
     """Return the overrides of a run; a row of stage 2 has the tokenizer of `default`."""
     # The FIDs are computed after the training, from features of the real images that all rows share.
     tokenizer = (*ROWS.get(job.row, ()), f"train_vq.seed={job.seed}", "train_vq.evaluate_every=0")
-    return tokenizer if job.stage == "tokenizer" else (*tokenizer, *prior_changes(job))
+    return tokenizer if job.stage == "tokenizer" else (*tokenizer, *prior_changes(job), *sample_changes(job))
 
 
 def prior_changes(job: Job) -> tuple[str, ...]:
-    """Return the overrides of the prior of a run."""
-    return (f"train_prior.seed={job.seed}", "train_prior.evaluate_every=0", *PRIORS.get(job.row, ()))
+    """Return the overrides of the training of a prior."""
+    changed = [change for change in PRIORS.get(job.row, ()) if not change.startswith("sample.")]
+    return (f"train_prior.seed={job.seed}", "train_prior.evaluate_every=0", *changed)
 
 
-def digest(bench: Bench, job: Job) -> str:
-    """Return eight digits that identify the source, the settings and the seed of a run."""
+def sample_changes(job: Job) -> tuple[str, ...]:
+    """Return the overrides of the samples of a prior."""
+    return tuple(change for change in PRIORS.get(job.row, ()) if change.startswith("sample."))
+
+
+def digest(bench: Bench, job: Job, sections: Set[str] | None = None) -> str:
+    """Return eight digits that identify the source, the settings and the seed of a run.
+
+    Args:
+        bench: Settings of all rows.
+        job: The run.
+        sections: Sections of the preset that matter; those of the stage of the run if it is None.
+    """
     settings = presets.load(bench.preset, (*bench.overrides, *changes_of(job)))
-    sections = {"data", "vq", "train_vq"} | (_STAGE_2 if job.stage == "prior" else set())
+    sections = sections or (_STAGE_1 if job.stage == "tokenizer" else _STAGE_1 | _STAGE_2 | {"sample"})
     # Without the defaults, so that a new setting that changes nothing does not make measured rows obsolete.
-    chosen = settings.model_dump_json(include=sections, exclude_defaults=True)
+    chosen = settings.model_dump_json(include=set(sections), exclude_defaults=True)
     parts = (Path(bench.source).name, str(bench.held_out), chosen)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:8]
 
 
-_STAGE_2 = {"views", "prior", "train_prior", "sample"}
+_STAGE_1 = {"data", "vq", "train_vq"}
+"""Sections of a preset on which a tokenizer depends."""
+
+_STAGE_2 = {"views", "prior", "train_prior"}
 """Sections of a preset on which a prior depends beside its tokenizer."""
 
 
@@ -146,8 +164,11 @@ def measure(bench: Bench, job: Job, shares: Sequence[float]) -> dict[str, Any]:
     """
     tokenizer = tokenizer_name(bench, job)
     if job.stage == "prior":
-        name = f"prior-{job.row}-{job.seed}-{digest(bench, job)}"
-        return photos.stage_2(bench, tokenizer, name, prior_changes(job), GUIDANCE)
+        # The folder of a prior has no name of a row, since several rows may draw their samples from one prior.
+        prior = f"prior-{job.seed}-{digest(bench, job, _STAGE_1 | _STAGE_2)}"
+        name = f"{job.row}-{job.seed}-{digest(bench, job)}"
+        trained = photos.train_prior(bench, tokenizer, prior, prior_changes(job))
+        return {**trained, **photos.sample(bench, prior, name, sample_changes(job))}
     results = photos.train(bench, tokenizer, changes_of(job))
     with torch.device("meta"):
         model = Tokenizer(presets.load(bench.preset, (*bench.overrides, *changes_of(job))).vq)
@@ -207,7 +228,7 @@ def _rfids(row: dict[str, Any]) -> list[float]:
 
 
 def _gfids(row: dict[str, Any]) -> list[float]:
-    return [samples[0]["fid"] for samples in _values(row, "prior", "samples")]
+    return _values(row, "prior", "fid")
 
 
 def _cell(values: Sequence[float], digits: int, *, is_tokenizer: bool = True) -> str:
@@ -250,7 +271,10 @@ def main() -> None:
         results = {"digest": digest(bench, job), **measure(bench, job, given.shares)}
         rows = photos.recorded(path)  # Another process may have written other rows in the meantime.
         photos.record(bench, path, {**rows, job.row: {**rows.get(job.row, {}), job.key: results}})
-    Terminal().print(table(photos.recorded(path), names))
+    rows = photos.recorded(path)
+    Terminal().print(table(rows, [name for name in names if name in rows]))
+    if absent := [name for name in names if name not in rows]:
+        print(f"not measured yet: {', '.join(absent)}")
 
 
 def unmeasured(

@@ -71,7 +71,7 @@ def test_tokenizers_come_before_priors_and_seeds_of_all_rows_before_the_next_see
 def test_the_table_has_means_and_deviations_and_says_what_is_not_measured() -> None:
     seeds = {f"tokenizer-{seed}": {"rfid": 10.0 + seed, "parameters": 7} for seed in range(3)}
     better = {f"tokenizer-{seed}": {"rfid": 2.0 + seed} for seed in range(3)}
-    prior = {"prior-0": {"samples": [{"fid": 50.0}]}}
+    prior = {"prior-0": {"fid": 50.0}}
     rows = {"default": {**seeds, **prior}, "rotation": better, "fsq": {"tokenizer-0": {"rfid": 3.0}}}
     columns = [list(column.cells) for column in quality.table(rows, ["default", "rotation", "fsq", "simvq"]).columns]
     assert columns[0] == ["default", "rotation", "fsq", "simvq"]
@@ -106,3 +106,30 @@ def test_a_row_is_measured_once_and_again_if_its_settings_change(
     bench = Bench(str(shapes), str(tiny_yaml), ("train_vq.steps=4",), 12, tmp_path / "w", ())
     path = tmp_path / "quality-tiny.json"
     assert len(list(quality.unmeasured(bench, path, ["default"], [1], with_prior=False))) == 1
+
+
+@pytest.mark.slow
+def test_rows_that_differ_in_their_samples_alone_share_a_prior(
+    shapes: Path, tiny_yaml: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def movq(command: str, *words: str | Path) -> Any:
+        if command == "evaluate":  # Inception's weights are not here.
+            return {"fid": float(len(json.loads((Path(words[1]) / "manifest.json").read_text())["images"]))}
+        return json.loads(run_movq(tmp_path, command, *words, "--json").stdout)
+
+    monkeypatch.setattr(quality, "fids", lambda *_: {0.0: 1.5, 0.3: 2.5})
+    monkeypatch.setattr(photos, "movq", movq)
+    arguments = [shapes, "--preset", tiny_yaml, "--held-out", "12", "--work", tmp_path / "w", "--out", tmp_path]
+    steps = ["-o", "train_vq.steps=2", "-o", "train_prior.steps=2", "-o", "sample.steps=3"]
+    rows = ["--rows", "default", "halton", "guidance", "dropout", "--seeds", "0", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["quality", *map(str, [*arguments, *steps, *rows])])
+    quality.main()
+
+    measured = json.loads((tmp_path / "quality-tiny.json").read_text())["rows"]
+    assert {row: measured[row]["prior-0"]["fid"] for row in measured} == dict.fromkeys(rows[1:5], 12.0)
+    priors = {row: measured[row]["prior-0"]["row"] for row in measured}
+    assert priors["default"] == priors["halton"] == priors["guidance"] != priors["dropout"]
+    manifests = (json.loads(path.read_text()) for path in (tmp_path / "w").glob("samples-*/manifest.json"))
+    settings = [manifest["settings"] for manifest in manifests]
+    drawn = sorted([made.get("order", "confidence"), made["guidance"], made["steps"]] for made in settings)
+    assert drawn == [["confidence", 0.0, 3], ["confidence", 0.0, 3], ["confidence", 1.0, 3], ["halton", 0.0, 3]]
