@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import filecmp
 import hashlib
 import os
 import shutil
@@ -11,7 +12,7 @@ import threading
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
@@ -232,18 +233,21 @@ _RETRY_SECONDS = 0.1
 
 
 @contextmanager
-def new_folder(target: Path, command: str) -> Iterator[Path]:
+def new_folder(target: Path, command: str, varying: Collection[str] = ()) -> Iterator[Path]:
     """Yield an empty folder that gets the name `target` when the block ends, and that is removed if the block fails.
 
+    If `target` has the same files already, as after an earlier run of the same command, it stays as it is.
+
     Args:
-        target: Folder to make. It must not exist, or be empty.
+        target: Folder to make.
         command: Name of the command that makes it, for the error message of a second process.
+        varying: Names of files that are not compared, because each run of the command writes other times into them.
 
     Yields:
         The folder `<target>.partial`.
 
     Raises:
-        BadRequestError: Another process is making the folder.
+        BadRequestError: The folder exists with other content, or another process is making it.
         FailureError: The folder cannot be made.
     """
     partial = target.with_name(f"{target.name}.partial")
@@ -252,8 +256,10 @@ def new_folder(target: Path, command: str) -> Iterator[Path]:
             for left in partial.iterdir():  # What a killed process left behind.
                 left.unlink()
             yield partial
-            with _failures(target):
-                partial.replace(target)
+            if not _has_files_of(partial, target, varying):
+                require_new_folder(target)
+                with _failures(target):
+                    partial.replace(target)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
 
@@ -264,8 +270,19 @@ def require_new_folder(target: Path) -> None:
     Raises:
         BadRequestError: The path exists, and is not an empty folder.
     """
-    if target.exists() and not (target.is_dir() and not any(target.iterdir())):
-        raise BadRequestError(f"{target} exists already", "Name another folder, or remove this one.")
+    if is_filled(target):
+        raise BadRequestError(f"{target} exists already with other content", "Name another folder, or remove this one.")
+
+
+def is_filled(path: Path) -> bool:
+    """Return whether a path exists and is not an empty folder."""
+    return path.exists() and not (path.is_dir() and not any(path.iterdir()))
+
+
+def _has_files_of(folder: Path, target: Path, varying: Collection[str]) -> bool:
+    """Return whether `target` has all files of a folder, which has no folders in it, with equal content."""
+    names = {path.name for path in folder.iterdir()} - {*varying}
+    return target.is_dir() and filecmp.cmpfiles(folder, target, names, shallow=False)[1:] == ([], [])
 
 
 def _close_descriptors(descriptors: list[int]) -> None:

@@ -71,10 +71,10 @@ def export(request: ExportRequest, console: Console) -> None:
         console: Console for the report and the result.
 
     Raises:
-        BadRequestError: There is no such tokenizer, the format cannot hold it, or the folder exists.
+        BadRequestError: There is no such tokenizer, the format cannot hold it, or the folder has other files.
         FailureError: The files cannot be written, or what is read again computes something else.
     """
-    files.require_new_folder(request.out)
+    existed = files.is_filled(request.out)
     weights = runs.find_weights(request.run, "vq")
     model = checkpoints.load_tokenizer(weights)
     with files.new_folder(request.out, "movq export") as folder:
@@ -87,6 +87,8 @@ def export(request: ExportRequest, console: Console) -> None:
         names = sorted(path.name for path in folder.iterdir())
     for note in notes:
         console.log(f"note: {note}")
+    if existed:
+        console.log(f"{request.out} has the same files already; nothing was written")
     console.log(f"read again and compared: all codes are equal, and pixels in [-1, 1] differ by {difference:.1e}")
     result = {"path": str(request.out), "files": names, "notes": notes, "difference": difference}
     console.result(result, str(request.out))

@@ -38,13 +38,16 @@ def import_weights(request: ImportRequest, console: Console) -> None:
         console: Console for the report and the result.
 
     Raises:
-        BadRequestError: The weights cannot be imported, or the run folder exists; nothing is written then.
+        BadRequestError: The weights cannot be imported, or the run folder exists and is not of this import; nothing is
+            written then.
         FailureError: The run folder cannot be written, or a download fails.
     """
     target = request.run
     for path in (request.source, target):
         require_utf8(path)
-    files.require_new_folder(target)
+    existed = files.is_filled(target)
+    if existed and (not Run(target, "vq").manifest_file.exists() or Run(target, "vq").read().imported is None):
+        files.require_new_folder(target)  # It fails before a download.
     path, source = _local(request.source)
     imported = import_tokenizer(path, request.options)
     _report(imported, console)
@@ -56,8 +59,10 @@ def import_weights(request: ImportRequest, console: Console) -> None:
         assumed=tuple(imported.assumed),
         license=imported.license,
     )
-    with files.new_folder(target, "movq import") as folder:
+    with files.new_folder(target, "movq import", varying={Run(target, "vq").manifest_file.name}) as folder:
         _write(Run(folder, "vq"), imported, record)
+    if existed:
+        console.log(f"{target} has the same files already; nothing was written")
     result = {
         "run": str(target),
         **record.model_dump(mode="json"),

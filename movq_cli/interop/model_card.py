@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from movq_cli.checkpoints import PriorHeader
-from movq_cli.errors import MovqError
 from movq_cli.models.priors import CodePrior
 from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.run_manifest import COMMAND, Kind, RunManifest
@@ -145,9 +144,6 @@ def _last_validation(run: Run) -> dict[str, float]:
 
 
 def _manifest(run: Run) -> RunManifest | None:
-    """Return the manifest of a run; None if the folder is not one of a run of this kind."""
-    try:
-        manifest = run.read()
-    except MovqError:
-        return None
-    return manifest if manifest.kind == run.kind else None
+    """Return the manifest of a run; None if the folder is not one of a run of this kind. A damaged one is an error."""
+    manifest = run.read() if run.manifest_file.exists() else None
+    return manifest if manifest is not None and manifest.kind == run.kind else None

@@ -12,8 +12,8 @@ from tests.campaign.forked import Outcome, run
 from tests.campaign.pipeline import COMMANDS, differences
 from tests.campaign.result import Case
 
-FREE = {"settings.yaml", "log.jsonl", "rejects.jsonl"}
-"""Files that no command reads."""
+FREE = {"settings.yaml", "log.jsonl", "rejects.jsonl", "README.md", "config.yaml"}
+"""Files that no command reads, and a config in the format of another project, whose files have no digests."""
 
 Damage = Callable[[bytes, random.Random], bytes | None]
 """Function that returns the damaged content of a file; None removes it."""
@@ -44,6 +44,8 @@ READERS: dict[str, tuple[tuple[str, ...], ...]] = {
         ("train-vq", "--preset", "tiny.yaml", "--run", "vq", "-o", "train_vq.steps=11"),
         ("train-prior", "--preset", "tiny.yaml", "--tokenizer", "vq", "--run", "new"),
         ("reconstruct", "data", "new", "--run", "vq"),
+        ("export", "vq", "new", "--to", "safetensors"),
+        ("report", "vq", "new.html"),
     ),
     "prior": (
         ("train-prior", "--preset", "tiny.yaml", "--tokenizer", "vq", "--run", "prior", "-o", "train_prior.steps=11"),
@@ -53,11 +55,14 @@ READERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "samples.zip": (COMMANDS[4].arguments,),
     "samples.npz": (COMMANDS[5].arguments,),
     "codes": (("reconstruct", "codes", "new", "--run", "vq"),),
+    "exported": (("import", "exported", "new"),),
+    "imported": (("reconstruct", "data", "new", "--run", "imported"),),
+    "branch": (("train-vq", "--preset", "tiny.yaml", "--run", "branch", "-o", "train_vq.steps=13"),),
     "result.json": (("evaluate", "--table", "result.json"),),
 }
 """For each output of the pipeline the commands that read it."""
 
-NEW = ("new", "vq", "prior", "data", "samples", "samples.zip", "samples.npz")
+NEW = ("new", "vq", "prior", "data", "samples", "samples.zip", "samples.npz", "branch")
 """Outputs of the readers."""
 
 

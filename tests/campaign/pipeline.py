@@ -10,8 +10,11 @@ from pathlib import Path
 
 import torch
 
+from movq_cli import checkpoints
+from movq_cli.checkpoints import TokenizerHeader
 from tests.campaign.forked import run
 from tests.conftest import TINY, draw_shapes
+from tests.interop import peers
 
 
 @dataclass(frozen=True)
@@ -45,9 +48,17 @@ COMMANDS = (
         ("evaluate", "data", "back", "--psnr", "--ssim", "--codebook", "--run", "vq", "--out", "result.json"),
         ("result.json",),
     ),
+    Command("export", ("export", "public.safetensors", "exported", "--to", "compvis"), ("exported",)),
+    Command("import", ("import", "exported", "imported"), ("imported",)),
+    Command(
+        "train-vq --from",
+        ("train-vq", "--preset", "tiny.yaml", "--from", "vq", "--run", "branch", "-o", "train_vq.steps=12"),
+        ("branch",),
+    ),
+    Command("report", ("report", "vq", "page.html"), ("page.html",)),
 )
 
-VARYING = {"run.json", "log.jsonl", "result.json", "settings.yaml"}
+VARYING = {"run.json", "log.jsonl", "result.json", "settings.yaml", "page.html", "new.html"}
 """Files that contain times and speeds, which differ from run to run."""
 
 
@@ -60,6 +71,9 @@ def make_pipeline(folder: Path) -> None:
     draw_shapes(folder / "pictures")
     settings = {**TINY, "data": {"path": "data"}}
     (folder / "tiny.yaml").write_text(json.dumps(settings))
+    # The tokenizer of the tiny preset has four chunks, for which other projects have no format.
+    model = peers.tokenizer(peers.VQGAN)
+    checkpoints.save_weights(folder / "public.safetensors", model, TokenizerHeader(vq=peers.VQGAN))
     for command in COMMANDS:
         outcome = run(folder, *command.arguments)
         assert outcome.code == 0, outcome.stderr

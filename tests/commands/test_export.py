@@ -154,7 +154,10 @@ def test_a_trained_run_is_exported_with_its_metrics(trained_once: Path, movq: Mo
     card = (tmp_path / "out" / "README.md").read_text()
     assert "10 steps" in card
     assert "| psnr | " in card
-    assert "exists already" in movq("export", run, "out", "--to", "safetensors", code=2).stderr
+    assert "has the same files already" in movq("export", run, "out", "--to", "safetensors").stderr
+    (tmp_path / "out" / "README.md").write_text("mine")
+    assert "exists already with other content" in movq("export", run, "out", "--to", "safetensors", code=2).stderr
+    assert (tmp_path / "out" / "README.md").read_text() == "mine"
     assert "vq.chunks = 4" in movq("export", run, "other", "--to", "diffusers", code=2).stderr
     assert movq("reconstruct", trained_once / "data", "pictures", "--run", "out", "--split", "val").stdout
 
@@ -181,3 +184,11 @@ def test_onnx_without_its_packages_is_one_line_that_says_what_to_install(
     with pytest.raises(BadRequestError, match=r"needs the package onnxruntime.*pip install 'movq\[onnx\]'"):
         run_export(peers.VQGAN, tmp_path, "onnx")
     assert not (tmp_path / "out-onnx").exists()
+
+
+def test_a_damaged_manifest_of_a_run_is_an_error_and_not_an_empty_part_of_the_model_card(tmp_path: Path) -> None:
+    save(peers.VQGAN, tmp_path / "tokenizer.safetensors")
+    (tmp_path / "run.json").write_text("")
+    with pytest.raises(BadRequestError, match=r"run\.json"):
+        run_export(peers.VQGAN, tmp_path, "compvis")
+    assert not (tmp_path / "out-compvis").exists()

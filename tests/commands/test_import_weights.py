@@ -145,10 +145,28 @@ def test_a_folder_that_exists_is_not_written_to(tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     run_import(source, run)  # An empty folder is as good as none.
-    with pytest.raises(BadRequestError, match="exists already"):
-        run_import(source, run)
-    with pytest.raises(BadRequestError, match="exists already"):
+
+    def states() -> dict[Path, tuple[int, int]]:
+        return {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in (run, *run.iterdir())}
+
+    before = states()
+    run_import(source, run)  # As after an interrupt that came when all was written.
+    assert states() == before
+    with pytest.raises(BadRequestError, match="exists already with other content"):
+        run_import(source, run, image_range="0,1")
+    with pytest.raises(BadRequestError, match="exists already with other content"):
         run_import(source, source)
+    assert states() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.yaml", source.name, "run"]
+
+
+def test_an_import_into_another_folder_is_refused_before_the_source_is_read(tmp_path: Path, trained_once: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "notes.txt").touch()
+    for target in (other, trained_once / "runs" / "tiny-vq"):
+        with pytest.raises(BadRequestError, match="exists already with other content"):
+            run_import(tmp_path / "missing.ckpt", target)
 
 
 def test_what_a_killed_import_left_is_removed(tmp_path: Path) -> None:
