@@ -64,6 +64,14 @@ ROWS: dict[str, tuple[str, ...]] = {
     "group-norm": ("train_vq.discriminator_norm=group",),
     "blur": ("train_vq.discriminator_norm=group", "train_vq.discriminator_blur=true"),
     "r1": ("train_vq.r1_weight=1.0",),
+    "rotation-unit-codes": ("train_vq.quantizer_gradient=rotation", "vq.normalize_codes=true"),
+    "combined": (
+        "train_vq.quantizer_gradient=rotation",
+        "vq.normalize_codes=true",
+        "train_vq.perturbed_images=0.1",
+        "train_vq.perturbation_neighbors=32",
+        "train_vq.lecam_weight=0.001",
+    ),
     "augment": ("train_vq.discriminator_augmentation=[color,translation,cutout]",),
 }
 """Rows of stage 1: overrides of the preset."""

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -291,6 +292,12 @@ def _run_rank(rank: int, world: int, port: int, work: Work, argument: object, fo
 
 _PROCESS_FIXTURES = {"movq", "trained_once", "ordered_once"}
 _PROCESS_FUNCTIONS: set[object] = {on_ranks, start_ranks, run_movq}
+
+
+def pytest_configure() -> None:
+    """Let SIGINT interrupt the tests that send it, also if a shell has started them in the background, without it."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

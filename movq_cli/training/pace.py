@@ -17,7 +17,6 @@ from typing import NamedTuple, Self, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from movq_cli import devices
 from movq_cli.data.code_cache import CodeCache, CodeCacheHeader
@@ -131,15 +130,21 @@ def of_tokenizer(
         stage.perceptual = extractors.untrained_lpips("vgg", device)
         stage.settings = own.model_copy(update={"perceptual_weight": train.perceptual_weight})
 
-    def batch(size: int) -> Tensor:
-        return torch.randint(0, 256, (size, 3, *image_size), dtype=torch.uint8, device=device)
+    settings_of_parts = stage.settings
 
-    size, step = _measure_steps(device, lambda size: stage.step(batch(size), 0), share)
-    adversarial = step
+    def step(size: int, number: int) -> None:
+        stage.settings = settings_of_parts.model_copy(update={"batch_size": size})
+        if stage.adversary is not None:
+            stage.adversary.settings = stage.settings
+        stage.step(torch.randint(0, 256, (size, 3, *image_size), dtype=torch.uint8, device=device), number)
+
+    size, seconds = _measure_steps(device, partial(step, number=0), share)
+    adversarial = seconds
     if train.adversarial_weight > 0:
-        _, adversarial = _measure_steps(device, lambda size: stage.step(batch(size), _DISCRIMINATOR_START), size)
+        _, adversarial = _measure_steps(device, partial(step, number=_DISCRIMINATOR_START), size)
+    stage.settings = settings_of_parts
     return Pace(
-        train.accumulate * step * share / size,
+        train.accumulate * seconds * share / size,
         train.accumulate * adversarial * share / size,
         _validation_seconds(stage, min(validation_images, train.validate_images or validation_images) / ranks / count),
         _evaluation_seconds(stage, train, validation_images, weights, ranks),

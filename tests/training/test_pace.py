@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
+from benchmarks import quality
+from movq_cli import devices, presets
 from movq_cli.settings import Preset
 from movq_cli.training import pace
 from movq_cli.training.pace import Pace
@@ -53,3 +56,30 @@ def test_both_stages_are_measured_without_images_and_without_weights(
         measured = pace.of_prior(changed, CPU, validation_images=12, weights=None, ranks=2)
         assert 0 < measured.step == measured.adversarial_step
     assert not list(tmp_path.iterdir())  # Nothing was downloaded or written.
+
+
+TECHNIQUES = {
+    name: changes
+    for name, changes in (quality.ROWS | quality.PRIORS).items()
+    if not all(change.startswith("sample.") for change in changes)
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", TECHNIQUES.values(), ids=TECHNIQUES)
+def test_the_steps_of_each_technique_are_measured_with_a_part_of_a_batch(
+    changes: tuple[str, ...], offline: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # A step with one image takes a second, so that a batch would take too long, and three of its images are measured.
+    monkeypatch.setattr(pace, "_SECONDS_PER_STEP", 3.0)
+
+    def one_second(step: Callable[[], object], _device: torch.device) -> float:
+        step()
+        return 1.0
+
+    monkeypatch.setattr(devices, "seconds", one_second)
+    preset = presets.load("photos-32", ["train_vq.perceptual_weight=0", "prior.layers=2", *changes])
+    is_prior = any(change.startswith(("prior.", "train_prior.")) for change in changes)
+    measure = pace.of_prior if is_prior else pace.of_tokenizer
+    measured = measure(preset, CPU, validation_images=1, weights=None)
+    assert min(measured.step, measured.adversarial_step) > 0
