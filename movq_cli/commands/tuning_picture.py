@@ -78,7 +78,7 @@ def save(path: Path, trials: Sequence[Measured], tuned: TunedSettings) -> None:
     if not tuned.repeats("preset"):
         axes.plot(*points[0], "s", markersize=11, label="preset's settings")
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside upper left", ncols=2)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=120)
     atomic_write(path, buffer.getvalue())

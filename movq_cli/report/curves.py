@@ -86,6 +86,20 @@ _VQ = (
         ((_TRAINING, "discriminator", "discriminator"), (_TRAINING, "generator", "decoder (adversarial loss)")),
     ),
     Curve(
+        "LeCam regularization of the discriminator, without its weight",
+        "Healthy: it rises when the discriminator begins to distinguish, and then stays level, below about 4. A steady "
+        "rise means that the logits of images and reconstructions drift apart, and that lecam_weight is too low.",
+        ((_TRAINING, "lecam", "LeCam term"),),
+    ),
+    Curve(
+        "Gradient penalty of the discriminator (R1), without its weight",
+        "Healthy: it rises when the discriminator begins, and then stays level. A steady rise means that the "
+        "discriminator becomes ever steeper at the images, and that r1_weight is too low; near 0 while the mean logits "
+        "are equal, the weight is too high for the discriminator to learn.",
+        ((_TRAINING, "r1", "squared norm of a logit's gradient"),),
+        is_log=True,
+    ),
+    Curve(
         "Adaptive weight of the adversarial loss",
         "Healthy: it varies below its limit. A line that lies on the limit means that the discriminator's gradient "
         "vanishes; the adversarial loss then only adds noise.",
