@@ -39,7 +39,7 @@ Number = Annotated[
         "--n",
         "-n",
         min=1,
-        help="Number of images; with --tune, that of each FID. [default: 16, or 2000 with --tune]",
+        help="Number of images; with --tune, that of each trial. [default: 16, or 2000 with --tune]",
         show_default=False,
     ),
 ]
@@ -96,8 +96,20 @@ Tune = Annotated[
     bool,
     typer.Option(
         "--tune",
-        help="Search the settings with the lowest FID, and store them beside the weights, where sampling finds them. "
-        "Settings that are given stay fixed. Run the same command again to go on with a search.",
+        help="Search the settings with the lowest FID, or with --min-recall the highest precision, and store them "
+        "beside the weights, where sampling finds them. Settings that are given stay fixed. Run the same command "
+        "again to go on with a search.",
+    ),
+]
+
+MinRecall = Annotated[
+    float | None,
+    typer.Option(
+        min=0,
+        max=1,
+        help="With --tune: search the highest precision of the settings whose recall is at least this, as "
+        "`movq evaluate --prc` measures both. [default: the search is for the lowest FID]",
+        show_default=False,
     ),
 ]
 
@@ -123,9 +135,9 @@ Against = Annotated[
 Split = Annotated[str, typer.Option(help="Split of the real images of --tune: train or val.")]
 
 _IMAGES, _TUNED_IMAGES, _TRIALS = 16, 2000, 30
-"""Default numbers of images, of images of each FID of a search, and of its trials."""
+"""Default numbers of images, of images of each trial of a search, and of its trials."""
 
-_OF_TUNING = ("budget", "minutes", "against", "split", "weights")
+_OF_TUNING = ("min_recall", "budget", "minutes", "against", "split", "weights")
 
 
 @add_setting_options(SampleSettings, before="batch_size", elsewhere={"steps": "seed"})
@@ -143,6 +155,7 @@ def sample(
     grid: Grid = None,
     preset_settings: PresetSettings = False,
     tune: Tune = False,
+    min_recall: MinRecall = None,
     budget: Budget = None,
     minutes: Minutes = None,
     against: Against = None,
@@ -185,4 +198,4 @@ def sample(
     from movq_cli.commands import tune as search
 
     budget = _TRIALS if budget is None and minutes is None else budget
-    search.tune(search.TuneRequest(request, budget, minutes, against, split_name(split), weights), console)
+    search.tune(search.TuneRequest(request, budget, minutes, against, split_name(split), weights, min_recall), console)

@@ -144,7 +144,8 @@ def _find_tuned(prior: Prior, weights: Path, digest: str, request: SampleRequest
         return {}
     tuned = {name: value for name, value in found.best.items() if name not in request.settings}
     if tuned:
-        console.log(f"tuned settings: {_listed(tuned)} (from {path}; --preset-settings ignores them)")
+        goal = "" if found.min_recall is None else f" for {found.goal}"
+        console.log(f"tuned settings{goal}: {_listed(tuned)} (from {path}; --preset-settings ignores them)")
     return tuned
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from movq_cli import digests
 from movq_cli.api import Prior
+from movq_cli.commands.tuning_objectives import Metrics, Objective
 from movq_cli.errors import BadRequestError
 from movq_cli.models.masked_prior import ORDERS
 from movq_cli.setting_types import MaskSchedule
@@ -25,6 +26,9 @@ JOURNAL = "trials.journal"
 """Name of optuna's journal in the folder of a search."""
 
 _CONFIRMED = "confirmed"
+
+_OPTUNA = 5
+"""The first major version of optuna whose trials have constraints of their own."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,7 @@ class Measured:
     """The result of a trial."""
 
     settings: SampleSettings
-    fid: float
+    metrics: Metrics
     seconds: float
     """Time of sampling, seconds an image."""
 
@@ -139,98 +143,131 @@ class Measured:
 class Trials:
     """The trials of one search, which are stored so that a killed search goes on with the same suggestions.
 
+    The journal has what was measured. What is suggested next comes from a study in memory with the same trials, whose
+    constraint is that of this search: a search with another constraint uses the trials of the one before.
+
     Args:
         folder: Folder of the journal; no other process uses it.
         key: What decides the results of the trials: a search with another key has trials of its own.
         space: The settings that are searched.
+        objective: What is searched for.
         seed: Random seed of the suggestions.
     """
 
     folder: Path
     key: Mapping[str, Any]
     space: Space
+    objective: Objective
     seed: int
     _study: Study = field(init=False)
 
     def __post_init__(self) -> None:
         optuna = require_optuna()
-        text = json.dumps({**self.key, "names": self.space.names, "base": self.space.base.model_dump()}, sort_keys=True)
+        found = {"metrics": sorted(self.objective.names), "names": self.space.names}
+        text = json.dumps({**self.key, **found, "base": self.space.base.model_dump()}, sort_keys=True)
         self._study = optuna.create_study(
             storage=_open_journal(self.folder / JOURNAL),
             study_name=digests.of_bytes(text.encode()),
-            direction="minimize",
+            direction=self.objective.direction,
             load_if_exists=True,
         )
-        states = optuna.trial.TrialState
-        for trial in self._study.get_trials(deepcopy=False, states=(states.RUNNING,)):
-            self._study.tell(trial.number, state=states.FAIL)  # A process was killed during this trial.
-        if not self.measured and not self._study.get_trials(deepcopy=False, states=(states.WAITING,)):
-            self._study.enqueue_trial(self.space.start)
 
     @property
     def measured(self) -> list[Measured]:
-        """The finished trials, oldest first; the first one has the preset's settings."""
-        from optuna.trial import TrialState
-
-        trials = self._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+        """The trials, oldest first; the first one has the preset's settings."""
         return [
             Measured(
-                SampleSettings.model_validate(trial.user_attrs["settings"]), trial.value, trial.user_attrs["seconds"]
+                SampleSettings.model_validate(trial.user_attrs["settings"]),
+                trial.user_attrs["metrics"],
+                trial.user_attrs["seconds"],
             )
-            for trial in trials
-            if trial.value is not None
+            for trial in self._study.get_trials(deepcopy=False)
         ]
 
-    def run(self, measure: Callable[[SampleSettings], tuple[float, float]]) -> Measured:
+    @property
+    def ranked(self) -> list[Measured]:
+        """The trials, the best one first."""
+        return sorted(self.measured, key=lambda trial: self.objective.order(trial.metrics))
+
+    def run(self, measure: Callable[[SampleSettings], tuple[Metrics, float]]) -> Measured:
         """Make one more trial.
 
         Args:
-            measure: Function that returns the FID of settings, and the seconds an image.
+            measure: Function that returns the metrics of settings, and the seconds an image.
+
+        Raises:
+            BadRequestError: A metric is not finite.
         """
         optuna = require_optuna()
-        # The suggestion depends on the finished trials alone, so that it is the same after a killed process.
+        trial = self._suggestions().ask()
+        settings = self.space.suggest(trial)
+        metrics, seconds = measure(settings)
+        for name, value in metrics.items():
+            if not math.isfinite(value):
+                what = f"{self.objective.names[name]} of {self.space.values(settings)}"
+                raise BadRequestError(f"the {what} is not finite", "Sample more images: --n.")
+        result = {"settings": settings.model_dump(), "metrics": dict(metrics), "seconds": seconds}
+        self._study.add_trial(
+            optuna.trial.create_trial(
+                params=trial.params,
+                distributions=trial.distributions,
+                value=metrics[self.objective.metric],
+                user_attrs=result,
+            )
+        )
+        return Measured(settings, metrics, seconds)
+
+    def _suggestions(self) -> Study:
+        """Return a study in memory that has the trials with their constraint, and suggests the next one.
+
+        The suggestion depends on the trials alone, so that it is the same after a killed process.
+        """
+        optuna = require_optuna()
+        trials = self._study.get_trials()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._study.sampler = optuna.samplers.TPESampler(
-                seed=self.seed * 100_003 + len(self.measured), multivariate=True, n_startup_trials=8
+            sampler = optuna.samplers.TPESampler(
+                seed=self.seed * 100_003 + len(trials), multivariate=True, n_startup_trials=8
             )
-        trial = self._study.ask()
-        settings = self.space.suggest(trial)
-        fid, seconds = measure(settings)
-        trial.set_user_attr("settings", settings.model_dump())
-        trial.set_user_attr("seconds", seconds)
-        if not math.isfinite(fid):
-            self._study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            raise BadRequestError(f"the FID of {self.space.values(settings)} is not finite", "Sample more images: --n.")
-        self._study.tell(trial, fid)
-        return Measured(settings, fid, seconds)
+        study: Study = optuna.create_study(direction=self.objective.direction, sampler=sampler)
+        for trial in trials:
+            trial.set_constraint("violation", self.objective.violation(trial.user_attrs["metrics"]))
+            study.add_trial(trial)
+        if not trials:
+            study.enqueue_trial(self.space.start)
+        return study
 
-    def confirmed(self, settings: SampleSettings, repeat: int, measure: Callable[[], float]) -> float:
-        """Return the FID of settings with other seeds, which is measured once and stored.
+    def confirmed(self, settings: SampleSettings, repeat: int, measure: Callable[[], Metrics]) -> Metrics:
+        """Return the metrics of settings with other seeds, which are measured once and stored.
 
         Args:
             settings: The settings.
             repeat: Index of the seeds.
-            measure: Function that returns the FID.
+            measure: Function that returns the metrics.
         """
         name = f"{_CONFIRMED} {repeat} {json.dumps(settings.model_dump(), sort_keys=True)}"
-        known = self._study.user_attrs.get(name)
+        known: Metrics | None = self._study.user_attrs.get(name)
         if known is None:
             known = measure()
-            self._study.set_user_attr(name, known)
-        return float(known)
+            self._study.set_user_attr(name, dict(known))
+        return known
 
 
 def require_optuna() -> Any:  # noqa: ANN401 - a module that may be missing
     """Return the module optuna, with its own log lines switched off.
 
     Raises:
-        BadRequestError: It is not installed.
+        BadRequestError: It is not installed, or too old.
     """
     try:
         import optuna
     except ImportError:
         raise BadRequestError("--tune needs optuna", "Install it: pip install 'movq[tune]'.") from None
+    if int(optuna.__version__.split(".")[0]) < _OPTUNA:
+        raise BadRequestError(
+            f"--tune needs optuna {_OPTUNA} or newer, not {optuna.__version__}",
+            "Install it: pip install --upgrade 'movq[tune]'.",
+        )
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
 

@@ -1,38 +1,29 @@
-"""`movq sample --tune`: searches the settings of sampling with the lowest FID, and stores them beside the weights."""
+"""`movq sample --tune`: searches the best settings of sampling, and stores them beside the weights."""
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
-
-import torch
-from torch import Tensor
 
 from movq_cli import devices, runs, signals
 from movq_cli.api import Prior
 from movq_cli.commands import tuning_picture
 from movq_cli.commands.sample import SampleRequest, load_prior, merge_settings
 from movq_cli.commands.trials import Measured, Space, Trials, require_optuna
+from movq_cli.commands.tuning_measure import Measure, RealImages
+from movq_cli.commands.tuning_objectives import LowestFID, Metrics, Objective, PrecisionAtRecall, values_of
 from movq_cli.console import Console
-from movq_cli.data import pixels, tuned_settings
+from movq_cli.data import tuned_settings
 from movq_cli.data.tuned_settings import TunedSettings
 from movq_cli.errors import BadRequestError, FailureError
-from movq_cli.evaluation import extractors, references
-from movq_cli.evaluation.fid_evaluator import FIDEvaluator
-from movq_cli.evaluation.image_sets import ImageSet
-from movq_cli.files import cache_folder, is_writable, locked, sha256
-from movq_cli.ranks import SINGLE_PROCESS
-from movq_cli.settings import SampleSettings
+from movq_cli.files import is_writable, locked, sha256
 
 REPEATS = 4
 """Number of other seeds with which the best settings and the preset's are compared."""
-
-_REFERENCES = 50_000
-"""Number of real images, at most, as for the FID during training."""
 
 _SHOWN = 10
 """Number of trials in the table."""
@@ -43,7 +34,7 @@ class TuneRequest:
     """The options of `movq sample --tune`."""
 
     sample: SampleRequest
-    """The options that `movq sample` has too; `n` is the number of images of each FID, and `out` is not used."""
+    """The options that `movq sample` has too; `n` is the number of images of each trial, and `out` is not used."""
     budget: int | None
     """Number of trials in all; None = as many as the minutes allow."""
     minutes: float | None
@@ -54,59 +45,17 @@ class TuneRequest:
     """Split of a prepared set."""
     weights: Path | None
     """Folder of pretrained weights, searched before torch hub's; None = torch hub's alone."""
+    min_recall: float | None = None
+    """Lowest recall of a search for the highest precision; None = the search is for the lowest FID."""
 
-
-@dataclass
-class Measure:
-    """Samples images with settings, and measures their FID and the time.
-
-    Args:
-        prior: The prior.
-        class_ids: Indices of the classes that the images take in turn; empty for an unconditional prior.
-        request: Number of images, seed and batch size.
-        evaluator: Evaluator against the real images.
-        device: Device of the prior.
-    """
-
-    prior: Prior
-    class_ids: Sequence[int]
-    request: SampleRequest
-    evaluator: FIDEvaluator
-    device: torch.device
-    _seconds: float = field(init=False, default=0.0)
-
-    def __call__(self, settings: SampleSettings, first: int = 0) -> tuple[float, float]:
-        """Return the FID of images, and the seconds that sampling one of them took.
-
-        Args:
-            settings: Settings of sampling.
-            first: Index of the first image.
-        """
-        self._seconds = 0.0
-        fid = self.evaluator.fid(self._images(settings, first))
-        return fid, self._seconds / self.request.n
-
-    def warm_up(self, settings: SampleSettings) -> None:
-        """Sample one batch, whose time is not representative."""
-        next(iter(self._images(settings, 0)))
-
-    def _images(self, settings: SampleSettings, first: int) -> Iterator[Tensor]:
-        count, size = self.request.n, self.request.batch_size
-        for start in range(first, first + count, size):
-            began = time.perf_counter()
-            indices = range(start, min(start + size, first + count))
-            drawn = self.prior.sample(
-                seed=self.request.seed, classes=self.class_ids, settings=settings, indices=indices
-            )
-            batch = pixels.to_bytes(drawn)
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            self._seconds += time.perf_counter() - began
-            yield batch
+    @property
+    def objective(self) -> Objective:
+        """What is searched for."""
+        return LowestFID() if self.min_recall is None else PrecisionAtRecall(self.min_recall)
 
 
 def tune(request: TuneRequest, console: Console) -> None:
-    """Search the settings of sampling with the lowest FID, and store them if they are better than the preset's.
+    """Search the best settings of sampling, and store them with whether they are better than the preset's.
 
     Args:
         request: Options of the command.
@@ -131,8 +80,9 @@ def tune(request: TuneRequest, console: Console) -> None:
         prior = load_prior(weights, sample, device)
         base = merge_settings(prior, sample.settings, {})
         space = Space.of(prior, base, sample.settings, can_guide=_can_guide(prior, weights))
-        real = _Real.of(request, weights)
-        evaluator = real.evaluator(request, prior, device, console)
+        real = RealImages.of(request.against, request.split, weights)
+        size = prior.tokenizer.settings.image_size
+        evaluator = real.evaluator(request.objective, size, request.weights, device, console)
         measure = Measure(prior, prior.class_ids(sample.classes), sample, evaluator, device)
         key = {
             "prior": sha256(weights),
@@ -143,54 +93,13 @@ def tune(request: TuneRequest, console: Console) -> None:
             "seed": sample.seed,
             "classes": list(measure.class_ids),
         }
-        trials = Trials(folder, key, space, sample.seed)
+        trials = Trials(folder, key, space, request.objective, sample.seed)
         _search(trials, measure, request, console)
-        tuned = _confirm(trials, measure, key, real, console)
+        tuned = _compare(trials, measure, key, request, real, console)
     path = tuned_settings.write(weights, tuned)
     picture = folder / f"{weights.stem}.png"
     tuning_picture.save(picture, trials.measured, tuned)
     _report(trials, tuned, path, picture, console)
-
-
-@dataclass(frozen=True)
-class _Real:
-    """The real images with which samples are compared."""
-
-    location: str
-    split: Literal["train", "val"] | None
-
-    @classmethod
-    def of(cls, request: TuneRequest, weights: Path) -> _Real:
-        """Return the requested set, or the prepared set of the run.
-
-        Raises:
-            BadRequestError: No set is named, and the run folder does not tell one.
-        """
-        if request.against is not None:
-            return cls(request.against, request.split)
-        try:
-            data = runs.Run(weights.parent, "prior").read().settings.data.path
-        except BadRequestError:
-            data = None
-        if data is None or not Path(data).is_dir():
-            where = f"at {data}" if data is not None else "in the manifest of the run"
-            raise BadRequestError(f"the prepared set of {weights.parent} is not {where}", "Name it: --against SET.")
-        return cls(str(data), request.split)
-
-    def evaluator(self, request: TuneRequest, prior: Prior, device: torch.device, console: Console) -> FIDEvaluator:
-        """Return the evaluator against these images; their features are cached."""
-        reference = references.find_reference(self.location, cache_folder())
-        if reference is not None:
-            inception = extractors.load_inception(request.weights, device)
-            references.warn_of_other_weights(reference, inception, console)
-            console.log(f"real images: the statistics {reference.path}")
-            return FIDEvaluator(inception, reference.on(torch.device("cpu")), device, SINGLE_PROCESS)
-        size = prior.tokenizer.settings.image_size
-        images = ImageSet("real", self.location, self.split or "train", crop=size, limit=_REFERENCES, console=console)
-        reason = ", as published FIDs of samples use" if images.split == "train" else ""
-        split = "" if images.split is None else f" of the split {images.split}{reason}"
-        console.log(f"real images: {len(images)}{split} in {self.location}")
-        return FIDEvaluator.of(images, cache_folder(), request.weights, device, SINGLE_PROCESS, console)
 
 
 def _can_guide(prior: Prior, weights: Path) -> bool:
@@ -205,55 +114,70 @@ def _can_guide(prior: Prior, weights: Path) -> bool:
 
 def _search(trials: Trials, measure: Measure, request: TuneRequest, console: Console) -> None:
     """Make trials until the budget or the time is used; the preset's settings are tried in any case."""
-    found = trials.measured
-    if found:
-        console.log(f"{len(found)} trials are already in {trials.folder}")
+    done = len(trials.measured)
+    if done:
+        console.log(f"{done} trials are already in {trials.folder}")
     began, spent = time.monotonic(), 0
-    if request.budget is None or len(found) < request.budget:
+    if request.budget is None or done < request.budget:
         measure.warm_up(trials.space.base)
+    # The comparison at the end takes as long as this number of trials.
+    compared = REPEATS * (1 + trials.objective.candidates)
 
     def has_time() -> bool:
-        if request.minutes is None or not trials.measured:
+        if request.minutes is None or not done + spent:
             return True
         elapsed = time.monotonic() - began
         each = elapsed / spent if spent else 0.0
-        # The comparison at the end takes as long as this number of trials.
-        return elapsed + (1 + 2 * REPEATS) * each < 60 * request.minutes
+        return elapsed + (1 + compared) * each < 60 * request.minutes
 
     by_time = request.budget is None
     total = round(60 * (request.minutes or 0)) if by_time else request.budget or 0
-    with console.progress(total, "tuning", "seconds" if by_time else "trials", 0 if by_time else len(found)) as bar:
+    with console.progress(total, "tuning", "seconds" if by_time else "trials", 0 if by_time else done) as bar:
         shown = 0
-        while (by_time or len(found) < (request.budget or 0)) and has_time():
-            new = trials.run(measure)
+        while (by_time or done + spent < (request.budget or 0)) and has_time():
+            new = trials.objective.describe(trials.run(measure).metrics)
+            if not done + spent:
+                console.log(f"with the preset's settings: {_listed(new)}")
             spent += 1
-            found = trials.measured
-            best = min(found, key=lambda trial: trial.fid)
+            best = trials.objective.describe(trials.ranked[0].metrics)
             elapsed = round(time.monotonic() - began)
-            bar.advance(elapsed - shown if by_time else 1, {"FID": f"{new.fid:.4g}", "best": f"{best.fid:.4g}"})
+            bar.advance(elapsed - shown if by_time else 1, {**new, **{f"best {name}": best[name] for name in best}})
             shown = elapsed
 
 
-def _confirm(trials: Trials, measure: Measure, key: Mapping[str, Any], real: _Real, console: Console) -> TunedSettings:
-    """Compare the best settings and the preset's with other seeds, and return the result."""
-    found = trials.measured
-    preset, best = found[0], min(found, key=lambda trial: trial.fid)
-    is_same = best.settings == preset.settings
-    fids: dict[str, list[float]] = {"best": [], "preset": []}
-    rivals = {} if is_same else {"best": best, "preset": preset}
-    with console.progress(REPEATS * len(rivals), "other seeds", "FIDs") as progress:
-        for repeat in range(1, REPEATS + 1):
-            for name, rival in rivals.items():
-                fids[name].append(_fid_of(trials, measure, rival, repeat))
-                progress.advance(values={name: f"{fids[name][-1]:.4g}"})
+def _listed(values: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in values.items())
+
+
+def _compare(
+    trials: Trials, measure: Measure, key: Mapping[str, Any], request: TuneRequest, real: RealImages, console: Console
+) -> TunedSettings:
+    """Compare the best settings and the preset's with other seeds, and return the result.
+
+    Settings that no longer meet the constraint of the search give way to the next best ones.
+    """
+    found, ranked, objective = trials.measured, trials.ranked, trials.objective
+    preset, best = found[0], ranked[0]
+    ahead = takewhile(lambda trial: trial.settings != preset.settings, ranked)
+    candidates = [trial for trial in ahead if objective.violation(trial.metrics) <= 0][: objective.candidates]
+    of_best: list[Metrics] = []
+    of_preset: list[Metrics] = []
+    for candidate in candidates:
+        repeats, of_preset = _with_other_seeds(trials, measure, candidate, preset, console)
+        is_met = objective.is_met(repeats)
+        if is_met or not of_best:
+            best, of_best = candidate, repeats
+        if is_met:
+            break
     return TunedSettings(
         prior=key["prior"],
-        is_better=not is_same and is_beyond_spread(fids["best"], fids["preset"]),
+        is_better=bool(of_best) and objective.is_better(of_best, of_preset),
         best=trials.space.values(best.settings),
         preset=trials.space.values(preset.settings),
         fixed=dict(measure.request.settings),
-        best_fids=tuple(fids["best"]),
-        preset_fids=tuple(fids["preset"]),
+        min_recall=request.min_recall,
+        **{f"best_{name}s": tuple(values_of(of_best, name)) for name in objective.names},
+        **{f"preset_{name}s": tuple(values_of(of_preset, name)) for name in objective.names},
         best_seconds=best.seconds,
         preset_seconds=preset.seconds,
         trials=len(found),
@@ -267,62 +191,66 @@ def _confirm(trials: Trials, measure: Measure, key: Mapping[str, Any], real: _Re
     )
 
 
-def _fid_of(trials: Trials, measure: Measure, trial: Measured, repeat: int) -> float:
+def _with_other_seeds(
+    trials: Trials, measure: Measure, best: Measured, preset: Measured, console: Console
+) -> tuple[list[Metrics], list[Metrics]]:
+    """Return the metrics of the best settings and of the preset's with each of the other seeds."""
+    found: dict[str, list[Metrics]] = {"best": [], "preset": []}
+    with console.progress(2 * REPEATS, "other seeds", "measurements") as progress:
+        for repeat in range(1, REPEATS + 1):
+            for name, trial in (("best", best), ("preset", preset)):
+                found[name].append(_measured_once(trials, measure, trial, repeat))
+                described = trials.objective.describe(found[name][-1])
+                progress.advance(values={f"{name} {key}": value for key, value in described.items()})
+    return found["best"], found["preset"]
+
+
+def _measured_once(trials: Trials, measure: Measure, trial: Measured, repeat: int) -> Metrics:
     first = repeat * measure.request.n
     return trials.confirmed(trial.settings, repeat, lambda: measure(trial.settings, first)[0])
 
 
-def is_beyond_spread(best: Sequence[float], preset: Sequence[float]) -> bool:
-    """Return whether the mean of some FIDs is lower than that of others by more than the spread of a difference.
-
-    The spread is the standard deviation of the difference of one FID of each, so that the means differ by several times
-    their own standard error.
-    """
-    spread = (statistics.variance(best) + statistics.variance(preset)) ** 0.5
-    return statistics.mean(preset) - statistics.mean(best) > spread
-
-
-def _verdict(tuned: TunedSettings) -> str:
+def _verdict(trials: Trials, tuned: TunedSettings) -> str:
     """Return one sentence about the comparison with other seeds."""
-    if not tuned.best_fids:
-        return "no settings had a lower FID than the preset's, which stay in use"
-    means = [statistics.mean(fids) for fids in (tuned.best_fids, tuned.preset_fids)]
-    spreads = [statistics.stdev(fids) for fids in (tuned.best_fids, tuned.preset_fids)]
+    objective = trials.objective
+    best, preset = tuned.repeats("best"), tuned.repeats("preset")
+    if not best:
+        return objective.nothing_found(trials.ranked[0].metrics)
     values = (
-        f"with {REPEATS} other seeds, FID {means[0]:.4g} ± {spreads[0]:.2g} with the best settings and "
-        f"{means[1]:.4g} ± {spreads[1]:.2g} with the preset's"
+        f"with {REPEATS} other seeds, {objective.describe_spread(best)} with the best settings and "
+        f"{objective.describe_spread(preset)} with the preset's"
     )
     if tuned.is_better:
         return f"{values}: `movq sample` now uses the best settings"
-    return f"{values}: the difference is within the spread, and the preset's settings stay in use"
+    return f"{values}: {objective.not_better(best)}, and the preset's settings stay in use"
 
 
 def _report(trials: Trials, tuned: TunedSettings, path: Path, picture: Path, console: Console) -> None:
     """Print the best trials and the preset's, and say what the comparison has shown."""
-    found = trials.measured
-    ranked = sorted(found, key=lambda trial: trial.fid)
-    shown = ranked[:_SHOWN] + ([] if found[0] in ranked[:_SHOWN] else [found[0]])
-    columns = ["rank", "FID", "ms/image", *trials.space.names, ""]
+    ranked, preset, objective = trials.ranked, trials.measured[0], trials.objective
+    shown = ranked[:_SHOWN] + ([] if preset in ranked[:_SHOWN] else [preset])
+    columns = ["rank", *objective.names.values(), "ms/image", *trials.space.names, ""]
     rows = [
         [
             str(ranked.index(trial) + 1),
-            f"{trial.fid:.5g}",
+            *(f"{trial.metrics[name]:.5g}" for name in objective.names),
             f"{1000 * trial.seconds:.3g}",
             *("all" if value is None else str(value) for value in trials.space.values(trial.settings).values()),
-            "preset" if trial is found[0] else "",
+            "preset" if trial == preset else "",
         ]
         for trial in shown
     ]
+    verdict = _verdict(trials, tuned)
     result = {
         "path": str(path),
         "picture": str(picture),
-        "verdict": _verdict(tuned),
+        "verdict": verdict,
         **tuned.model_dump(mode="json", exclude={"digest"}),
         "measured": [
-            {"fid": trial.fid, "seconds": trial.seconds, "settings": trials.space.values(trial.settings)}
+            {**trial.metrics, "seconds": trial.seconds, "settings": trials.space.values(trial.settings)}
             for trial in ranked
         ],
     }
     console.table(result, columns, rows)
-    console.log(_verdict(tuned))
-    console.log(f"settings: {path}; FID against time: {picture}")
+    console.log(verdict)
+    console.log(f"settings: {path}; {tuning_picture.title(tuned)}: {picture}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from movq_cli import digests
 from movq_cli.console import Console
@@ -28,10 +28,21 @@ class TunedSettings(Header):
     """The preset's values of the same settings."""
     fixed: dict[str, Any]
     """Values that were fixed during the search, by name; `movq sample` uses the best settings only beside these."""
-    best_fids: tuple[float, ...]
-    """FID of the best settings with each of the other seeds; empty if the preset's settings were the best."""
-    preset_fids: tuple[float, ...]
+    min_recall: float | None = None
+    """Lowest recall of a search for the highest precision; None = the search was for the lowest FID."""
+    best_fids: tuple[float, ...] = ()
+    """FID of the best settings with each of the other seeds; empty if they were not compared with the preset's, and
+    in a search for precision."""
+    preset_fids: tuple[float, ...] = ()
     """FID of the preset's settings with the same seeds."""
+    best_precisions: tuple[float, ...] = ()
+    """Precision of the best settings with each of the other seeds, in a search for precision."""
+    preset_precisions: tuple[float, ...] = ()
+    """Precision of the preset's settings with the same seeds."""
+    best_recalls: tuple[float, ...] = ()
+    """Recall of the best settings with each of the other seeds, in a search for precision."""
+    preset_recalls: tuple[float, ...] = ()
+    """Recall of the preset's settings with the same seeds."""
     best_seconds: float
     """Time of sampling with the best settings, seconds an image."""
     preset_seconds: float
@@ -39,7 +50,7 @@ class TunedSettings(Header):
     trials: int
     """Number of settings that were tried."""
     images: int
-    """Number of images of each FID."""
+    """Number of images of each trial."""
     seed: int
     """Random seed of the search and of the first image."""
     against: str
@@ -54,6 +65,19 @@ class TunedSettings(Header):
     """Time of the result in UTC, in ISO 8601."""
     version: str = __version__
     """Version of movq that wrote the file."""
+
+    @property
+    def goal(self) -> str:
+        """What the search was for, in words."""
+        if self.min_recall is None:
+            return "the lowest FID"
+        return f"the highest precision at a recall of at least {self.min_recall:g}"
+
+    def repeats(self, whose: Literal["best", "preset"]) -> list[dict[str, float]]:
+        """Return the metrics of the best settings or of the preset's with each of the other seeds, by name."""
+        names = ("fid",) if self.min_recall is None else ("precision", "recall")
+        values = [getattr(self, f"{whose}_{name}s") for name in names]
+        return [dict(zip(names, row, strict=True)) for row in zip(*values, strict=True)]
 
 
 def path_beside(weights: Path) -> Path:

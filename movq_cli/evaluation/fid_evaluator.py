@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Self
 
@@ -17,7 +17,20 @@ from movq_cli.evaluation.image_sets import ImageSet
 from movq_cli.evaluation.metrics import FID
 from movq_cli.ranks import Ranks
 
-_BATCH_SIZE = 32
+BATCH_SIZE = 32
+"""Number of images that Inception gets at once."""
+
+
+def extract_features(inception: Extractor, batches: Iterable[Tensor]) -> Iterator[Tensor]:
+    """Yield the features [n, D] of images, at most `BATCH_SIZE` at once.
+
+    Args:
+        inception: Inception.
+        batches: Images, uint8 [B, 3, H, W] on its device.
+    """
+    for batch in batches:
+        for part in batch.split(BATCH_SIZE):
+            yield inception(part.contiguous(memory_format=torch.channels_last))
 
 
 class FIDEvaluator:
@@ -57,7 +70,7 @@ class FIDEvaluator:
         inception = extractors.load_inception(weights, device)
         with extractors.exact_float32():
             features = feature_cache.cached_features(
-                images, inception, cache, batch_size=_BATCH_SIZE, device=device, ranks=ranks, console=console
+                images, inception, cache, batch_size=BATCH_SIZE, device=device, ranks=ranks, console=console
             )
             real = ranks.from_first(lambda: features.statistics(torch.device("cpu")))
         return cls(inception, real, device, ranks)
@@ -71,9 +84,8 @@ class FIDEvaluator:
         # Float64 on the CPU: the ranks send each other their statistics, and not every device has float64.
         own = FeatureStatistics(self.inception.width)
         with extractors.exact_float32():
-            for batch in batches:
-                for part in batch.split(_BATCH_SIZE):
-                    own.update(self.inception(part.contiguous(memory_format=torch.channels_last)))
+            for features in extract_features(self.inception, batches):
+                own.update(features)
         total = FeatureStatistics(self.inception.width)
         for statistics in self.ranks.all_gather(own):
             total.merge(statistics)

@@ -86,6 +86,21 @@ _VQ = (
         ((_TRAINING, "discriminator", "discriminator"), (_TRAINING, "generator", "decoder (adversarial loss)")),
     ),
     Curve(
+        "LeCam regularization of the discriminator, without its weight",
+        "Healthy: it rises when the discriminator begins to distinguish, and then stays level, below about 8: twice "
+        "the squared gap of the mean logits. A steady rise means that the logits drift apart; a higher lecam_weight "
+        "holds them together.",
+        ((_TRAINING, "lecam", "LeCam term"),),
+    ),
+    Curve(
+        "Gradient penalty of the discriminator (R1), without its weight",
+        "Healthy: it rises when the discriminator begins, and then stays level. A steady rise means that the "
+        "discriminator becomes ever steeper at the images; a higher r1_weight flattens it. If it is near 0 and the "
+        "mean logits are equal, the weight is so high that the discriminator cannot learn.",
+        ((_TRAINING, "r1", "squared norm of a logit's gradient"),),
+        is_log=True,
+    ),
+    Curve(
         "Adaptive weight of the adversarial loss",
         "Healthy: it varies below its limit. A line that lies on the limit means that the discriminator's gradient "
         "vanishes; the adversarial loss then only adds noise.",
@@ -114,7 +129,7 @@ _PRIOR = (
         "Loss of training and validation, and the entropy of the codes",
         "Healthy: both fall well below the unigram entropy, which is the loss of a prior that knows only how frequent "
         "each code is. Validation that rises while training falls is overfitting. The loss of training includes label "
-        "smoothing, and may be the larger one.",
+        "smoothing, dropout and random orders where they are set, and may be the larger one.",
         (
             (_TRAINING, "loss", "training"),
             (_VALIDATION, "loss", "validation"),

@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -63,9 +64,9 @@ def tuned(weights: Path, **changes: Any) -> TunedSettings:
     return TunedSettings.model_validate({**values, **changes})
 
 
-def test_a_search_stores_its_trials_its_picture_and_its_result(
-    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def projection(trained: Path, monkeypatch: pytest.MonkeyPatch) -> Projection:
+    """A stand-in for Inception, for tests of searches, which need optuna."""
     pytest.importorskip("optuna", reason=OPTUNA)
     path = trained / "weights" / WEIGHTS["inception"].file
     path.parent.mkdir()
@@ -73,6 +74,13 @@ def test_a_search_stores_its_trials_its_picture_and_its_result(
     network = Projection()
     found = extractors.Inception(network, "projection", WIDTH, path)
     monkeypatch.setattr(extractors, "load_inception", lambda *_: found)
+    return network
+
+
+def test_a_search_stores_its_trials_its_picture_and_its_result(
+    trained: Path, projection: Projection, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    network = projection
     monkeypatch.chdir(trained)
 
     arguments = ("--tune", "-n", 12, "--batch-size", 5, "--run", "runs/tiny-prior", "--seed", 3, "--top-p", 0.9)
@@ -110,6 +118,89 @@ def test_a_search_stores_its_trials_its_picture_and_its_result(
     result, said = sample(capsys, *arguments[:-4], "--minutes", 0)
     assert (result["trials"], result["is_better"], result["best_fids"]) == (1, False, [])
     assert "no settings had a lower FID than the preset's, which stay in use" in said
+
+
+def test_a_search_for_precision_measures_what_evaluate_does_and_goes_on_with_another_recall(
+    trained: Path, projection: Projection, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained)
+    drawn = ("-n", 12, "--run", "runs/tiny-prior")
+    arguments = ("--tune", *drawn, "--batch-size", 5)
+    result, said = sample(capsys, *arguments, "--budget", 5, "--min-recall", 0.2)
+    measured = result["measured"]
+    (preset,) = [trial for trial in measured if trial["settings"] == result["preset"]]
+    assert f"with the preset's settings: precision {preset['precision']:.4g}, recall {preset['recall']:.4g}" in said
+    is_allowed = [trial["recall"] >= 0.2 for trial in measured]
+    assert is_allowed == sorted(is_allowed, reverse=True)
+    allowed = [trial["precision"] for trial in measured if trial["recall"] >= 0.2]
+    assert allowed == sorted(allowed, reverse=True)
+    assert (result["min_recall"], result["trials"], result["best_fids"]) == (0.2, 5, [])
+    with Image.open(result["picture"]) as picture:
+        assert min(picture.size) > 300
+
+    # The values are those of evaluate on the same images.
+    sample(capsys, "samples", *drawn, "--preset-settings")
+    capsys.readouterr()
+    app(
+        ["evaluate", "--prc", "--json", "--split", "train", "--crop", "16", "--weights", "weights", "data", "samples"],
+        standalone_mode=False,
+    )
+    evaluated = json.loads(capsys.readouterr().out)
+    assert [evaluated[name] for name in ("precision", "recall")] == [preset["precision"], preset["recall"]]
+
+    # Another recall uses the same trials, and the stored result says what was searched.
+    seen, first = projection.seen, result
+    result, said = sample(capsys, *arguments, "--budget", 5, "--min-recall", 1.0)
+    assert "5 trials are already in" in said
+    assert sorted(trial["precision"] for trial in result["measured"]) == sorted(
+        trial["precision"] for trial in measured
+    )
+    assert (result["is_better"], result["best_precisions"], projection.seen) == (False, [], seen)
+    highest = max(trial["recall"] for trial in measured)
+    assert f"no settings had a recall of 1, the highest one was {highest:.4g}" in said
+    assert "lower --min-recall, or raise --budget" in said
+    again, _ = sample(capsys, *arguments, "--budget", 5, "--min-recall", 0.2)
+    assert {**again, "date": ""} == {**first, "date": ""}
+    assert projection.seen == seen
+
+
+def test_the_search_for_precision_compares_the_best_settings_by_other_seeds(
+    trained: Path, projection: Projection, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained)
+    arguments = ("--tune", "-n", 32, "--run", "runs/tiny-prior", "--budget", 6, "--min-recall", 0)
+    for seed in (3, 0, 1, 2, 4, 5):  # With some seeds, the preset's settings are the best ones.
+        result, said = sample(capsys, *arguments, "--seed", seed)
+        if result["best_precisions"]:
+            break
+    best, preset = result["best_precisions"], result["preset_precisions"]
+    assert len(best) == len(preset) == len(result["best_recalls"]) == len(result["preset_recalls"]) == 4
+    spread = (statistics.variance(best) + statistics.variance(preset)) ** 0.5
+    assert result["is_better"] == (statistics.mean(best) - statistics.mean(preset) > spread)
+    assert f"with 4 other seeds, precision {statistics.mean(best):.4g} ± " in said
+    assert f" at recall {statistics.mean(result['preset_recalls']):.4g} ± " in said
+
+
+def test_statistics_in_place_of_images_are_refused_for_precision(
+    trained: Path, projection: Projection, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained)
+    np.savez("stats.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    with pytest.raises(BadRequestError, match=r"stats\.npz holds their statistics.*--against SET"):
+        sample(capsys, "--tune", "--run", "runs/tiny-prior", "--min-recall", 0.5, "--against", "stats.npz")
+    assert projection.seen == 0
+    with pytest.raises(BadRequestError, match="prc needs at least 4 images in each set, not 3"):
+        sample(capsys, "--tune", "--run", "runs/tiny-prior", "--min-recall", 0.5, "-n", 3)
+
+
+def test_settings_that_were_found_for_precision_say_so_when_they_are_used(
+    trained: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(trained)
+    weights = Path("runs/tiny-prior/prior.safetensors")
+    tuned_settings.write(weights, tuned(weights, min_recall=0.5, best_fids=(), preset_fids=()))
+    _, said = sample(capsys, "a", "-n", 2, "--run", "runs/tiny-prior")
+    assert "tuned settings for the highest precision at a recall of at least 0.5: steps 3, temperature 0.75" in said
 
 
 def test_tuned_settings_are_named_and_used_and_given_ones_win(
@@ -185,6 +276,7 @@ def test_only_settings_that_the_prior_has_are_searched(trained_once: Path, order
         (["--tune", "--grid", "g.png"], "--grid has no effect with --tune"),
         (["--tune", "--gpus", "2"], "--gpus has no effect with --tune"),
         (["out", "--budget", "3"], "--budget has no effect without --tune"),
+        (["out", "--min-recall", "0.5"], "--min-recall has no effect without --tune"),
         (["out", "--against", "x"], "--against has no effect without --tune"),
         ([], "missing argument 'OUT'"),
     ],

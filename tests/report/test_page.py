@@ -16,7 +16,7 @@ from movq_cli.data import grids
 from movq_cli.report import page, pictures
 from movq_cli.report.blocks import Film
 from movq_cli.run_history import RunHistory
-from tests.conftest import edit_header
+from tests.conftest import Movq, edit_header
 from tests.doctor.record import RUNS
 
 CPU = torch.device("cpu")
@@ -67,6 +67,39 @@ def test_the_page_of_a_run_has_every_part_that_its_log_and_pictures_give() -> No
     assert "Healthy: none of 15 rules has found anything." in html
     assert "adversarial loss begins" in html
     assert len(html) < 5e6
+
+
+def test_a_regularized_discriminator_and_newer_settings_of_the_prior_have_pages_and_diagnoses(
+    trained: Path, movq: Movq
+) -> None:
+    discriminator = {
+        **{"r1_weight": 0.1, "r1_every": 2, "lecam_weight": 0.1, "discriminator_norm": "group"},
+        **{"discriminator_augmentation": "[color,translation]", "discriminator_start": 2},
+    }
+    prior = {"prior.qk_norm": True, "prior.dropout": 0.1, "train_prior.random_order": "0.5-0.75", "prior.mode": "auto"}
+    shared = ["--preset", "tiny.yaml", "--device", "cpu"]
+    options = [f"train_vq.{name}={value}" for name, value in discriminator.items()]
+    movq("train-vq", *shared, "--run", "runs/vq", *(word for option in options for word in ("-o", option)))
+    options = [f"{name}={value}" for name, value in prior.items()]
+    movq(
+        *("train-prior", *shared, "--run", "runs/prior", "--tokenizer", "runs/vq"),
+        *(word for option in options for word in ("-o", option)),
+    )
+    plain, regularized = (titles(render(trained / "runs" / name)) for name in ("tiny-vq", "vq"))
+    charts = {
+        "LeCam regularization of the discriminator, without its weight",
+        "Gradient penalty of the discriminator (R1), without its weight",
+    }
+    assert charts <= set(regularized)
+    assert not charts & set(plain)
+    of_prior = render(trained / "runs" / "prior", device=CPU)
+    assert "Loss of training and validation, and the entropy of the codes" in titles(of_prior)
+    assert "no findings of" in movq("doctor", "runs/prior").stdout
+    # Ten steps are too few for a discriminator to learn: the remedy then lowers the penalty as well, and can be run.
+    found = movq("doctor", "runs/vq", code=3).stdout
+    (remedy,) = re.findall(r"remedy: movq (train-vq --from runs/vq@.* -o train_vq\.r1_weight=0\.01)", found)
+    movq(*remedy.split(), "--device", "cpu")
+    assert charts <= set(titles(render(trained / "runs" / "vq-2")))
 
 
 def test_a_page_loads_nothing_from_elsewhere() -> None:

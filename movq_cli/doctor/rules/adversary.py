@@ -125,6 +125,8 @@ def _learns_nothing(history: RunHistory) -> Symptom | None:
     settings = [f"train_vq.discriminator_learning_rate={rate:.3g}", "train_vq.adaptive_weight_limit=1"]
     if not train.discriminator_warmup:
         settings.append("train_vq.discriminator_warmup=200")
+    if train.r1_weight:
+        settings.append(f"train_vq.r1_weight={train.r1_weight / 10:.3g}")  # The penalty may hold the logits together.
     return Symptom(text, go_on(history, history.discriminator_start or 0, *settings), real.steps[-1])
 
 
