@@ -15,7 +15,7 @@ from movq_cli import devices, runs
 from movq_cli.api import Prior
 from movq_cli.commands.reconstruct import output_names, refuse_too_large, skipped_warning
 from movq_cli.console import Console
-from movq_cli.data import grids, pixels
+from movq_cli.data import frames, grids, pixels
 from movq_cli.data.images import WHITE, BadImageError, center_crop, decode, encode_png, resize_to_cover
 from movq_cli.data.shards import SplitName
 from movq_cli.data.spacing import evenly_spaced
@@ -106,9 +106,10 @@ def fill(request: FillRequest, console: Console) -> None:
     protect_source(images, [request.out], files, pictures=pictures, also_read=read)
     skipped: list[str] = []
     too_large: list[str] = []
+    several: list[str] = []
     filled: list[int] = []
     with console.progress(len(images), "filling", "images") as progress:
-        for index, original in _crop_images(images, model, skipped, too_large):
+        for index, original in _crop_images(images, model, skipped, too_large, several):
             progress.advance()
             paths = [_filling_path(request, names[index], number) for number in range(request.samples)]
             if any(is_too_long(str(path.relative_to(request.out))) for path in paths):
@@ -117,6 +118,8 @@ def fill(request: FillRequest, console: Console) -> None:
             for path, image in zip(paths, _fill_image(model, original, painted, request, index), strict=True):
                 atomic_write(path, encode_png(pixels.to_image(image)))
             filled.append(index)
+    if several:
+        console.warn(frames.first_only_warning(several))
     skipped += too_large
     if skipped:
         console.warn(skipped_warning(skipped))
@@ -190,7 +193,7 @@ def _sample_settings(model: Prior, request: FillRequest) -> SampleSettings:
 
 
 def _crop_images(
-    images: Source, model: Prior, skipped: list[str], too_large: list[str]
+    images: Source, model: Prior, skipped: list[str], too_large: list[str], several: list[str]
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield the index of each image, and its pixels [3, H, W] uint8, cropped to the prior's size.
 
@@ -199,15 +202,19 @@ def _crop_images(
         model: Masked prior with its tokenizer.
         skipped: List to which the name and the error of each image are appended that cannot be read.
         too_large: List to which each image is appended for which the memory does not suffice.
+        several: List to which the name of each image is appended whose file holds further pages or frames.
     """
     for index, name in enumerate(images.names):
         try:
-            image = _read_cropped(images.read(index), model)
+            data = images.read(index)
+            image = _read_cropped(data, model)
         except BadImageError as error:
             skipped.append(f"{name} ({error})")
         except MemoryError:
             too_large.append(f"out of memory at {name}")
         else:
+            if frames.has_several(data):
+                several.append(name)
             yield index, image
 
 
@@ -257,7 +264,7 @@ def _save_figure(path: Path, request: FillRequest, model: Prior, images: Source)
     shape = model.transformer.shape
     methods = [(_TOP1, 1), (_sample_settings(model, request), 1 if request.top1 else request.samples)]
     grid: list[Tensor] = []
-    for index, original in _crop_images(examples, model, [], []):
+    for index, original in _crop_images(examples, model, [], [], []):
         columns = []
         for ratio in FIGURE_RATIOS:
             hidden = ratio_mask(ratio, [request.seed + index], shape)

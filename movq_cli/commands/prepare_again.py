@@ -53,7 +53,7 @@ class _Comparison:
         rejected = {name for name, _ in index["rejects"]}
         members = {source: member for member, source in index["sources"].items()}
         for image in indices:
-            made = self.plan.make_image(shard, image)
+            made = self.plan.make_image(shard, image, [])
             if isinstance(made, Reject):
                 is_same = made.source in rejected
             else:
