@@ -28,6 +28,7 @@ from movq_cli.presets import explain
 from movq_cli.ranks import Ranks
 from movq_cli.settings import SampleSettings
 from movq_cli.sources.open import open_source
+from movq_cli.sources.outputs import refuse_collisions
 from movq_cli.version import __version__
 
 _GRID_IMAGES = 100
@@ -77,10 +78,13 @@ def sample(request: SampleRequest, *, arguments: Sequence[str], console: Console
         console: Console for the progress and the result.
 
     Raises:
-        BadRequestError: The prior does not have these settings or classes, or `out` holds something else.
+        BadRequestError: The prior does not have these settings or classes, `out` holds something else, or the picture
+            would replace one of the images.
         FailureError: A file cannot be written.
         InterruptedRunError: The process received one of `signals.STOP_SIGNALS`; the images made so far are kept.
     """
+    if request.grid is not None:
+        refuse_collisions([request.out / image_name(index) for index in range(request.n)], [request.grid])
     if starts_processes(request.gpus):
         assert request.gpus is not None
         runs.find_weights(request.run, "prior")  # A bad request is refused before any process is started.

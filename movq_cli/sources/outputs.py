@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,12 +16,13 @@ from movq_cli.sources.source import Source
 
 _ANOTHER_FOLDER = "Choose another folder for the output."
 _ANOTHER_FILE = "Choose another path for it."
+_OTHER_NAMES = "Rename one of them in the source."
 
 
 def protect_source(
     source: Source,
     folders: Sequence[Path],
-    files: Iterable[Path],
+    files: Sequence[Path],
     *,
     pictures: Sequence[Path] = (),
     also_read: Sequence[Path] = (),
@@ -38,10 +40,11 @@ def protect_source(
 
     Raises:
         BadRequestError: An output folder holds images that are read, an output file is one of them, or a picture
-            would be an image of the source; a folder is a file, or lies below one; or a folder
-            would be read in place of the data set of its name.
+            would be an image of the source; two outputs would have the same path; a folder is a file, or lies below
+            one; or a folder would be read in place of the data set of its name.
         FailureError: An output folder inside the source cannot be marked.
     """
+    refuse_collisions(files, pictures)
     for picture in pictures:
         _refuse_file_as_folder(picture.parent)
     root = Path(source.location)
@@ -58,6 +61,9 @@ def protect_source(
     written = [file for file in (*files, *pictures) if os.path.lexists(file)]
     if written:
         refuse_replaced(written, [*_images_at(source), *read])
+        existing = next((file for file in written if file.is_dir()), None)
+        if existing is not None:
+            raise BadRequestError(f"{existing} is a folder, so that it cannot be a file", _ANOTHER_FOLDER)
     if root.is_dir() and isinstance(source.reader, FolderReader):
         for picture in pictures:
             if _is_inside(picture, root) and not any(_is_inside(picture, folder) for folder in folders):
@@ -65,6 +71,35 @@ def protect_source(
                 raise BadRequestError(message, _ANOTHER_FILE)
     for folder in folders:
         mark_output(folder, source.location)
+
+
+def refuse_collisions(files: Sequence[Path], pictures: Sequence[Path] = ()) -> None:
+    """Refuse outputs of which one would replace another one, or need a folder in its place.
+
+    Args:
+        files: Files that will be written, each for an image.
+        pictures: Other pictures that will be written, at paths of the user's choice.
+
+    Raises:
+        BadRequestError: Two outputs have the same path, or one lies below another one.
+    """
+    paths = list(map(str, files))
+    taken = set(paths)
+    if len(taken) < len(paths):
+        path = next(path for path, number in Counter(paths).items() if number > 1)
+        raise BadRequestError(f"the outputs of two images would have the name {path}", _OTHER_NAMES)
+    homes = {file.parent for file in files}
+    parents = {parent for home in homes for parent in (home, *home.parents)}
+    if both := sorted(taken.intersection(map(str, parents))):
+        message = f"{both[0]} would be the output of an image, and the folder of the output of another one"
+        raise BadRequestError(message, _OTHER_NAMES)
+    # Writing replaces a name, and not the file to which a link of it leads: the folders alone are resolved.
+    folders = {parent: parent.resolve() for parent in parents} if pictures else {}
+    for picture in pictures:
+        home = picture.parent.resolve()
+        is_file = any(str(folder / picture.name) in taken for folder, resolved in folders.items() if resolved == home)
+        if is_file or home / picture.name in folders.values():
+            raise BadRequestError(f"the picture {picture} would have the name of the output of an image", _ANOTHER_FILE)
 
 
 def refuse_name_of_set(source: Source, folder: Path) -> None:
