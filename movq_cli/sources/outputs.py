@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+from movq_cli.data.output_files import PICTURE, refuse_foreign
 from movq_cli.errors import BadRequestError
 from movq_cli.files import atomic_write
 from movq_cli.sources.kinds.folder import FolderReader
@@ -40,8 +41,8 @@ def protect_source(
 
     Raises:
         BadRequestError: An output folder holds images that are read, an output file is one of them, or a picture
-            would be an image of the source; two outputs would have the same path; a folder is a file, or lies below
-            one; or a folder would be read in place of the data set of its name.
+            would be an image of the source or replace a file that movq did not write; two outputs would have the same
+            path; a folder is a file, or lies below one; or a folder would be read in place of the data set of its name.
         FailureError: An output folder inside the source cannot be marked.
     """
     refuse_collisions(files, pictures)
@@ -54,13 +55,13 @@ def protect_source(
         _refuse_file_as_folder(folder)
         if not folder.is_dir():
             continue
-        inside = next((path for path in _images_at(source) if path.is_relative_to(folder.resolve())), None)
+        inside = next((path for path in images_at(source) if path.is_relative_to(folder.resolve())), None)
         is_parent = inside is not None and not root.is_dir() and inside.parent == folder.resolve()
         if _is_same(folder, root) or is_parent or (inside is not None and _is_inside(folder, root)):
             raise BadRequestError(f"{folder} holds the images that are read", _ANOTHER_FOLDER)
     written = [file for file in (*files, *pictures) if os.path.lexists(file)]
     if written:
-        refuse_replaced(written, [*_images_at(source), *read])
+        refuse_replaced(written, [*images_at(source), *read])
         existing = next((file for file in written if file.is_dir()), None)
         if existing is not None:
             raise BadRequestError(f"{existing} is a folder, so that it cannot be a file", _ANOTHER_FOLDER)
@@ -69,6 +70,8 @@ def protect_source(
             if _is_inside(picture, root) and not any(_is_inside(picture, folder) for folder in folders):
                 message = f"the picture {picture} lies in {root}, so that it would be one of its images the next time"
                 raise BadRequestError(message, _ANOTHER_FILE)
+    for picture in pictures:
+        refuse_foreign(picture, PICTURE)
     for folder in folders:
         mark_output(folder, source.location)
 
@@ -160,7 +163,7 @@ def mark_output(folder: Path, location: str) -> None:
         )
 
 
-def _images_at(source: Source) -> Iterator[Path]:
+def images_at(source: Source) -> Iterator[Path]:
     """Yield the paths of the files that hold the images; their folders are resolved, and links to files as well."""
     reader, root = source.reader, Path(source.location)
     if not isinstance(reader, FolderReader):
