@@ -16,18 +16,8 @@ from movq_cli.commands.workers import results
 from movq_cli.console import Console
 from movq_cli.data import frames
 from movq_cli.data.images import BadImageError, deep_maximum
-from movq_cli.data.shards import (
-    MANIFEST,
-    PLAN,
-    REJECTS,
-    SOURCES,
-    SPLITS,
-    DatasetManifest,
-    Reject,
-    ShardReport,
-    SplitName,
-    content_hash,
-)
+from movq_cli.data.shard_writer import Reject, ShardReport, content_hash
+from movq_cli.data.shards import MANIFEST, PLAN, REJECTS, SOURCES, SPLITS, DatasetManifest, SplitName
 from movq_cli.data.spacing import evenly_spaced
 from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.files import atomic_write, locked, write_once

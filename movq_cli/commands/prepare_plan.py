@@ -24,19 +24,8 @@ from movq_cli.data.images import (
     decode,
     resize_to_cover,
 )
-from movq_cli.data.shards import (
-    SHARD_IMAGES,
-    SPLITS,
-    Entry,
-    Reject,
-    ShardReport,
-    SplitName,
-    inspect_shard,
-    member_name,
-    shard_name,
-    shard_path,
-    write_shard,
-)
+from movq_cli.data.shard_writer import Entry, Reject, ShardReport, inspect_shard, write_shard
+from movq_cli.data.shards import SHARD_IMAGES, SPLITS, SplitName, member_name, shard_name, shard_path
 from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.image_size import Resolution
 from movq_cli.sources.source import Source

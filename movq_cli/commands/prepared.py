@@ -19,6 +19,7 @@ from movq_cli.console import Console
 from movq_cli.data.images import BadImageError, center_crop, encode_png
 from movq_cli.data.output_files import PICTURE, refuse_foreign, require_name
 from movq_cli.data.shard_index import INDEX, labels_of, read_index
+from movq_cli.data.shard_writer import ShardReport, content_hash, inspect_shard
 from movq_cli.data.shards import (
     MANIFEST,
     REJECTS,
@@ -26,11 +27,8 @@ from movq_cli.data.shards import (
     SPLITS,
     DatasetManifest,
     PreparedSet,
-    ShardReport,
     Split,
-    content_hash,
     decode_stored,
-    inspect_shard,
     shard_name,
     shard_path,
 )
