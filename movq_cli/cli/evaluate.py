@@ -26,10 +26,12 @@ from movq_cli.cli.options import (
     console_for,
     image_size,
     is_given,
+    named_as,
     refuse_unused,
     split_name,
 )
 from movq_cli.console import Console
+from movq_cli.data.output_files import PICTURE, RESULT
 from movq_cli.errors import BadRequestError
 from movq_cli.evaluation import metrics
 from movq_cli.evaluation.metric import PairedMetric, PixelMetric
@@ -62,7 +64,11 @@ Codes = Annotated[
 
 Copies = Annotated[
     Path | None,
-    typer.Option("--copies", help="Search FAKE for copies of REAL, and write this picture of the nearest images."),
+    typer.Option(
+        "--copies",
+        callback=named_as(PICTURE),
+        help="Search FAKE for copies of REAL, and write this picture of the nearest images.",
+    ),
 ]
 
 Statistics = Annotated[
@@ -105,7 +111,9 @@ Cache = Annotated[
 Out = Annotated[
     Path | None,
     typer.Option(
-        "--out", help="Also write the metrics and their protocol to this JSON file; with --table, those of all results."
+        "--out",
+        callback=named_as(RESULT),
+        help="Also write the metrics and their protocol to this JSON file; with --table, those of all results.",
     ),
 ]
 

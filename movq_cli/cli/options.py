@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -13,8 +13,10 @@ import typer
 
 from movq_cli import signals
 from movq_cli.console import Console
+from movq_cli.data.output_files import OutputKind, require_name
 from movq_cli.errors import BadRequestError
 from movq_cli.image_size import ImageSize
+from movq_cli.paths import expand_path
 
 if TYPE_CHECKING:
     from movq_cli.run_manifest import Kind
@@ -112,6 +114,18 @@ def console_for(as_json: bool, quiet: bool) -> Console:
     if quiet or not sys.stderr.isatty():  # huggingface_hub reads this when it is imported, which is later.
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     return Console(as_json=as_json, quiet=quiet, mute=not signals.is_first_rank())
+
+
+def named_as(kind: OutputKind) -> Callable[[typer.CallbackParam, Path | None], Path | None]:
+    """Return the callback of an option for a file to write, which refuses a name with the suffix of something else."""
+
+    def check(parameter: typer.CallbackParam, path: Path | None) -> Path | None:
+        if path is None:
+            return None
+        require_name(expand_path(path), parameter.opts[0], kind)
+        return path
+
+    return check
 
 
 def is_given(context: typer.Context, name: str) -> bool:

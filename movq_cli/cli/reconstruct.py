@@ -20,10 +20,12 @@ from movq_cli.cli.options import (
     console_for,
     image_size,
     is_given,
+    named_as,
     refuse_unused,
     split_name,
 )
 from movq_cli.cli.setting_options import setting_option
+from movq_cli.data.output_files import PICTURE
 from movq_cli.errors import BadRequestError
 from movq_cli.settings import SampleSettings
 
@@ -54,7 +56,10 @@ Crop = Annotated[
 
 Grid = Annotated[
     Path | None,
-    typer.Option(help="Also write this picture: evenly spaced originals, above their reconstructions."),
+    typer.Option(
+        callback=named_as(PICTURE),
+        help="Also write this picture: evenly spaced originals, above their reconstructions.",
+    ),
 ]
 
 MaskRatio = Annotated[
@@ -94,7 +99,9 @@ Prior = Annotated[
 Figure = Annotated[
     Path | None,
     typer.Option(
-        "--figure", help="Also write this picture, after figure A.1: fillings at mask ratios from 100% to 20%."
+        "--figure",
+        callback=named_as(PICTURE),
+        help="Also write this picture, after figure A.1: fillings at mask ratios from 100% to 20%.",
     ),
 ]
 

@@ -8,9 +8,8 @@ from typing import Annotated
 import typer
 
 from movq_cli.cli.options import DeviceName, Json, Quiet, console_for, is_given
+from movq_cli.data.output_files import PAGE
 from movq_cli.errors import BadRequestError
-
-_PAGE_SUFFIXES = {".html", ".htm"}
 
 
 def report(
@@ -38,7 +37,7 @@ def report(
     from movq_cli.commands import report as command
 
     folders, out = list(paths), None
-    if paths[-1].suffix.lower() in _PAGE_SUFFIXES and not paths[-1].is_dir():
+    if paths[-1].suffix.lower() in PAGE.suffixes and not paths[-1].is_dir():
         out = folders.pop()
     if not folders:
         raise BadRequestError(f"{out} is the page to write, and no run is named", f"Name one: movq report RUN {out}")

@@ -17,10 +17,12 @@ from movq_cli.cli.options import (
     WeightsOf,
     chosen_weights,
     console_for,
+    named_as,
     refuse_unused,
     split_name,
 )
 from movq_cli.cli.setting_options import add_setting_options
+from movq_cli.data.output_files import PICTURE
 from movq_cli.errors import BadRequestError
 from movq_cli.settings import SampleSettings
 
@@ -85,7 +87,10 @@ BatchSize = Annotated[
     ),
 ]
 
-Grid = Annotated[Path | None, typer.Option(help="Also write this picture, a grid of the first hundred images.")]
+Grid = Annotated[
+    Path | None,
+    typer.Option(callback=named_as(PICTURE), help="Also write this picture, a grid of the first hundred images."),
+]
 
 
 PresetSettings = Annotated[

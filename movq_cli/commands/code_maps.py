@@ -25,7 +25,7 @@ from movq_cli.models.tokenizer import Tokenizer
 from movq_cli.settings import TokenizerSettings
 from movq_cli.sources.labels import is_image
 from movq_cli.sources.output_mark import is_output_inside
-from movq_cli.sources.outputs import mark_output
+from movq_cli.sources.outputs import mark_output, refuse_collisions
 
 
 def find_maps(folder: Path) -> list[Path]:
@@ -42,7 +42,8 @@ def find_maps(folder: Path) -> list[Path]:
 def _has_other_images(folder: Path, maps: Sequence[Path]) -> bool:
     """Return whether a folder holds images that are not the decoded images of code maps."""
     decoded = {path.with_suffix("") for path in maps}
-    images = [path for path in folder.rglob("*") if is_image(path.name) and path.with_suffix("") not in decoded]
+    named = (path for path in folder.rglob("*") if is_image(path.name) and not path.is_dir())
+    images = [path for path in named if path.with_suffix("") not in decoded]
     return len(_without_outputs(folder, images)) > 0
 
 
@@ -65,19 +66,20 @@ def decode_maps(model: Tokenizer, folder: Path, maps: Sequence[Path], out: Path,
         console: Console for the progress and the result.
 
     Raises:
-        BadRequestError: A file is not a code map of this tokenizer.
+        BadRequestError: A file is not a code map of this tokenizer, or two outputs would have the same path.
     """
     device = model.device
+    outputs = [out / path.relative_to(folder).with_suffix(".png") for path in maps]
+    refuse_collisions(outputs)
     mark_output(out, str(folder))
     with console.progress(len(maps), "decoding", "code maps") as progress:
-        for path in maps:
+        for path, output in zip(maps, outputs, strict=True):
             codes = torch.from_numpy(read_map(path, model.settings).astype(np.int64))[None].to(device)
             factor = model.settings.factor
             size = (codes.shape[1] * factor, codes.shape[2] * factor)
             with naming_images([str(path)], size):
                 (image,) = decode_batch(model, codes, size)
-            name = path.relative_to(folder).with_suffix(".png")
-            atomic_write(out / name, encode_png(pixels.to_image(image)))
+            atomic_write(output, encode_png(pixels.to_image(image)))
             progress.advance()
     console.result({"path": str(out), "images": len(maps)}, str(out))
 

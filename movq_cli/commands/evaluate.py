@@ -11,6 +11,7 @@ import torch
 
 from movq_cli import agreement, checkpoints, devices, presets, runs
 from movq_cli.console import Console
+from movq_cli.data.output_files import RESULT, refuse_foreign
 from movq_cli.errors import BadRequestError
 from movq_cli.evaluation import cautions, extractors, protocol
 from movq_cli.evaluation import codes as code_metrics
@@ -21,7 +22,7 @@ from movq_cli.evaluation.request import EvaluationRequest
 from movq_cli.evaluation.selection import select_metrics
 from movq_cli.evaluation.sides import Sides, open_images, require_effect
 from movq_cli.settings import Targets
-from movq_cli.sources.outputs import protect_source, refuse_replaced
+from movq_cli.sources.outputs import images_at, protect_source, refuse_replaced
 
 
 def evaluate(
@@ -80,16 +81,24 @@ def _compare(
 
 
 def _protect_inputs(first: str, second: str, sides: Sides, request: EvaluationRequest) -> None:
-    """Refuse output files that would replace a file that is read, or become an image of a set.
+    """Refuse output files that would replace a file that is read or is not movq's, or become an image of a set.
 
     Raises:
         BadRequestError: A file is such a one.
     """
     if request.copies is not None:
+        refuse_replaced([request.copies], [path for side in sides.with_images for path in images_at(side.source)])
         for side in sides.with_images:
             protect_source(side.source, [], [], pictures=[request.copies])
     written = [path for path in (request.copies, request.out) if path is not None]
     refuse_replaced(written, [Path(first), Path(second)])
+    _protect_result(request)
+
+
+def _protect_result(request: EvaluationRequest) -> None:
+    """Refuse a file for the result that exists and that movq did not write."""
+    if request.out is not None:
+        refuse_foreign(request.out, RESULT)
 
 
 def codebook(location: str, request: EvaluationRequest, console: Console) -> None:
@@ -103,6 +112,7 @@ def codebook(location: str, request: EvaluationRequest, console: Console) -> Non
     Raises:
         BadRequestError: There are no images, or no such tokenizer.
     """
+    _protect_result(request)
     device = devices.select(request.device)
     images = open_images("real", location, request, console)
     require_effect([images], request)
@@ -123,6 +133,7 @@ def codes(location: str, request: EvaluationRequest, console: Console) -> None:
     Raises:
         BadRequestError: There are no images, or there is no such tokenizer.
     """
+    _protect_result(request)
     device = devices.select(request.device)
     path = runs.find_weights(request.run, "vq")
     console.log(f"tokenizer: {path}")

@@ -9,6 +9,7 @@ from typing import Any
 
 from movq_cli import digests
 from movq_cli.console import Console
+from movq_cli.data.output_files import RESULT, refuse_foreign
 from movq_cli.errors import BadRequestError
 from movq_cli.evaluation import cautions, codebook, metrics
 from movq_cli.evaluation.metric import DEFAULT_DECIMALS
@@ -24,12 +25,15 @@ def tabulate(files: Sequence[str], console: Console, out: Path | None = None) ->
         out: File to which the results by file are written as JSON; None = none.
 
     Raises:
-        BadRequestError: A file is not such a result, or `out` is one of them or a folder.
+        BadRequestError: A file is not such a result, or `out` is one of them, a folder, or a file that
+            movq did not write.
         FailureError: `out` could not be written.
     """
     if out is not None and (out.is_dir() or out.resolve() in {Path(file).resolve() for file in files}):
         reason = "is a folder" if out.is_dir() else "is one of the results, which it would replace"
         raise BadRequestError(f"{out} {reason}", "--out names the JSON file to write.")
+    if out is not None:
+        refuse_foreign(out, RESULT)
     results = {file: _read(Path(file)) for file in files}
     keys = list(dict.fromkeys(key for result in results.values() for key in result if key != "protocol"))
     rows: list[tuple[str, dict[str, Any]]] = []

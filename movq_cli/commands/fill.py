@@ -13,13 +13,14 @@ from torch import Tensor
 
 from movq_cli import devices, runs
 from movq_cli.api import Prior
-from movq_cli.commands.reconstruct import output_names, refuse_too_large, skipped_warning
+from movq_cli.commands.reconstruct import refuse_too_large, skipped_warning
 from movq_cli.console import Console
-from movq_cli.data import grids, pixels
+from movq_cli.data import frames, grids, pixels
 from movq_cli.data.images import WHITE, BadImageError, center_crop, decode, encode_png, resize_to_cover
 from movq_cli.data.shards import SplitName
 from movq_cli.data.spacing import evenly_spaced
 from movq_cli.errors import BadRequestError
+from movq_cli.evaluation import paired
 from movq_cli.files import atomic_write
 from movq_cli.image_size import ImageSize
 from movq_cli.models.masked_prior import ratio_mask
@@ -99,24 +100,27 @@ def fill(request: FillRequest, console: Console) -> None:
     painted = None if request.picture is None else _read_mask(request.picture, model)
     for warning in images.warnings:
         console.warn(warning)
-    names = output_names(images.names)
+    outputs = _output_paths(images.names, request)
     pictures = [] if request.figure is None else [request.figure]
-    files = (_filling_path(request, name, number) for name in names for number in range(request.samples))
+    files = [path for paths in outputs for path in paths]
     read = [] if request.picture is None else [request.picture]
     protect_source(images, [request.out], files, pictures=pictures, also_read=read)
     skipped: list[str] = []
     too_large: list[str] = []
+    several: list[str] = []
     filled: list[int] = []
     with console.progress(len(images), "filling", "images") as progress:
-        for index, original in _crop_images(images, model, skipped, too_large):
+        for index, original in _crop_images(images, model, skipped, too_large, several):
             progress.advance()
-            paths = [_filling_path(request, names[index], number) for number in range(request.samples)]
+            paths = outputs[index]
             if any(is_too_long(str(path.relative_to(request.out))) for path in paths):
                 skipped.append(f"{images.names[index]} (its name is too long)")
                 continue
             for path, image in zip(paths, _fill_image(model, original, painted, request, index), strict=True):
                 atomic_write(path, encode_png(pixels.to_image(image)))
             filled.append(index)
+    if several:
+        console.warn(frames.first_only_warning(several))
     skipped += too_large
     if skipped:
         console.warn(skipped_warning(skipped))
@@ -131,10 +135,10 @@ def fill(request: FillRequest, console: Console) -> None:
     refuse_too_large(too_large, len(images), "Resize them.")
 
 
-def _filling_path(request: FillRequest, name: str, number: int) -> Path:
-    """Return the file of one of the fillings of an image."""
-    path = request.out / name
-    return path if request.samples == 1 else path.with_stem(f"{path.stem}-{number}")
+def _output_paths(names: Sequence[str], request: FillRequest) -> list[list[Path]]:
+    """Return the files of the fillings of each image: NAME.png, or NAME-0.png, NAME-1.png ... if there are several."""
+    endings = [".png"] if request.samples == 1 else [f"-{number}.png" for number in range(request.samples)]
+    return [[request.out / f"{name}{ending}" for ending in endings] for name in paired.short_names(names, endings)]
 
 
 def _fill_image(
@@ -190,7 +194,7 @@ def _sample_settings(model: Prior, request: FillRequest) -> SampleSettings:
 
 
 def _crop_images(
-    images: Source, model: Prior, skipped: list[str], too_large: list[str]
+    images: Source, model: Prior, skipped: list[str], too_large: list[str], several: list[str]
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield the index of each image, and its pixels [3, H, W] uint8, cropped to the prior's size.
 
@@ -199,15 +203,19 @@ def _crop_images(
         model: Masked prior with its tokenizer.
         skipped: List to which the name and the error of each image are appended that cannot be read.
         too_large: List to which each image is appended for which the memory does not suffice.
+        several: List to which the name of each image is appended whose file holds further pages or frames.
     """
     for index, name in enumerate(images.names):
         try:
-            image = _read_cropped(images.read(index), model)
+            data = images.read(index)
+            image = _read_cropped(data, model)
         except BadImageError as error:
             skipped.append(f"{name} ({error})")
         except MemoryError:
             too_large.append(f"out of memory at {name}")
         else:
+            if frames.has_several(data):
+                several.append(name)
             yield index, image
 
 
@@ -257,7 +265,7 @@ def _save_figure(path: Path, request: FillRequest, model: Prior, images: Source)
     shape = model.transformer.shape
     methods = [(_TOP1, 1), (_sample_settings(model, request), 1 if request.top1 else request.samples)]
     grid: list[Tensor] = []
-    for index, original in _crop_images(examples, model, [], []):
+    for index, original in _crop_images(examples, model, [], [], []):
         columns = []
         for ratio in FIGURE_RATIOS:
             hidden = ratio_mask(ratio, [request.seed + index], shape)

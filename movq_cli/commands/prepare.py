@@ -14,19 +14,10 @@ from movq_cli.commands.prepare_again import check_source, describe_differences
 from movq_cli.commands.prepare_plan import DEFAULT_MAX_SIDE, Plan, Preprocessing, cut_into_shards
 from movq_cli.commands.workers import results
 from movq_cli.console import Console
+from movq_cli.data import frames
 from movq_cli.data.images import BadImageError, deep_maximum
-from movq_cli.data.shards import (
-    MANIFEST,
-    PLAN,
-    REJECTS,
-    SOURCES,
-    SPLITS,
-    DatasetManifest,
-    Reject,
-    ShardReport,
-    SplitName,
-    content_hash,
-)
+from movq_cli.data.shard_writer import Reject, ShardReport, content_hash
+from movq_cli.data.shards import MANIFEST, PLAN, REJECTS, SOURCES, SPLITS, DatasetManifest, SplitName
 from movq_cli.data.spacing import evenly_spaced
 from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.files import atomic_write, locked, write_once
@@ -254,22 +245,29 @@ def _check_plan(plan: Plan) -> None:
 
 
 def _make_shards(plan: Plan, workers: int, console: Console) -> dict[str, ShardReport]:
-    """Make the shards that are missing, and return the report of every shard by its name."""
+    """Make the shards that are missing, and return the report of every shard by its name.
+
+    A warning counts the files of which only the first page or frame was used.
+    """
     finished = plan.finished_shards()
     sizes = [len(shard.indices) for shard in plan.shards]
     if finished:
         console.log(f"resuming: {len(finished)} of {len(sizes)} shards exist")
     done = sum(len(shard.indices) for shard in plan.shards if shard.name in finished)
     reports: dict[str, ShardReport] = {}
+    several: list[str] = []
     with (
         results(plan.make_shard, len(plan.shards), workers) as made,
         console.progress(sum(sizes), "preparing", "images", done) as progress,
     ):
-        for number, report in made:
+        for number, shard in made:
             name = plan.shards[number].name
-            reports[name] = report
+            reports[name] = shard.report
+            several += shard.several
             if name not in finished:
                 progress.advance(sizes[number])
+    if several:
+        console.warn(frames.first_only_warning(several))
     return reports
 
 

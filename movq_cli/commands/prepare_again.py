@@ -13,7 +13,8 @@ from movq_cli.commands.prepare_plan import Plan, Shard
 from movq_cli.commands.workers import results
 from movq_cli.console import Console
 from movq_cli.data.shard_index import read_index, reading
-from movq_cli.data.shards import PLAN, SOURCES, Reject, shard_path
+from movq_cli.data.shard_writer import Reject
+from movq_cli.data.shards import PLAN, SOURCES, shard_path
 from movq_cli.digests import Header
 from movq_cli.errors import BadRequestError
 from movq_cli.sources.source import Source, StampedReader
@@ -53,7 +54,7 @@ class _Comparison:
         rejected = {name for name, _ in index["rejects"]}
         members = {source: member for member, source in index["sources"].items()}
         for image in indices:
-            made = self.plan.make_image(shard, image)
+            made = self.plan.make_image(shard, image, [])
             if isinstance(made, Reject):
                 is_same = made.source in rejected
             else:

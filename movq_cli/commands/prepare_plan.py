@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from movq_cli.data import png
+from movq_cli.data import frames, png
 from movq_cli.data.filters import FILTER
 from movq_cli.data.images import (
     MAX_PIXELS,
@@ -24,19 +24,8 @@ from movq_cli.data.images import (
     decode,
     resize_to_cover,
 )
-from movq_cli.data.shards import (
-    SHARD_IMAGES,
-    SPLITS,
-    Entry,
-    Reject,
-    ShardReport,
-    SplitName,
-    inspect_shard,
-    member_name,
-    shard_name,
-    shard_path,
-    write_shard,
-)
+from movq_cli.data.shard_writer import Entry, Reject, ShardReport, inspect_shard, write_shard
+from movq_cli.data.shards import SHARD_IMAGES, SPLITS, SplitName, member_name, shard_name, shard_path
 from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.image_size import Resolution
 from movq_cli.sources.source import Source
@@ -115,6 +104,14 @@ class Shard(NamedTuple):
         return shard_name(self.split, self.number)
 
 
+class MadeShard(NamedTuple):
+    """A shard that exists."""
+
+    report: ShardReport
+    several: tuple[str, ...] = ()
+    """Names of the images whose files hold further pages or frames, if the shard was made now."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Everything that decides the bytes of a prepared set; each shard is a pure function of it."""
@@ -131,7 +128,7 @@ class Plan:
     digests: Mapping[str, str] = field(default_factory=dict)
     """Digest of each shard by its name, if the set was finished: another shard under its name is made again."""
 
-    def make_shard(self, number: int) -> ShardReport:
+    def make_shard(self, number: int) -> MadeShard:
         """Make one of the shards, unless it exists undamaged, and report what its file holds.
 
         Raises:
@@ -142,11 +139,13 @@ class Plan:
         try:
             report = inspect_shard(path, [self.source.names[index] for index in shard.indices])
             if self.digests.get(shard.name, report.digest) == report.digest:
-                return report
+                return MadeShard(report)
         except BadRequestError:
             pass
-        write_shard(path, self._images(shard), concurrent=self.is_shared)
-        return inspect_shard(path)
+        several: list[str] = []
+        images = (self.make_image(shard, index, several) for index in shard.indices)
+        write_shard(path, images, concurrent=self.is_shared)
+        return MadeShard(inspect_shard(path), tuple(several))
 
     def finished_shards(self) -> set[str]:
         """Return the names of the shards that exist."""
@@ -180,18 +179,20 @@ class Plan:
         fingerprint = hashlib.sha256(json.dumps(content).encode()).hexdigest()
         return json.dumps({**settings, "images": len(self.source), "fingerprint": fingerprint}, indent=2) + "\n"
 
-    def make_image(self, shard: Shard, index: int) -> Entry | Reject:
+    def make_image(self, shard: Shard, index: int, several: list[str]) -> Entry | Reject:
         """Make one image of a shard, or say why it is rejected.
 
         Args:
             shard: The shard.
             index: Index of the image in the source, one of the shard's.
+            several: List to which the image's name is appended if its file holds further pages or frames.
         """
         name, labels = self.source.names[index], self.source.labels
         if self.duplicates and index in self.duplicates:
             return Reject(name, f"the same file as {self.source.names[self.duplicates[index]]}")
         try:
-            image = self.preprocessing.apply(self.source.read(index))
+            file = self.source.read(index)
+            image = self.preprocessing.apply(file)
         except BadImageError as error:
             return Reject(name, str(error))
         except MemoryError:
@@ -199,12 +200,11 @@ class Plan:
                 f"out of memory at the image {name}",
                 "Set fewer --workers, or a smaller --max-pixels, which rejects larger images.",
             ) from None
+        if frames.has_several(file):
+            several.append(name)
         data = png.encode(np.asarray(image), self.preprocessing.compression)
         number = shard.number * SHARD_IMAGES + bisect_left(shard.indices, index)
         return Entry(member_name(number), data, None if labels is None else labels[index], name)
-
-    def _images(self, shard: Shard) -> Iterator[Entry | Reject]:
-        return (self.make_image(shard, index) for index in shard.indices)
 
 
 def cut_into_shards(splits: Mapping[SplitName, Sequence[int]]) -> tuple[Shard, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import zipfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +17,9 @@ from PIL import Image, ImageDraw
 from movq_cli import digests
 from movq_cli.console import Console
 from movq_cli.data.images import BadImageError, center_crop, encode_png
+from movq_cli.data.output_files import PICTURE, refuse_foreign, require_name
 from movq_cli.data.shard_index import INDEX, labels_of, read_index
+from movq_cli.data.shard_writer import ShardReport, content_hash, inspect_shard
 from movq_cli.data.shards import (
     MANIFEST,
     REJECTS,
@@ -24,11 +27,8 @@ from movq_cli.data.shards import (
     SPLITS,
     DatasetManifest,
     PreparedSet,
-    ShardReport,
     Split,
-    content_hash,
     decode_stored,
-    inspect_shard,
     shard_name,
     shard_path,
 )
@@ -184,14 +184,16 @@ def show(root: Path, out: Path | None, *, console: Console) -> None:
         console: Console for the result.
 
     Raises:
-        BadRequestError: The folder holds no finished prepared set, or `out` has no .png suffix.
+        BadRequestError: The folder holds no finished prepared set, `out` has no .png suffix, or the picture is a file
+            that movq did not write.
         FailureError: A shard is damaged, or the picture cannot be written.
     """
     path = out or root.resolve().with_name(f"{root.resolve().name}.png")
-    if path.suffix.lower() != ".png":
-        raise BadRequestError(f"{path} is not the name of a .png file")
+    require_name(path, "OUT", PICTURE)
+    refuse_foreign(path, PICTURE)
     rows = list(_rows(PreparedSet.open(root)))
-    atomic_write(path, encode_png(_sheet(rows)))
+    text = json.dumps({"contact_sheet": {"images": sum(len(row.indices) for row in rows)}})
+    atomic_write(path, encode_png(_sheet(rows), text=text))
     console.result({"path": str(path), "images": sum(len(row.indices) for row in rows)}, str(path))
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from movq_cli import checkpoints, devices, runs
 from movq_cli.commands.code_maps import decode_maps, encode_map, find_maps
 from movq_cli.console import Console, Progress
-from movq_cli.data import grids, pixels
+from movq_cli.data import frames, grids, pixels
 from movq_cli.data.coding import ImageMemoryError, decode_batch, encode_batch, naming_images
 from movq_cli.data.images import BadImageError, ImageOutOfMemoryError, covering_crop, decode, encode_png
 from movq_cli.data.shards import SplitName
@@ -137,10 +137,12 @@ def _reconstruct_images(
         f"{images.names[index]} (its name is too long)" for index, name in enumerate(names) if is_too_long(name)
     ]
     too_large: list[str] = []
+    several: list[str] = []
     pairs: dict[int, Tensor] = dict.fromkeys(evenly_spaced(len(images), _GRID_COLUMNS), torch.empty(0))
     with console.progress(len(images), "reconstructing", "images") as progress:
         for indices, originals in stream.same_size_batches(
-            _decode_readable(images, fitting, request.crop, unreadable, too_large, progress), request.batch_size
+            _decode_readable(images, fitting, request.crop, unreadable, too_large, several, progress),
+            request.batch_size,
         ):
             for part in _parts_in_memory(model, images, indices, originals, metrics, device, too_large):
                 for key, new in part.values.items():
@@ -149,6 +151,8 @@ def _reconstruct_images(
                 for index, *pair in zip(part.indices, part.originals, part.outputs, strict=True):
                     if index in pairs:
                         pairs[index] = torch.stack(pair)
+    if several:
+        console.warn(frames.first_only_warning(several))
     unreadable += too_large
     if unreadable:
         console.warn(skipped_warning(unreadable))
@@ -304,6 +308,7 @@ def _decode_readable(
     crop: Resolution | None,
     unreadable: list[str],
     too_large: list[str],
+    several: list[str],
     progress: Progress,
 ) -> Iterator[tuple[int, Tensor]]:
     """Yield the index and pixels of each readable image.
@@ -314,6 +319,7 @@ def _decode_readable(
         crop: Size of the central part; None = images as they are.
         unreadable: List to which each image is appended that cannot be read, with the reason.
         too_large: List to which each image is appended for which the memory does not suffice.
+        several: List to which the name of each image is appended whose file holds further pages or frames.
         progress: Progress, which counts all images.
     """
     for index, image in stream.mapped(images, indices, partial(_decode, crop=crop)):
@@ -323,12 +329,22 @@ def _decode_readable(
         elif isinstance(image, BadImageError):
             unreadable.append(f"{images.names[index]} ({image})")
         else:
-            yield index, image
+            if image.has_several:
+                several.append(images.names[index])
+            yield index, image.pixels
 
 
-def _decode(data: bytes, crop: Resolution | None) -> Tensor:
+class _Decoded(NamedTuple):
+    """An image that was read."""
+
+    pixels: Tensor  # [3, H, W] uint8
+    has_several: bool  # whether its file holds further pages or frames
+
+
+def _decode(data: bytes, crop: Resolution | None) -> _Decoded:
     image = decode(data)
-    return pixels.from_array(np.asarray(image if crop is None else covering_crop(image, crop)))
+    array = np.asarray(image if crop is None else covering_crop(image, crop))
+    return _Decoded(pixels.from_array(array), frames.has_several(data))
 
 
 def output_names(names: Sequence[str]) -> list[str]:

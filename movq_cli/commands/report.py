@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from movq_cli.console import Console
+from movq_cli.data.output_files import PAGE, refuse_foreign
 from movq_cli.report import page
 from movq_cli.run_history import RunHistory
 
@@ -22,10 +23,12 @@ def report(folders: Sequence[Path], out: Path, *, with_models: bool, device_name
         console: Console for the progress and the result.
 
     Raises:
-        BadRequestError: A folder is not a run folder, or the plotting library is not installed.
+        BadRequestError: A folder is not a run folder, `out` is a file that movq did not write, or the plotting library
+            is not installed.
         FailureError: The page cannot be written.
     """
     began = time.perf_counter()
+    refuse_foreign(out, PAGE)
     histories = [RunHistory.read(folder) for folder in folders]
     device = None
     if with_models and len(histories) == 1:

@@ -20,6 +20,7 @@ from movq_cli.api import Prior
 from movq_cli.console import Console
 from movq_cli.data import grids, pixels, tuned_settings
 from movq_cli.data.images import decode
+from movq_cli.data.output_files import PICTURE, refuse_foreign
 from movq_cli.data.sample_files import SampleFiles, SampleManifest, image_name
 from movq_cli.errors import BadRequestError
 from movq_cli.files import sha256
@@ -28,6 +29,7 @@ from movq_cli.presets import explain
 from movq_cli.ranks import Ranks
 from movq_cli.settings import SampleSettings
 from movq_cli.sources.open import open_source
+from movq_cli.sources.outputs import refuse_collisions
 from movq_cli.version import __version__
 
 _GRID_IMAGES = 100
@@ -77,10 +79,14 @@ def sample(request: SampleRequest, *, arguments: Sequence[str], console: Console
         console: Console for the progress and the result.
 
     Raises:
-        BadRequestError: The prior does not have these settings or classes, or `out` holds something else.
+        BadRequestError: The prior does not have these settings or classes, `out` holds something else, or the picture
+            would replace one of the images or a file that movq did not write.
         FailureError: A file cannot be written.
         InterruptedRunError: The process received one of `signals.STOP_SIGNALS`; the images made so far are kept.
     """
+    if request.grid is not None:
+        refuse_foreign(request.grid, PICTURE)
+        refuse_collisions([request.out / image_name(index) for index in range(request.n)], [request.grid])
     if starts_processes(request.gpus):
         assert request.gpus is not None
         runs.find_weights(request.run, "prior")  # A bad request is refused before any process is started.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from movq_cli.console import Console
+from movq_cli.data.output_files import STATISTICS, refuse_foreign
 from movq_cli.evaluation import cautions, extractors, feature_cache, pretrained, references
 from movq_cli.evaluation.metrics import FID
 from movq_cli.evaluation.processes import Process, run_on_ranks
@@ -28,10 +29,13 @@ def statistics(
         console: Console for the result and the warnings.
 
     Raises:
-        BadRequestError: The images or the weights cannot be used.
+        BadRequestError: The images or the weights cannot be used, or `out` is a file that movq did not write.
         FailureError: The file cannot be written, or an image of a strict set is corrupt.
     """
-    path = expand_path(Path(out)) if out.endswith(".npz") else references.statistics_path(out, request.cache)
+    path = references.statistics_path(out, request.cache)
+    if out.endswith(".npz"):
+        path = expand_path(Path(out))
+        refuse_foreign(path, STATISTICS)
     run_on_ranks(lambda process: _write_statistics(path, location, request, process, console), request, arguments)
 
 

@@ -21,14 +21,12 @@ large sets on small disks (ImageNet at short side 256: 340 GB and 215 GB), and t
 
 from __future__ import annotations
 
-import hashlib
-import json
 import struct
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Self, get_args
+from typing import Literal, Self, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +38,7 @@ from movq_cli.data.images import MAX_PIXELS, BadImageError, decode
 from movq_cli.data.shard_index import INDEX, SHARD_REMEDY, labels_of, read_index, reading
 from movq_cli.digests import Header
 from movq_cli.errors import BadRequestError, FailureError
-from movq_cli.files import PositionalFiles, atomic_file, sha256
+from movq_cli.files import PositionalFiles
 from movq_cli.image_size import ImageSize, Resolution
 
 SplitName = Literal["train", "val"]
@@ -58,33 +56,9 @@ SOURCES = "sources.json"
 """File with the names, sizes and times of change of the source images, written after the plan."""
 
 _LOCAL_HEADER = 30  # bytes in the header of a zip member before its name; our members have no extra field
-_PNG_HEADER = 24  # bytes of a PNG file up to the end of its width and height
 
-
-class Entry(NamedTuple):
-    """An image for a shard."""
-
-    name: str  # name in the shard, from `member_name`
-    data: bytes  # PNG file
-    label: int | None
-    source: str  # name in the source
-
-
-class Reject(NamedTuple):
-    """An image that was rejected."""
-
-    source: str  # name in the source
-    reason: str
-
-
-class ShardReport(NamedTuple):
-    """The content of a finished shard."""
-
-    images: int  # number of images
-    rejects: tuple[Reject, ...]
-    sides: tuple[int, int] | None  # smallest and largest side, pixels; None = there are no images
-    sha256: str  # hash of the file
-    digest: str  # the digest that the file carries
+PNG_HEADER = 24
+"""Number of bytes of a PNG file up to the end of its width and height."""
 
 
 class DatasetManifest(Header):
@@ -161,67 +135,6 @@ def shard_path(root: Path, split: SplitName, shard: int) -> Path:
 def shard_name(split: SplitName, shard: int) -> str:
     """Return the name of a shard: its path from the set's folder on."""
     return f"{split}/{shard:05d}.zip"
-
-
-def write_shard(path: Path, images: Iterable[Entry | Reject], *, concurrent: bool = False) -> None:
-    """Write a shard, completely or not at all; the same images give the same bytes on every machine.
-
-    Args:
-        path: Path of the zip file.
-        images: Images in the order of their names; they are taken one at a time.
-        concurrent: Whether other processes may write the same shard at the same time.
-
-    Raises:
-        FailureError: It could not be written.
-    """
-    entries: list[Entry] = []
-    rejects: list[Reject] = []
-    with atomic_file(path, concurrent=concurrent) as file:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
-            for image in images:
-                if isinstance(image, Reject):
-                    rejects.append(image)
-                else:
-                    archive.writestr(_member(image.name), image.data)
-                    entries.append(image._replace(data=image.data[:_PNG_HEADER]))
-            archive.writestr(_member(INDEX), json.dumps(_describe(entries, rejects)))
-        digests.append_to_zip(file)
-
-
-def inspect_shard(path: Path, sources: Iterable[str] | None = None) -> ShardReport:
-    """Report the content of a finished shard, from its file only.
-
-    Args:
-        path: Path of the zip file.
-        sources: Names in their source of the images from which it must have been made, those of rejected images
-            included; None accepts any.
-
-    Raises:
-        BadRequestError: The file is missing, damaged, or was made from other images.
-    """
-    digests.check(path, SHARD_REMEDY)
-    with reading(path), zipfile.ZipFile(path) as archive:
-        index = read_index(archive)
-        found = [*index["sources"].values(), *(name for name, _ in index["rejects"])]
-        if sources is not None and sorted(found) != sorted(sources):
-            raise ValueError("it was made from other images")
-        return ShardReport(
-            images=len(index["sources"]),
-            rejects=tuple(Reject(*reject) for reject in index["rejects"]),
-            sides=tuple(index["sides"]) if index["sides"] else None,
-            sha256=sha256(path),
-            digest=digests.stored_in(path) or "",
-        )
-
-
-def content_hash(reports: Mapping[str, ShardReport]) -> str:
-    """Return one SHA-256 for a set.
-
-    Args:
-        reports: Report of each shard by its name (`train/00000.zip`).
-    """
-    lines = [f"{name} {reports[name].sha256}\n" for name in sorted(reports)]
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -338,7 +251,7 @@ class Split:
             FailureError: A shard cannot be read.
         """
         for index in range(len(self)):
-            header = self._read(index, _PNG_HEADER)
+            header = self._read(index, PNG_HEADER)
             with reading(self.paths[int(self.extents[index, 0])]):
                 width, height = struct.unpack(">II", header[16:])
             yield ImageSize(height, width)
@@ -364,25 +277,6 @@ def decode_stored(data: bytes) -> NDArray[np.uint8]:
     """
     pixels = png.decode(data)
     return np.asarray(decode(data, orientation=False)) if pixels is None else pixels
-
-
-def _describe(entries: list[Entry], rejects: list[Reject]) -> dict[str, Any]:
-    sides = [side for entry in entries for side in struct.unpack(">II", entry.data[16:24])]
-    labels = [[entry.name, entry.label] for entry in entries if entry.label is not None]
-    return {
-        "labels": labels or None,
-        "sources": {entry.name: entry.source for entry in entries},
-        "rejects": rejects,
-        "sides": [min(sides), max(sides)] if sides else None,
-    }
-
-
-def _member(name: str) -> zipfile.ZipInfo:
-    # By default, time, system and permissions would depend on the machine and the time.
-    info = zipfile.ZipInfo(name, date_time=(1980, 1, 1, 0, 0, 0))
-    info.create_system = 3
-    info.external_attr = 0o644 << 16
-    return info
 
 
 def _read_directory(shard: int, path: Path, classes: int) -> tuple[NDArray[np.int64], list[int]]:

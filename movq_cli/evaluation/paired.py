@@ -165,28 +165,25 @@ def score_pairs(
     return scores
 
 
-def short_names(names: Sequence[str]) -> list[str]:
+def short_names(names: Sequence[str], endings: Sequence[str] = (".png", ".npy")) -> list[str]:
     """Return each name without its suffix, or with it if two of the results would be equal.
 
     The suffix also stays if an output file of the short name would have the name of a folder: a.jpg beside a.png/0.jpg.
 
     Args:
         names: Different names.
+        endings: What follows the result in the names of output files; by default that of `movq reconstruct`.
     """
     short = [str(PurePosixPath(name).with_suffix("")) for name in names]
     parents = {PurePosixPath(folder) for folder in {name.rpartition("/")[0] for name in names}}
     folders = {str(folder) for parent in parents for folder in (parent, *parent.parents)}
-    used = {name.removesuffix(suffix) for suffix in _OUTPUT_SUFFIXES for name in folders if name.endswith(suffix)}
+    used = {name.removesuffix(ending) for ending in endings for name in folders if name.endswith(ending)}
     short = [name if shortened in used else shortened for name, shortened in zip(names, short, strict=True)]
     while True:  # A complete name can be what is left of another one: a.jpg, a.png and a.jpg.png.
         equal = {name for name, number in Counter(short).items() if number > 1}
         if not equal:
             return short
         short = [name if shortened in equal else shortened for name, shortened in zip(names, short, strict=True)]
-
-
-_OUTPUT_SUFFIXES = (".png", ".npy")
-"""Suffixes of the files that `movq reconstruct` names after an image."""
 
 
 def _index_by_name(names: Sequence[str]) -> dict[str, int]:

@@ -44,13 +44,13 @@ def index_labels(names: Sequence[str], others: Mapping[str, int], reader: Reader
         labels = _parse_index(read_text(reader, member)) if path.name == INDEX else None
         if labels is not None:
             folder = "" if str(path.parent) == "." else f"{path.parent}/"
-            found[folder] = {_normal(folder + name): label for name, label in labels.items()}
+            found[folder] = {normal_name(folder + name): label for name, label in labels.items()}
             used.add(file)
     if not found:
         return None
     values: dict[str, int | str | None] = dict.fromkeys(names)
     for folder in sorted(found, key=len):
-        values |= {name: found[folder].get(_normal(name)) for name in names if name.startswith(folder)}
+        values |= {name: found[folder].get(normal_name(name)) for name in names if name.startswith(folder)}
     return IndexLabels(tuple(values[name] for name in names), any(found.values()), frozenset(used))
 
 
@@ -97,6 +97,6 @@ def _as_label(label: object) -> int | str:
     return label
 
 
-def _normal(name: str) -> str:
+def normal_name(name: str) -> str:
     """Return a name in one Unicode form: macOS stores the parts of an accented letter, and other systems the letter."""
     return unicodedata.normalize("NFC", name)

@@ -15,6 +15,7 @@ from movq_cli.sources.archives import extraction_remedy
 from movq_cli.sources.beside import VAL_LISTS, index_labels, read_text
 from movq_cli.sources.label_files import label_by_list
 from movq_cli.sources.layout import Layout, is_system_folder, is_visible, read_layout
+from movq_cli.sources.metadata_tables import TableLabels, table_labels
 from movq_cli.sources.numbering import number_values
 from movq_cli.sources.source import Reader, Source
 
@@ -39,8 +40,9 @@ def assemble(
 ) -> Source:
     """Make a source from the file names that a folder, an archive or a list holds.
 
-    Labels come from a `dataset.json` beside the images, else from class folders; the classes of a val split without
-    class folders come from a list beside it, as Tiny ImageNet and Kaggle's ImageNet have one.
+    Labels come from a `dataset.json` beside the images, else from `metadata` tables, else from class folders; the
+    classes of a val split without class folders come from a list beside it, as Tiny ImageNet and Kaggle's ImageNet have
+    one.
 
     Args:
         location: Location as the user gave it.
@@ -107,22 +109,53 @@ def _label(source: Source, others: Mapping[str, int], layout: Layout) -> tuple[S
     source = replace(source, splits=layout.splits, warnings=layout.warnings)
     index = index_labels(source.names, others, source.reader)
     if index is not None:
-        return _without(_with_index(source, index.values, index.has_labels), layout.left_out), index.used
-    source = replace(source, label_warnings=layout.label_warnings)
+        kept, values = _in_splits(source, index.values, layout)
+        return (_with_index(kept, values) if index.has_labels else kept), index.used
+    tables = table_labels(source.names, others, source.reader)
+    if tables.used:
+        return _with_tables(*_in_splits(source, tables.values, layout), tables), tables.used
+    return _label_by_folders(source, others, layout, tables.warnings)
+
+
+def _in_splits(
+    source: Source, values: Sequence[int | str | None], layout: Layout
+) -> tuple[Source, list[int | str | None]]:
+    """Return the source and the values of its images without the images that belong to no split."""
+    remaining = [value for number, value in enumerate(values) if number not in layout.left_out]
+    return _without(source, layout.left_out), remaining
+
+
+def _label_by_folders(
+    source: Source, others: Mapping[str, int], layout: Layout, label_warnings: Sequence[str]
+) -> tuple[Source, Collection[str]]:
+    """Return the source with the labels of its class folders, and the list of the val split that was used, if any.
+
+    Args:
+        source: The source with splits.
+        others: Member numbers of the files that are no images, by their names.
+        layout: Classes of the images by their folders.
+        label_warnings: Sentences about other files that give no classes.
+    """
+    left_out = layout.left_out | layout.untrained
+    source = replace(
+        source,
+        warnings=(*layout.warnings, *layout.untrained_warnings),
+        label_warnings=(*layout.label_warnings, *label_warnings),
+    )
     is_val_unlabelled = layout.splits is not None and all(
         (known is None) == (split == "val")
         for number, (known, split) in enumerate(zip(layout.classes, layout.splits, strict=True))
-        if number not in layout.left_out
+        if number not in left_out
     )
     choice = CHOICE
     if is_val_unlabelled:
-        source, name = _with_list(source, layout.classes, layout.left_out, others)
+        source, name = _with_list(source, layout.classes, left_out, others)
         if name is not None:
             return source, {name}
         choice = f"Name a file with the classes of the val split with --val-labels. {CHOICE}"
     else:
-        source = _without(source, layout.left_out)
-    classes = [known for number, known in enumerate(layout.classes) if number not in layout.left_out]
+        source = _without(source, left_out)
+    classes = [known for number, known in enumerate(layout.classes) if number not in left_out]
     if not any(classes):
         return source, ()
     if None in classes:
@@ -132,10 +165,8 @@ def _label(source: Source, others: Mapping[str, int], layout: Layout) -> tuple[S
     return (source if labels is None else replace(source, labels=labels[0], classes=labels[1])), ()
 
 
-def _with_index(source: Source, values: Sequence[int | str | None], has_labels: bool) -> Source:
+def _with_index(source: Source, values: Sequence[int | str | None]) -> Source:
     """Return the source with the labels of its `dataset.json` files."""
-    if not has_labels:
-        return source
     if None in values:
         warning = unlabelled_warning(source.names, values, f"Complete dataset.json. {CHOICE}")
         return replace(source, label_warnings=(warning,))
@@ -144,6 +175,23 @@ def _with_index(source: Source, values: Sequence[int | str | None], has_labels: 
         warning = "the labels in dataset.json are no numbers or names of classes, so that no image has a class"
         return replace(source, label_warnings=(f"{warning}. Correct it, or pass --no-labels",))
     return replace(source, labels=known[0], classes=known[1])
+
+
+def _with_tables(source: Source, values: Sequence[int | str | None], tables: TableLabels) -> Source:
+    """Return the source with the labels of its `metadata` tables, or with a sentence why it has none."""
+    table = min(tables.used)
+    if tables.faults:
+        return replace(source, label_warnings=(*tables.warnings, *tables.faults))
+    if None in values:
+        warning = unlabelled_warning(source.names, values, f"Complete {table}. {CHOICE}")
+        return replace(source, label_warnings=(*tables.warnings, warning))
+    known = number_values(f"{table} in {source.location}", values)
+    if known is not None and len(known[1]) > 1:
+        return replace(source, labels=known[0], classes=known[1], label_warnings=tables.warnings)
+    if len(set(values)) == 1:
+        return source  # A class of all images says nothing.
+    warning = f"the labels in {table} are both numbers and names, or negative, so that no image has a class"
+    return replace(source, label_warnings=(*tables.warnings, f"{warning}. Correct it, or pass --no-labels"))
 
 
 def _with_list(

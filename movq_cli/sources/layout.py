@@ -48,13 +48,17 @@ class Layout:
     """Splits and classes of images by their folders."""
 
     left_out: frozenset[int]
-    """Indices of the images that belong to no split, or to a class without a training image."""
+    """Indices of the images that belong to no split."""
+    untrained: frozenset[int]
+    """Indices of the images of the val split whose folder is no class of the train split, although others are."""
     splits: tuple[SplitName, ...] | None
     """Split of each image, "val" for those that are left out; None = there are no splits."""
     classes: tuple[str | None, ...]
     """Name of the class of each image; None = its folder is no class. Without classes, all are None."""
     warnings: tuple[str, ...]
-    """Sentences about what was left out."""
+    """Sentences about `left_out`."""
+    untrained_warnings: tuple[str, ...]
+    """Sentences about `untrained`, which are left out if the folders give the classes."""
     label_warnings: tuple[str, ...]
     """Sentences about folders that were not used as classes."""
 
@@ -76,26 +80,28 @@ def read_layout(names: Sequence[str]) -> Layout:
     parts = _parts(folders, depth)
     if parts is None:
         classes, label_warnings = _classes(names, folders, range(len(names)), depth)
-        return Layout(frozenset(), None, _unless_few(classes, set(classes)), (), label_warnings)
-    warnings = list(_outside_warnings(names, parts))
-    left_out = {index for index, part in enumerate(parts) if part not in {"train", "val"}}
+        return Layout(frozenset(), frozenset(), None, _unless_few(classes, set(classes)), (), (), label_warnings)
+    left_out = frozenset(index for index, part in enumerate(parts) if part not in {"train", "val"})
     of_split = {split: [index for index, part in enumerate(parts) if part == split] for split in ("train", "val")}
     train, label_warnings = _classes(names, folders, of_split["train"], depth + 1)
     val, _ = _classes(names, folders, of_split["val"], depth + 1)
     trained = set(train) - {None}
     by_index: dict[int, str | None] = dict(zip(of_split["train"], train, strict=True))
-    unknown = [index for index, name in zip(of_split["val"], val, strict=True) if name and name not in trained]
+    untrained: list[int] = []
     if len(trained) > 1 and not trained.isdisjoint(val):
         by_index |= dict(zip(of_split["val"], val, strict=True))
-        left_out.update(unknown)
-        if unknown:
-            warnings.append(
-                f"{len(unknown)} images of the val split were left out, because the train split has no class of the "
-                f"name of their folder, such as {names[unknown[0]]}"
-            )
+        untrained = [index for index, name in zip(of_split["val"], val, strict=True) if name and name not in trained]
     listed = tuple(by_index.get(index) for index in range(len(names)))
     splits: tuple[SplitName, ...] = tuple("train" if part == "train" else "val" for part in parts)
-    return Layout(frozenset(left_out), splits, _unless_few(listed, trained), tuple(warnings), label_warnings)
+    return Layout(
+        left_out,
+        frozenset(untrained),
+        splits,
+        _unless_few(listed, trained),
+        tuple(_outside_warnings(names, parts)),
+        tuple(_untrained_warnings(names, untrained)),
+        label_warnings,
+    )
 
 
 def part_of(name: str) -> Part | None:
@@ -156,6 +162,15 @@ def _outside_warnings(names: Sequence[str], parts: Sequence[Part | None]) -> lis
             f"{names[beside[0]]}"
         )
     return warnings
+
+
+def _untrained_warnings(names: Sequence[str], untrained: Sequence[int]) -> list[str]:
+    if not untrained:
+        return []
+    return [
+        f"{len(untrained)} images of the val split were left out, because the train split has no class of the name of "
+        f"their folder, such as {names[untrained[0]]}"
+    ]
 
 
 def _classes(

@@ -41,7 +41,7 @@ def class_numbers(origin: str, largest: int) -> tuple[str, ...]:
         message = f"{origin} holds the class number {number}, but the largest possible one is {MAX_CLASSES - 1}"
         remedy = (
             "Correct it, or remove the class numbers: arr_1 of an .npz file, the .cls and .json files of a tar, "
-            "dataset.json."
+            "dataset.json, the column label of a metadata file."
         )
         raise BadRequestError(message, remedy)
     return tuple(map(str, range(largest + 1)))

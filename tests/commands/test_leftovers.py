@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -154,10 +155,11 @@ def test_evaluate_does_not_write_onto_what_it_reads(tmp_path: Path, option: str)
             draw(tmp_path / role / f"{number}.png", number)
     picture = tmp_path / "fake" / "0.png"
     before = picture.read_bytes()
-    target = picture if option == "--copies" else tmp_path / "fake.png"
+    target = picture if option == "--copies" else tmp_path / "fake.json"
     second = tmp_path / "fake" if option == "--copies" else target
-    if option == "--out":
-        target.write_bytes(before)
+    if option == "--out":  # The content of an archive decides, not its suffix.
+        with zipfile.ZipFile(target, "w") as archive:
+            archive.write(picture, "0.png")
     with pytest.raises(BadRequestError, match="is read, so that it cannot be written"):
         movq("evaluate", tmp_path / "real", second, "--psnr", option, target, "--device", "cpu")
     assert picture.read_bytes() == before

@@ -12,21 +12,8 @@ from PIL import Image
 
 from movq_cli.data import png
 from movq_cli.data.images import encode_png
-from movq_cli.data.shards import (
-    MANIFEST,
-    PLAN,
-    DatasetManifest,
-    Entry,
-    PreparedSet,
-    Reject,
-    Split,
-    SplitName,
-    content_hash,
-    inspect_shard,
-    member_name,
-    shard_path,
-    write_shard,
-)
+from movq_cli.data.shard_writer import Entry, Reject, content_hash, inspect_shard, write_shard
+from movq_cli.data.shards import MANIFEST, PLAN, DatasetManifest, PreparedSet, Split, SplitName, member_name, shard_path
 from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.sources.open import open_source
 

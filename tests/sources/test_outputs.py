@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from movq_cli.console import Console
 from movq_cli.errors import BadRequestError
 from movq_cli.sources.open import open_source
 from movq_cli.sources.output_mark import OUTPUT_MARK
-from movq_cli.sources.outputs import protect_source, refuse_replaced
+from movq_cli.sources.outputs import protect_source, refuse_collisions, refuse_replaced
 from tests.sources.files import fill, zipped
 
 
@@ -128,3 +129,38 @@ def test_a_set_prepared_inside_its_source_is_not_counted_as_files_of_it(photos: 
     for _ in range(2):
         prepare(PrepareRequest("photos", Path("photos/set"), val="1"), Console(quiet=True))
         assert open_source("photos").warnings == ("output of movq was left out: set/",)
+
+
+@pytest.mark.parametrize(
+    ("files", "picture", "says"),
+    [
+        (["out/a.png", "out/b.png", "out/a.png"], None, "the outputs of two images would have the name out/a.png"),
+        (["out/a.png", "out/a.png/1.png"], None, "out/a.png would be the output of an image, and the folder of"),
+        (["out/a.png", "out/a.png/b/c/1.png"], None, "out/a.png would be the output of an image, and the folder of"),
+        (["out/a.png", "out/b/c.png"], "out/a.png", "the picture out/a.png would have the name of the output"),
+        (["out/a.png", "out/b/c.png"], "out/../link/b/c.png", "the picture out/../link/b/c.png would have the name"),
+        (["out/a.png", "out/b.png/c.png"], "out/b.png", "the picture out/b.png would have the name of the output"),
+        (["out/a.png", "out/a.png.png", "out/a/a.png"], "out/b.png", None),
+        (["out/a.png"], "a.png", None),
+        ([], "a.png", None),
+    ],
+)
+def test_no_output_takes_the_place_of_another_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, files: list[str], picture: str | None, says: str | None
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("out").mkdir()
+    Path("link").symlink_to("out")
+    pictures = [] if picture is None else [Path(picture)]
+    if says is None:
+        refuse_collisions(list(map(Path, files)), pictures)
+    else:
+        with pytest.raises(BadRequestError, match=re.escape(says)):
+            refuse_collisions(list(map(Path, files)), pictures)
+
+
+def test_a_folder_in_the_place_of_an_output_is_refused_before_the_work(photos: Path) -> None:
+    Path("out/a/1.png").mkdir(parents=True)
+    with pytest.raises(BadRequestError, match=r"out/a/1\.png is a folder, so that it cannot be a file"):
+        protect("photos", "out")
+    protect("photos", "other")
