@@ -76,6 +76,18 @@ def test_the_plan_counts_the_steps_of_the_papers_prior() -> None:
     assert row.disk_gib == pytest.approx(views * 1024 * 2 / 2**30)
 
 
+def test_samples_are_compared_with_train_images_and_those_of_tiny_networks_with_the_few_of_the_val_split(
+    tmp_path: Path,
+) -> None:
+    given = [f"{name}={tmp_path}" for name in ("FFHQ", "IMAGENET", "SMALL", "RESULTS")]
+    for target, split in (("tables", "train"), ("tables-small", "val")):
+        made = make("-n", target, *given)
+        assert made.returncode == 0, made.stderr
+        splits = re.findall(r"evaluate --fid(?: --is --prc)? .*--split (\w+)", made.stdout)
+        assert len(splits) > 7
+        assert set(splits) == {split}
+
+
 def test_tiny_trainings_have_a_number_of_steps_of_their_own(tmp_path: Path) -> None:
     made = make("-n", "tables-small", f"SMALL={tmp_path}", f"RESULTS={tmp_path}")
     assert made.returncode == 0, made.stderr
