@@ -41,7 +41,7 @@ def tabulate(files: Sequence[str], console: Console, out: Path | None = None) ->
         images = result["protocol"].get("fake", {}).get("images")
         rows.append((Path(file).stem, {"images": images} | result))
         published = result["protocol"].get("published")
-        if published:
+        if published and any(key in published for key in keys):  # The paper plots some rows without giving numbers.
             parts = [str(published[key]) for key in ("preset", "mode") if key in published]
             name = f"{' '.join(parts)}, {published['source']}"
             if (name, published) not in rows:

@@ -36,6 +36,12 @@ def test_figures_stand_in_columns_a_row_for_each_file_and_published_row(movq: Mo
     assert json.loads(movq("evaluate", "--table", a, b, "--json").stdout)[str(a)]["fid"] == 9.1234
 
 
+def test_a_preset_of_which_nothing_is_published_has_no_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = write(tmp_path / "ours.json", {"published": {"preset": "ffhq-1ch", "mode": "mask", "source": ""}}, fid=9.0)
+    tabulate([str(result)], Console())
+    assert [line.split("|")[1].strip() for line in capsys.readouterr().out.splitlines()[2:]] == ["ours"]
+
+
 def test_conditions_that_differ_are_reported(movq: Movq, tmp_path: Path) -> None:
     a = write(tmp_path / "a.json", fid=1.0)
     b = write(tmp_path / "b.json", {"fake": {"images": 999}, "weights": {"inception": {"sha256": "0"}}}, fid=2.0)
