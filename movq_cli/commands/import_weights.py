@@ -46,7 +46,8 @@ def import_weights(request: ImportRequest, console: Console) -> None:
     for path in (request.source, target):
         require_utf8(path)
     existed = files.is_filled(target)
-    if existed and (not Run(target, "vq").manifest_file.exists() or Run(target, "vq").read().imported is None):
+    manifest = Run(target, "vq").manifest_file
+    if not manifest.exists() or Run(target, "vq").read().imported is None:
         files.require_new_folder(target)  # It fails before a download.
     path, source = _local(request.source)
     imported = import_tokenizer(path, request.options)
@@ -59,7 +60,7 @@ def import_weights(request: ImportRequest, console: Console) -> None:
         assumed=tuple(imported.assumed),
         license=imported.license,
     )
-    with files.new_folder(target, "movq import", varying={Run(target, "vq").manifest_file.name}) as folder:
+    with files.new_folder(target, "movq import", varying={manifest.name}) as folder:
         _write(Run(folder, "vq"), imported, record)
     if existed:
         console.log(f"{target} has the same files already; nothing was written")

@@ -50,7 +50,7 @@ class TuneRequest:
 
     @property
     def objective(self) -> Objective:
-        """What is searched for."""
+        """The objective of the search."""
         return LowestFID() if self.min_recall is None else PrecisionAtRecall(self.min_recall)
 
 

@@ -1,4 +1,4 @@
-"""What a search for settings of sampling looks for: the lowest FID, or the highest precision at a recall."""
+"""The objective of a search for settings of sampling: the lowest FID, or the highest precision at a recall."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Metrics = Mapping[str, float]
 
 
 class Objective(ABC):
-    """What a search looks for."""
+    """The objective of a search."""
 
     metric: ClassVar[str]
     """Result key of the metric that is optimized."""

@@ -68,7 +68,7 @@ class TunedSettings(Header):
 
     @property
     def goal(self) -> str:
-        """What the search was for, in words."""
+        """The goal of the search, in words."""
         if self.min_recall is None:
             return "the lowest FID"
         return f"the highest precision at a recall of at least {self.min_recall:g}"

@@ -12,24 +12,48 @@ from torch import Tensor
 from movq_cli.console import Console
 from movq_cli.evaluation import distributions, extractors, feature_cache
 from movq_cli.evaluation.distributions import FeatureStatistics
-from movq_cli.evaluation.feature_cache import Extractor
+from movq_cli.evaluation.feature_cache import Extractor, Features
 from movq_cli.evaluation.image_sets import ImageSet
 from movq_cli.evaluation.metrics import FID
 from movq_cli.ranks import Ranks
 
-BATCH_SIZE = 32
+_BATCH_SIZE = 32
 """Number of images that Inception gets at once."""
 
 
+def real_features(
+    images: ImageSet, cache: Path, weights: Path | None, device: torch.device, ranks: Ranks, console: Console
+) -> tuple[Extractor, Features]:
+    """Return Inception and the features of real images, which are cached; every rank must call this.
+
+    Args:
+        images: Real images.
+        cache: Folder of the feature cache.
+        weights: Folder that is searched for Inception's weights before torch hub's; None searches torch hub's.
+        device: Device that runs Inception.
+        ranks: All processes of the run.
+        console: Console for progress.
+
+    Raises:
+        BadRequestError: The weights are missing.
+    """
+    inception = extractors.load_inception(weights, device)
+    with extractors.exact_float32():
+        features = feature_cache.cached_features(
+            images, inception, cache, batch_size=_BATCH_SIZE, device=device, ranks=ranks, console=console
+        )
+    return inception, features
+
+
 def extract_features(inception: Extractor, batches: Iterable[Tensor]) -> Iterator[Tensor]:
-    """Yield the features [n, D] of images, at most `BATCH_SIZE` at once.
+    """Yield the features [n, D] of images, a few of them at once.
 
     Args:
         inception: Inception.
         batches: Images, uint8 [B, 3, H, W] on its device.
     """
     for batch in batches:
-        for part in batch.split(BATCH_SIZE):
+        for part in batch.split(_BATCH_SIZE):
             yield inception(part.contiguous(memory_format=torch.channels_last))
 
 
@@ -67,11 +91,8 @@ class FIDEvaluator:
             BadRequestError: The weights are missing, or there are too few images.
         """
         FID.require_images(len(images))
-        inception = extractors.load_inception(weights, device)
+        inception, features = real_features(images, cache, weights, device, ranks, console)
         with extractors.exact_float32():
-            features = feature_cache.cached_features(
-                images, inception, cache, batch_size=BATCH_SIZE, device=device, ranks=ranks, console=console
-            )
             real = ranks.from_first(lambda: features.statistics(torch.device("cpu")))
         return cls(inception, real, device, ranks)
 

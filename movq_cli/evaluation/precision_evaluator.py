@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from movq_cli.console import Console
-from movq_cli.evaluation import distributions, extractors, feature_cache
+from movq_cli.evaluation import distributions, extractors
 from movq_cli.evaluation.feature_cache import Extractor
-from movq_cli.evaluation.fid_evaluator import BATCH_SIZE, extract_features
+from movq_cli.evaluation.fid_evaluator import extract_features, real_features
 from movq_cli.evaluation.image_sets import ImageSet
 from movq_cli.evaluation.metrics import NEIGHBOURS, PrecisionRecall
+from movq_cli.ranks import SINGLE_PROCESS
 
 
 class PrecisionEvaluator:
@@ -44,11 +45,7 @@ class PrecisionEvaluator:
             BadRequestError: The weights are missing, or there are too few images.
         """
         PrecisionRecall.require_images(len(images))
-        inception = extractors.load_inception(weights, device)
-        with extractors.exact_float32():
-            features = feature_cache.cached_features(
-                images, inception, cache, batch_size=BATCH_SIZE, device=device, console=console
-            )
+        inception, features = real_features(images, cache, weights, device, SINGLE_PROCESS, console)
         PrecisionRecall.require_images(len(features.indices))  # Corrupt images may have left too few.
         return cls(inception, features.rows.to(device))
 
