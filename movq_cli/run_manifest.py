@@ -105,6 +105,11 @@ class RunManifest(Header):
         return train_settings(self.settings, self.kind)
 
     @property
+    def origin(self) -> Change | None:
+        """The last entry of the history that names another start than random weights; None if there is none."""
+        return next((change for change in reversed(self.history) if change.branched_from is not None), None)
+
+    @property
     def has_stopped_improving(self) -> bool:
         """Whether there are as many validations since the best one as `early_stop` allows."""
         limit = self.train_settings.early_stop

@@ -157,37 +157,74 @@ def start_or_resume(run: Run, manifest: RunManifest, initial: tuple[str, tuple[s
 
     Raises:
         BadRequestError: The folder contains a run of another kind, or with other settings, data, tokenizer or initial
-            weights.
+            weights; or it has lost its checkpoint, and would begin otherwise than it did.
     """
     if run.manifest_file.exists():
-        before = run.read()
-        changes = changed_settings(before.settings, manifest.settings, run.kind)
-        different = {name: values for name, values in changes.items() if name not in FREE_TO_CHANGE}
-        require_same_run(run.folder, before, manifest, different, "Name another folder with --run, or remove this one.")
-        if initial is not None and initial[1] not in {change.weights for change in before.history}:
-            raise BadRequestError(
-                f"{run.folder} did not begin with the weights in {initial[0]}",
-                "Name another folder with --run, or omit --init.",
-            )
-        entry = Change(step=before.step, time=now(), settings=changes)
-        stops_early = before.model_copy(update={"settings": manifest.settings}).has_stopped_improving
-        is_finished = before.status == "finished" and (before.step >= manifest.steps or stops_early)
-        manifest = before.model_copy(
-            update={
-                "steps": manifest.steps,
-                "hours": manifest.hours,
-                "settings": manifest.settings,
-                "status": "finished" if is_finished else "running",
-                "stopped_early": before.stopped_early and is_finished,
-                "history": (*before.history, entry) if changes else before.history,
-            }
-        )
+        manifest = resumed(run, manifest, initial)
+        if lacks_checkpoint(run, manifest):
+            _require_origin(run, manifest, initial)
     elif initial is not None:
         path, digests_of_weights = initial
         entry = Change(step=0, time=now(), branched_from=path, weights=digests_of_weights, settings={})
         manifest = manifest.model_copy(update={"history": (entry,)})
     write(run, manifest)
     return manifest
+
+
+def resumed(run: Run, manifest: RunManifest, initial: tuple[str, tuple[str, ...]] | None = None) -> RunManifest:
+    """Return the manifest of the run in the folder as `start_or_resume` resumes it; nothing is written.
+
+    Raises:
+        BadRequestError: The run is of another kind, or has other settings, data, tokenizer or initial weights.
+    """
+    before = run.read()
+    changes = changed_settings(before.settings, manifest.settings, run.kind)
+    different = {name: values for name, values in changes.items() if name not in FREE_TO_CHANGE}
+    require_same_run(run.folder, before, manifest, different, "Name another folder with --run, or remove this one.")
+    if initial is not None and initial[1] not in {change.weights for change in before.history}:
+        raise BadRequestError(
+            f"{run.folder} did not begin with the weights in {initial[0]}",
+            "Name another folder with --run, or omit --init.",
+        )
+    entry = Change(step=before.step, time=now(), settings=changes)
+    stops_early = before.model_copy(update={"settings": manifest.settings}).has_stopped_improving
+    is_finished = before.status == "finished" and (before.step >= manifest.steps or stops_early)
+    return before.model_copy(
+        update={
+            "steps": manifest.steps,
+            "hours": manifest.hours,
+            "settings": manifest.settings,
+            "status": "finished" if is_finished else "running",
+            "stopped_early": before.stopped_early and is_finished,
+            "history": (*before.history, entry) if changes else before.history,
+        }
+    )
+
+
+def lacks_checkpoint(run: Run, manifest: RunManifest) -> bool:
+    """Return whether the run is to be trained, but has no checkpoint from which it could go on."""
+    is_complete = manifest.status == "finished" and run.weights.is_file()
+    return not is_complete and not run.checkpoint.is_file()
+
+
+def _require_origin(run: Run, manifest: RunManifest, initial: tuple[str, tuple[str, ...]] | None) -> None:
+    """Check that a run without a checkpoint begins again as it began, and not with random weights.
+
+    Raises:
+        BadRequestError: It went on from another run, or it began with weights that the request does not name.
+    """
+    origin = manifest.origin
+    if origin is None or (origin.weights and initial is not None):
+        return
+    if origin.weights:
+        began, option = f"began with the weights in {origin.branched_from}", f"--init {origin.branched_from}"
+    else:
+        began = f"went on from step {origin.step} of {origin.branched_from}"
+        option = f"--from {origin.branched_from}@{origin.step}"
+    raise BadRequestError(
+        f"{run.folder} {began}, and {run.checkpoint.name}, from which it could be resumed, is missing",
+        f"Add {option} to begin in the same way again, or remove {run.folder} to train from the start.",
+    )
 
 
 def write_imported(run: Run, settings: Preset, record: ImportRecord) -> None:

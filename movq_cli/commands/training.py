@@ -305,12 +305,16 @@ def start_run(context: TrainContext, steps: int, tokenizer: str | None = None) -
         )
     if not run.manifest_file.exists():
         return checkpointer.branch(origin, step, run, manifest)
-    # The branch was started before, and is now resumed.
+    # The branch was started before, and is now resumed, or started again if its checkpoint is missing.
     if str(origin.folder) not in {change.branched_from for change in run.read().history}:
         raise BadRequestError(
             f"{run.folder} already has a run, which did not start from {origin.folder}",
             "Name a new folder with --run.",
         )
+    resumed = runs.resumed(run, manifest)
+    last = resumed.origin
+    if last is not None and last.branched_from == str(origin.folder) and runs.lacks_checkpoint(run, resumed):
+        return checkpointer.branch(origin, last.step if step is None else step, run, manifest)
     return runs.start_or_resume(run, manifest)
 
 

@@ -61,6 +61,11 @@ class Checkpointer:
             self._settle_best()
         if is_resumed:
             console.log(f"resuming from step {step} in {self.run.folder}")
+        elif self.manifest.step > 0:
+            console.warn(
+                f"{self.run.checkpoint} is missing: the run starts again from step 0, "
+                f"though {self.manifest.step} steps were done"
+            )
         self.require_same_state(step)
         return step
 

@@ -60,6 +60,37 @@ def test_a_discriminator_that_set_in_too_early_is_taken_back(movq: Movq, trained
     assert manifest(branch).step == 13
 
 
+@pytest.mark.parametrize("step", ["", "@4"])
+def test_a_branch_without_its_checkpoint_is_not_trained_from_random_weights(
+    movq: Movq, trained: Path, step: str
+) -> None:
+    movq("train-vq", "--from", "runs/tiny-vq@4", "--run", "runs/branch")
+    branch = trained / "runs" / "branch"
+    weights, history = (branch / "tokenizer.safetensors").read_bytes(), manifest(branch).history
+    resume = ["train-vq", "--preset", "runs/branch/settings.yaml", "--run", "runs/branch"]
+    (branch / "checkpoint.pt").unlink()
+    assert "finished already" in movq(*resume).stderr
+    (branch / "tokenizer.safetensors").unlink()
+    refused = movq(*resume, code=2).stderr.splitlines()[-1]
+    assert "runs/branch went on from step 4 of runs/tiny-vq, and checkpoint.pt" in refused
+    assert "Add --from runs/tiny-vq@4 to begin" in refused
+    assert manifest(branch).step == 10
+    movq(*resume, "--from", f"runs/tiny-vq{step}")
+    assert (branch / "tokenizer.safetensors").read_bytes() == weights
+    (before,), (after,) = history, manifest(branch).history
+    assert (after.step, after.branched_from) == (before.step, before.branched_from)
+
+
+def test_a_run_without_its_checkpoint_says_that_it_starts_again(movq: Movq, trained: Path, tiny_yaml: Path) -> None:
+    run = trained / "runs" / "tiny-vq"
+    weights = (run / "tokenizer.safetensors").read_bytes()
+    for name in ("checkpoint.pt", "tokenizer.safetensors"):
+        (run / name).unlink()
+    said = movq("train-vq", "--preset", tiny_yaml).stderr
+    assert re.search(r"checkpoint.pt is missing: the run starts again from step 0,\s+though 10 steps were done", said)
+    assert (run / "tokenizer.safetensors").read_bytes() == weights
+
+
 def test_a_resumed_run_records_the_settings_that_changed(movq: Movq, trained: Path, tiny_yaml: Path) -> None:
     changed = ["-o", "train_vq.steps=12", "-o", "train_vq.l2_weight=0.5", "-o", "train_vq.keep_checkpoints=1"]
     movq("train-vq", "--preset", tiny_yaml, *changed)

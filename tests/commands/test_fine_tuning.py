@@ -44,6 +44,22 @@ def test_fine_tuning_begins_with_the_metrics_and_the_discriminator_of_its_weight
     assert "runs/fine did not begin with the weights in runs/fine/tokenizer.safetensors" in other
 
 
+def test_fine_tuning_without_its_checkpoint_begins_with_the_same_weights_or_not_at_all(
+    movq: Movq, trained: Path
+) -> None:
+    movq("train-vq", "--init", "runs/tiny-vq", "--run", "runs/fine", "-o", "train_vq.steps=5")
+    fine = trained / "runs" / "fine"
+    weights = (fine / "tokenizer.safetensors").read_bytes()
+    for name in ("checkpoint.pt", "tokenizer.safetensors"):
+        (fine / name).unlink()
+    again = ["train-vq", "--preset", "runs/fine/settings.yaml", "--run", "runs/fine"]
+    refused = movq(*again, code=2).stderr.splitlines()[-1]
+    assert "runs/fine began with the weights in runs/tiny-vq/tokenizer.safetensors, and checkpoint.pt" in refused
+    assert "Add --init runs/tiny-vq/tokenizer.safetensors to begin" in refused
+    movq(*again, "--init", "runs/tiny-vq/tokenizer.safetensors")
+    assert (fine / "tokenizer.safetensors").read_bytes() == weights
+
+
 def test_without_a_discriminator_a_new_one_is_trained_before_its_loss_begins(
     movq: Movq, trained: Path, tiny_yaml: Path
 ) -> None:
