@@ -7,6 +7,7 @@
 The rows of stage 1 share images, steps, seed and losses:
 
 - photos: the preset as it is.
+- straight-through: the preset with the straight-through gradient in place of the rotation trick.
 - no-discriminator: from the checkpoint of `photos` before its discriminator, without one.
 - vqgan-discriminator: from the same checkpoint, with the settings of VQGAN's discriminator: weight 0.8, no warm-up, the
   tokenizer's learning rate, no limit of the adaptive weight.
@@ -41,7 +42,7 @@ from movq_cli.runs import Run
 from movq_cli.settings import Preset
 
 RESULTS = Path(__file__).with_name("results")
-ROWS = ("photos", "no-discriminator", "vqgan-discriminator", "vqgan", "prior")
+ROWS = ("photos", "straight-through", "no-discriminator", "vqgan-discriminator", "vqgan", "prior")
 GUIDANCE = (0.0, 1.0)
 
 _VQGAN = ("vq.chunks=1", "vq.modulation=null", "vq.initial_feature=quantized")
@@ -120,6 +121,8 @@ def stage_1(bench: Bench, row: str) -> dict[str, Any]:
     """Return the results of a row of stage 1."""
     if row == "photos":
         return train(bench, row)
+    if row == "straight-through":
+        return train(bench, row, ("train_vq.quantizer_gradient=straight-through",))
     if row == "vqgan":
         return train(bench, row, _VQGAN)
     changes = _VQGAN_DISCRIMINATOR if row == "vqgan-discriminator" else ("train_vq.adversarial_weight=0",)

@@ -6,8 +6,9 @@
     python -m benchmarks.quality cifar10.zip --show                    the table of what is measured so far
 
 All rows share images, steps, batch size, losses and, but for the few weights of some quantizers, parameters; the table
-has the number of parameters. A row differs from `default`, the preset, in the settings that `ROWS` gives. Each row has
-one run for each seed, and the table has the mean over the seeds and their standard deviation.
+has the number of parameters. The row `default` is the preset with the straight-through gradient, the default of movq.
+The other rows differ from it in the settings that `ROWS` gives. Each row has one run for each seed, and the table has
+the mean over the seeds and their standard deviation.
 
 - rFID, of all held-out images, and LPIPS, PSNR and usage of the last validation.
 - perturbed rFID: the FID of reconstructions in which a share of the codes (`--shares`, the mean over them) is replaced
@@ -95,6 +96,10 @@ PRIORS: dict[str, tuple[str, ...]] = {
 """Rows of stage 2, on the codes of `default`: overrides of the preset."""
 
 
+_STRAIGHT_THROUGH = "train_vq.quantizer_gradient=straight-through"
+"""Override of all rows that do not name another gradient; the presets `photos-*` have the rotation trick."""
+
+
 class Job(NamedTuple):
     """A run of the benchmark: a row with a seed, in one of both stages."""
 
@@ -118,7 +123,7 @@ def jobs(rows: Sequence[str], seeds: Sequence[int], *, with_prior: bool) -> Iter
 def changes_of(job: Job) -> tuple[str, ...]:
     """Return the overrides of a run; a row of stage 2 has the tokenizer of `default`."""
     # The FIDs are computed after the training, from features of the real images that all rows share.
-    tokenizer = (*ROWS.get(job.row, ()), f"train_vq.seed={job.seed}", "train_vq.evaluate_every=0")
+    tokenizer = (_STRAIGHT_THROUGH, *ROWS.get(job.row, ()), f"train_vq.seed={job.seed}", "train_vq.evaluate_every=0")
     return tokenizer if job.stage == "tokenizer" else (*tokenizer, *prior_changes(job), *sample_changes(job))
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks import photos, quality
 from benchmarks.photos import Bench
+from movq_cli import presets
 from movq_cli.data import pixels
 from movq_cli.evaluation import perturbed
 from movq_cli.evaluation.distributions import FeatureStatistics, frechet_distance
@@ -66,6 +67,14 @@ def test_tokenizers_come_before_priors_and_seeds_of_all_rows_before_the_next_see
         (stage, row, seed) for stage in ("tokenizer", "prior") for seed in (0, 1) for row in ("default", "fsq")
     ]
     assert {job.stage for job in quality.jobs(["default"], [0], with_prior=False)} == {"tokenizer"}
+
+
+def test_all_rows_but_those_of_the_rotation_trick_have_the_gradient_of_the_paper() -> None:
+    for preset in ("photos-32", "ffhq"):
+        for row in quality.ROWS:
+            job = quality.Job("tokenizer", row, 0)
+            gradient = presets.load(preset, quality.changes_of(job)).train_vq.quantizer_gradient
+            assert gradient == ("rotation" if "rotation" in row or row == "combined" else "straight-through"), row
 
 
 def test_the_table_has_means_and_deviations_and_says_what_is_not_measured() -> None:
