@@ -75,14 +75,14 @@ _VQ = (
     ),
     Curve(
         "Mean logits of the discriminator",
-        "Healthy: images stay above reconstructions by about 0.2 to 2. Equal lines mean that it learns nothing; a gap "
-        "above about 4 means that it is too strong, and its gradient useless.",
+        "Healthy: images stay above reconstructions by about 0.2 to 2. Equal lines mean that it learns nothing; with a "
+        "gap above about 4 it is too strong, unless rFID or LPIPS still improve.",
         ((_TRAINING, "logits_real", "images"), (_TRAINING, "logits_fake", "reconstructions")),
     ),
     Curve(
         "Losses of the discriminator and of the decoder against it",
         "Healthy: the hinge loss of the discriminator stays between 0.3 and 1. At 1 it distinguishes nothing; near 0 "
-        "it always wins.",
+        "it always wins, which does harm unless rFID or LPIPS still improve.",
         ((_TRAINING, "discriminator", "discriminator"), (_TRAINING, "generator", "decoder (adversarial loss)")),
     ),
     Curve(

@@ -89,6 +89,23 @@ def test_the_beginning_of_a_training_has_no_findings(name: str, length: int, tmp
     assert rules_of(tmp_path / "run") == []
 
 
+@pytest.mark.parametrize("metric", ["lpips", "rfid"])
+@pytest.mark.parametrize(("last", "is_found"), [(0.3, False), (0.6, True)])
+def test_a_discriminator_that_always_wins_is_too_strong_only_if_no_metric_gains(
+    metric: str, last: float, tmp_path: Path, *, is_found: bool
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(RUNS / "discriminator-too-strong", run)
+    lines = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    for line in lines:
+        if "discriminator_start" in line.get("session", line):
+            line.get("session", line)["discriminator_start"] = 50
+        if "validation" in line:
+            line["validation"][metric] = last if line["step"] > 100 else 0.5
+    (run / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert ("discriminator-too-strong" in rules_of(run)) == is_found
+
+
 @pytest.mark.parametrize(("period", "amplitude", "is_found"), [(2, 6, True), (4, 16, True), (2, 0, False)])
 def test_a_checkerboard_in_the_reconstructions_is_found(
     tmp_path: Path, period: int, amplitude: int, is_found: bool

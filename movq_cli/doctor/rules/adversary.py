@@ -93,10 +93,14 @@ def _too_strong(history: RunHistory) -> Symptom | None:
     loss = _settled(history, "discriminator")
     if len(loss) < FEWEST_LINES or mean(loss, 0.5) >= _ALWAYS_WINS:
         return None
+    # The decoder's loss has a gradient even then, and small images may profit from it to the end.
+    validations = history.series("psnr", "validation")
+    if len(validations) < FEWEST_VALIDATIONS or _has_gained(history, history.discriminator_start or 0):
+        return None
     real, fake = (mean(_settled(history, name), 0.5) for name in ("logits_real", "logits_fake"))
     text = (
         f"Up to step {loss.steps[-1]:,} the discriminator's hinge loss is {mean(loss, 0.5):.3f}, with mean logits of "
-        f"{real:.2f} for images and {fake:.2f} for reconstructions: it always wins, and its gradient teaches nothing."
+        f"{real:.2f} for images and {fake:.2f} for reconstructions: it always wins, and learns nothing more."
     )
     train = history.manifest.settings.train_vq
     rate = (train.discriminator_learning_rate or train.learning_rate) / 4
@@ -107,7 +111,7 @@ def _too_strong(history: RunHistory) -> Symptom | None:
 TOO_STRONG = rule(
     "discriminator-too-strong",
     "The discriminator is too strong",
-    "A hinge loss near 0 has no gradient: the discriminator is certain of every patch.",
+    "A hinge loss near 0 has no gradient: the discriminator is certain of every patch, and learns no more.",
     "vq",
 )(_too_strong)
 
