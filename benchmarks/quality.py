@@ -96,7 +96,7 @@ PRIORS: dict[str, tuple[str, ...]] = {
 """Rows of stage 2, on the codes of `default`: overrides of the preset."""
 
 
-_STRAIGHT_THROUGH = "train_vq.quantizer_gradient=straight-through"
+STRAIGHT_THROUGH = "train_vq.quantizer_gradient=straight-through"
 """Override of all rows that do not name another gradient; the presets `photos-*` have the rotation trick."""
 
 
@@ -123,7 +123,7 @@ def jobs(rows: Sequence[str], seeds: Sequence[int], *, with_prior: bool) -> Iter
 def changes_of(job: Job) -> tuple[str, ...]:
     """Return the overrides of a run; a row of stage 2 has the tokenizer of `default`."""
     # The FIDs are computed after the training, from features of the real images that all rows share.
-    tokenizer = (_STRAIGHT_THROUGH, *ROWS.get(job.row, ()), f"train_vq.seed={job.seed}", "train_vq.evaluate_every=0")
+    tokenizer = (STRAIGHT_THROUGH, *ROWS.get(job.row, ()), f"train_vq.seed={job.seed}", "train_vq.evaluate_every=0")
     return tokenizer if job.stage == "tokenizer" else (*tokenizer, *prior_changes(job), *sample_changes(job))
 
 

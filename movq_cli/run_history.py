@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,11 +10,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from movq_cli import digested_lines
 from movq_cli.errors import BadRequestError
 from movq_cli.run_manifest import RunManifest
 from movq_cli.runs import Run
 
 Part = Literal["training", "validation", "validation_of_raw_weights"]
+
+_LISTED = 20
+"""Number of damaged lines that a message names."""
 
 PARTS: tuple[Part, ...] = ("training", "validation", "validation_of_raw_weights")
 
@@ -97,6 +100,8 @@ class RunHistory:
     lines: tuple[_Line, ...] = field(repr=False)
     pictures: tuple[int, ...]
     """Steps of the pictures, in increasing order."""
+    damaged_lines: tuple[int, ...] = ()
+    """Numbers of the lines of the log, from 1, that are damaged and left out."""
 
     @classmethod
     def read(cls, folder: Path) -> RunHistory:
@@ -109,12 +114,23 @@ class RunHistory:
         run = Run(folder, manifest.kind)
         files = run.picture(0).parent.glob("*.png")
         pictures = tuple(sorted(int(path.stem) for path in files if path.stem.isdecimal() and path.stem.isascii()))
-        return cls(run, manifest, tuple(_lines(run.log)), pictures)
+        lines, damaged = _read_log(run.log)
+        return cls(run, manifest, tuple(lines), pictures, tuple(damaged))
 
     @property
     def name(self) -> str:
         """The name of the run folder."""
         return self.run.folder.resolve().name
+
+    @property
+    def damage(self) -> str | None:
+        """The damage of the log in words, with a remedy; None if there is none."""
+        if not self.damaged_lines:
+            return None
+        numbers = ", ".join(map(str, self.damaged_lines[:_LISTED]))
+        more = ", ..." if len(self.damaged_lines) > _LISTED else ""
+        count = len(self.damaged_lines)
+        return f"{self.run.log} has {count} damaged lines, which are left out. Remove them: {numbers}{more}."
 
     @property
     def last_step(self) -> int:
@@ -206,23 +222,27 @@ class RunHistory:
         return f"movq {kind} --preset {self.manifest.preset}"
 
 
-def _lines(path: Path) -> Iterator[_Line]:
-    """Yield the lines of a log; what is not one, such as the half line of a killed process, is passed over.
+def _read_log(path: Path) -> tuple[list[_Line], list[int]]:
+    """Return the lines of a log, and the numbers of the damaged ones; the half line of a killed process is none.
 
     Raises:
         BadRequestError: The file cannot be read.
     """
-    if not path.is_file():
-        return
+    lines: list[_Line] = []
+    damaged: list[int] = []
     try:
-        data = path.read_bytes()
+        data = path.read_bytes() if path.is_file() else b""
     except OSError as error:
         raise BadRequestError(f"{path}: {error.strerror or error}") from None
-    for text in data.splitlines():
+    texts = data.split(b"\n")
+    for number, text in enumerate(texts, start=1):
         try:
-            record = json.loads(text)
-            line = _Line(int(record["step"]), datetime.fromisoformat(record["time"]), record)
-        except (ValueError, TypeError, LookupError, RecursionError):
-            continue
-        if line.time.tzinfo is not None:
-            yield line
+            record = digested_lines.decode(text)
+            time = datetime.fromisoformat(record["time"])
+            if time.tzinfo is None:
+                raise ValueError("a time without its zone")
+            lines.append(_Line(int(record["step"]), time, record))
+        except (ValueError, TypeError, LookupError):
+            if number < len(texts):
+                damaged.append(number)
+    return lines, damaged

@@ -27,7 +27,7 @@ LAYERS = [
     {"agreement", "launcher", "ranks"},
     {"interop", "presets", "checkpoints", "devices", "runs", "run_changes", "run_manifest", "run_history"},
     {"models"},
-    {"digests"},
+    {"digested_lines", "digests"},
     {"console", "cores", "files", "folder_locks", "paths", "signals", "streams", "strict_yaml", "text_encoding"},
     {"settings", "training_settings", "setting_types", "setting_names", "image_size"},
     {"errors", "version"},

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from movq_cli import runs
+from movq_cli import digested_lines, runs
 from movq_cli.errors import BadRequestError
 from movq_cli.run_history import RunHistory
 from movq_cli.runs import Run
@@ -50,7 +50,23 @@ def test_metrics_of_each_part_are_read_by_step(tmp_path: Path, tiny: Preset) -> 
 )  # fmt: skip
 def test_a_damaged_line_is_passed_over(tmp_path: Path, tiny: Preset, line: str) -> None:
     good = {"step": 1, "time": TIME.format(1), "training": {"loss": 2.0}}
-    assert list(write_run(tmp_path, [line, good, line], tiny).series("loss")) == [(1, 2.0)]
+    history = write_run(tmp_path, [line, good, line], tiny)
+    assert list(history.series("loss")) == [(1, 2.0)]
+    assert history.damaged_lines == (1, 3)
+    assert (
+        history.damage is not None and "has 2 damaged lines, which are left out. Remove them: 1, 3." in history.damage
+    )
+
+
+def test_a_changed_number_is_left_out_and_named_and_a_half_line_is_none(tmp_path: Path, tiny: Preset) -> None:
+    records = [{"step": step, "time": TIME.format(step), "training": {"loss": 2.0}} for step in range(1, 4)]
+    lines = [digested_lines.encode(record).decode().rstrip("\n") for record in records]
+    history = write_run(tmp_path, [lines[0], lines[1].replace("2.0", "9.0"), lines[2], lines[0]], tiny)
+    assert list(history.series("loss")) == [(1, 2.0), (3, 2.0), (1, 2.0)]
+    assert history.damaged_lines == (2,)
+    history.run.log.write_text("\n".join([lines[0], lines[1], lines[2][:30]]))
+    history = RunHistory.read(tmp_path)
+    assert (history.damage, len(history.lines)) == (None, 2)
 
 
 def test_sessions_tell_resumptions_and_the_time_of_work_without_the_pause(tmp_path: Path, tiny: Preset) -> None:

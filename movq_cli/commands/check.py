@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-from movq_cli import digests
+from movq_cli import digested_lines, digests
 from movq_cli.commands import prepared
 from movq_cli.console import Console
 from movq_cli.data import code_cache, sample_files, shards, tuned_settings
@@ -91,6 +91,9 @@ def _checks_of_run(folder: Path) -> Iterator[Check]:
         yield 1, partial(_check_digest, path, f"Remove it, and run the command that trained {folder} again.")
     for path in sorted(folder.glob("*-tuned.json")):
         yield 1, partial(_check_tuned_settings, path)
+    for path in (folder / tuned_settings.SEARCH / tuned_settings.JOURNAL, run.log):
+        if path.is_file():
+            yield 1, partial(_check_lines, path)
     if not any(path.suffix == ".safetensors" for path in folder.iterdir()):
         yield 0, lambda: [f"{folder} has no weights. Run the command that trained it again."]
 
@@ -118,6 +121,16 @@ def _check_digest(path: Path, remedy: str) -> list[str]:
 def _check_tuned_settings(path: Path) -> list[str]:
     digests.read_header(path, TunedSettings, tuned_settings.REMEDY)
     return []
+
+
+def _check_lines(path: Path) -> list[str]:
+    numbers = digested_lines.damaged(path.read_bytes())
+    if not numbers:
+        return []
+    remedy = tuned_settings.JOURNAL_REMEDY
+    if path.name != tuned_settings.JOURNAL:
+        remedy = "No command can make it again. Remove these lines: reports leave them out."
+    return [f"{path} is damaged in line {', '.join(map(str, numbers))}. {remedy}"]
 
 
 def _check_sample_file(path: Path, manifest: Path) -> list[str]:

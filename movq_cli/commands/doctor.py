@@ -20,6 +20,8 @@ def doctor(folder: Path, console: Console) -> bool:
         BadRequestError: The folder is not a run folder.
     """
     history = RunHistory.read(folder)
+    if history.damage is not None:
+        console.warn(history.damage)
     findings = examine(history)
     data = {
         "run": str(folder),

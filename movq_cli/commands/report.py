@@ -30,6 +30,9 @@ def report(folders: Sequence[Path], out: Path, *, with_models: bool, device_name
     began = time.perf_counter()
     refuse_foreign(out, PAGE)
     histories = [RunHistory.read(folder) for folder in folders]
+    for history in histories:
+        if history.damage is not None:
+            console.warn(history.damage)
     device = None
     if with_models and len(histories) == 1:
         from movq_cli import devices

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from movq_cli import digests
 from movq_cli.api import Prior
 from movq_cli.commands.tuning_objectives import Metrics, Objective
+from movq_cli.data.tuned_settings import JOURNAL
 from movq_cli.errors import BadRequestError
 from movq_cli.models.masked_prior import ORDERS
 from movq_cli.setting_types import MaskSchedule
@@ -21,9 +22,6 @@ from movq_cli.settings import SampleSettings
 if TYPE_CHECKING:
     from optuna import Study
     from optuna.trial import Trial
-
-JOURNAL = "trials.journal"
-"""Name of optuna's journal in the folder of a search."""
 
 _CONFIRMED = "confirmed"
 
@@ -163,10 +161,12 @@ class Trials:
 
     def __post_init__(self) -> None:
         optuna = require_optuna()
+        from movq_cli.commands.trial_journal import open_journal
+
         found = {"metrics": sorted(self.objective.names), "names": self.space.names}
         text = json.dumps({**self.key, **found, "base": self.space.base.model_dump()}, sort_keys=True)
         self._study = optuna.create_study(
-            storage=_open_journal(self.folder / JOURNAL),
+            storage=open_journal(self.folder / JOURNAL),
             study_name=digests.of_bytes(text.encode()),
             direction=self.objective.direction,
             load_if_exists=True,
@@ -270,25 +270,3 @@ def require_optuna() -> Any:  # noqa: ANN401 - a module that may be missing
         )
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     return optuna
-
-
-def _open_journal(path: Path) -> Any:  # noqa: ANN401 - optuna is imported late
-    """Open optuna's journal; a half line and a lock that a killed process has left are removed.
-
-    Raises:
-        BadRequestError: The journal cannot be read.
-    """
-    from optuna.storages import JournalStorage
-    from optuna.storages.journal import JournalFileBackend
-
-    try:
-        path.with_name(f"{path.name}.lock").unlink(missing_ok=True)
-        if path.is_file() and not (data := path.read_bytes()).endswith(b"\n"):
-            with path.open("rb+") as file:
-                file.truncate(data.rfind(b"\n") + 1)
-        return JournalStorage(JournalFileBackend(str(path)))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise BadRequestError(
-            f"{path} is damaged or cannot be read ({reason})", "Remove it: the search then begins again."
-        ) from None

@@ -73,7 +73,7 @@ def tune(request: TuneRequest, console: Console) -> None:
     device = devices.select(sample.device_name)
     weights = runs.find_weights(sample.run, "prior")
     console.log(f"prior: {weights}")
-    folder = weights.parent / "tuning"
+    folder = weights.parent / tuned_settings.SEARCH
     if not is_writable(weights.parent):
         raise FailureError(f"{weights.parent} cannot be written, and the settings are stored there", "Copy the run.")
     with signals.interruptible("the finished trials", launched=False), locked(folder, "movq sample --tune"):

@@ -13,6 +13,15 @@ from movq_cli.version import __version__
 REMEDY = "Remove it, and run `movq sample --tune` again, or add --preset-settings."
 """Sentence for errors: what to do about a damaged file."""
 
+SEARCH = "tuning"
+"""Name of the folder of the search in a run folder."""
+
+JOURNAL = "trials.journal"
+"""Name of optuna's journal in the folder of a search."""
+
+JOURNAL_REMEDY = "Remove it: the search then begins again."
+"""Sentence for errors: what to do about a damaged journal."""
+
 
 class TunedSettings(Header):
     """The result of `movq sample --tune`."""

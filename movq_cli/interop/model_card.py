@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from movq_cli import digested_lines
 from movq_cli.checkpoints import PriorHeader
 from movq_cli.models.priors import CodePrior
 from movq_cli.models.tokenizer import Tokenizer
@@ -136,7 +136,7 @@ def _origin(weights: Path | None, kind: Kind) -> list[str]:
 def _last_validation(run: Run) -> dict[str, float]:
     """Return the scalar metrics of the last validation in the log of a run; empty if there is none."""
     try:
-        records = [json.loads(line) for line in run.log.read_text(encoding="utf-8").splitlines()]
+        records = [digested_lines.decode(line) for line in run.log.read_bytes().splitlines()]
         found = [record["validation"] for record in records if "validation" in record]
         return {name: value for name, value in found[-1].items() if isinstance(value, float)} if found else {}
     except (OSError, ValueError, TypeError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import time
 from collections import Counter
@@ -17,7 +16,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from movq_cli import devices
+from movq_cli import devices, digested_lines
 from movq_cli.console import Console
 from movq_cli.ranks import Ranks
 from movq_cli.runs import Run, now
@@ -196,10 +195,10 @@ class Log:
     def _write(self, step: int, record: dict[str, Any], scalars: dict[str, float]) -> None:
         if not self.ranks.is_first:
             return
-        line = json.dumps({"step": step, "time": now(), **record}) + "\n"
+        line = digested_lines.encode({"step": step, "time": now(), **record})
         try:
             self.run.folder.mkdir(parents=True, exist_ok=True)
-            _append(self.run.log, line.encode())
+            _append(self.run.log, line)
         except OSError as error:
             if not self._has_lost_lines:
                 self.console.warn(

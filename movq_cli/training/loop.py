@@ -103,13 +103,16 @@ def train(
 
 
 def _rewind(stage: Stage, run: Run, step: int, console: Console, *, repeats_validation: bool) -> None:
-    """Remove the log of the steps that are made again; a log that cannot be changed costs a warning."""
+    """Remove the log of the steps that are made again; damage, and a log that cannot be changed, cost a warning."""
     if not stage.ranks.is_first:
         return
     try:
-        rewind(run, step, repeats_validation=repeats_validation)
+        damaged = rewind(run, step, repeats_validation=repeats_validation)
     except (OSError, FailureError) as error:
         console.warn(f"the log of the steps after step {step} stays, and is written again: {error}")
+        return
+    if damaged:
+        console.warn(f"{run.log} had {damaged} damaged lines, which were removed")
 
 
 def _step(stage: Stage, batches: Iterator[Any], step: int, log: Log, console: Console) -> None:

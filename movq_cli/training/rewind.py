@@ -5,10 +5,10 @@ A killed run has logged steps after its last checkpoint, which the resumed run m
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterator
 
+from movq_cli import digested_lines
 from movq_cli.files import atomic_write
 from movq_cli.runs import Run
 
@@ -22,21 +22,31 @@ _CHECKSUM = 4
 """Length of the checksum after the data of a record."""
 
 
-def rewind(run: Run, step: int, *, repeats_validation: bool) -> None:
-    """Remove from the log and the TensorBoard events of a run what lies after a step.
+def rewind(run: Run, step: int, *, repeats_validation: bool) -> int:
+    """Remove from the log and the TensorBoard events of a run what lies after a step, and damaged lines of the log.
 
     Args:
         run: Run folder.
         step: Number of steps after which the run goes on.
         repeats_validation: Whether the validation after this step is made again, so that its metrics are removed too.
 
+    Returns:
+        The number of damaged lines; a line that a killed process has written in part is none.
+
     Raises:
         FailureError: A file cannot be replaced.
         OSError: A file cannot be read.
     """
+    damaged = 0
     if run.log.is_file():
         before = run.log.read_bytes()
-        after = b"".join(_lines_until(before, step, repeats_validation))
+        kept: list[bytes] = []
+        for line in before.splitlines(keepends=True):
+            stays = _stays(line, step, repeats_validation)
+            if stays:
+                kept.append(line)
+            damaged += stays is None
+        after = b"".join(kept)
         if after != before:
             atomic_write(run.log, after)
     for path in sorted(run.events.glob("events.out.tfevents.*")):
@@ -44,20 +54,19 @@ def rewind(run: Run, step: int, *, repeats_validation: bool) -> None:
         after = b"".join(_events_until(before, step, repeats_validation))
         if after != before:
             atomic_write(path, after)
+    return damaged
 
 
-def _lines_until(data: bytes, step: int, repeats_validation: bool) -> Iterator[bytes]:
-    """Yield the lines of a log that stay; a line that a killed process has written in part is left out."""
-    for line in data.splitlines(keepends=True):
-        try:
-            record = json.loads(line)
-            is_earlier = record["step"] < step or (
-                record["step"] == step and not (repeats_validation and "validation" in record)
-            )
-        except (ValueError, TypeError, LookupError):
-            continue
-        if is_earlier and line.endswith(b"\n"):
-            yield line
+def _stays(line: bytes, step: int, repeats_validation: bool) -> bool | None:
+    """Return whether a line of a log stays; None if it is damaged."""
+    if not line.endswith(b"\n"):
+        return False
+    try:
+        record = digested_lines.decode(line)
+        is_repeated = repeats_validation and "validation" in record
+        return bool(record["step"] < step or (record["step"] == step and not is_repeated))
+    except (ValueError, TypeError, LookupError):
+        return None
 
 
 def _events_until(data: bytes, step: int, repeats_validation: bool) -> Iterator[bytes]:

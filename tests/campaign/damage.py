@@ -13,7 +13,8 @@ from tests.campaign.pipeline import COMMANDS, differences
 from tests.campaign.result import Case
 
 FREE = {"settings.yaml", "log.jsonl", "rejects.jsonl", "README.md", "config.yaml"}
-"""Files that no command reads, and a config in the format of another project, whose files have no digests."""
+"""Files for people, of which a log's damaged lines are left out with a warning, and a config in the format of another
+project, whose files have no digests."""
 
 Damage = Callable[[bytes, random.Random], bytes | None]
 """Function that returns the damaged content of a file; None removes it."""

@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from movq_cli import digested_lines
 from movq_cli.commands.check import check
 from movq_cli.console import Console
+from movq_cli.data import tuned_settings
 from movq_cli.errors import BadRequestError, FailureError
 from tests.conftest import Movq, run_movq
 
@@ -84,6 +86,28 @@ def test_each_damaged_file_is_named(copy: Path, damage: str, capsys: pytest.Capt
         assert all("\n" not in error for error in found)
         path.write_bytes(content)
     assert errors(copy, capsys) == []
+
+
+def test_damaged_lines_of_a_log_and_of_a_search_are_named_and_can_be_removed(
+    copy: Path, movq: Movq, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = copy / "runs/tiny-vq"
+    log, journal = run / "log.jsonl", run / tuned_settings.SEARCH / tuned_settings.JOURNAL
+    journal.parent.mkdir()
+    journal.write_bytes(digested_lines.encode({"op_code": 0}))
+    assert errors(run, capsys) == []
+    journal.write_bytes(journal.read_bytes().replace(b"0", b"1", 1))
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join([lines[0], lines[1].replace(b'"step": ', b'"step": 1', 1), *lines[2:]]))
+    of_journal, of_log = errors(run, capsys)
+    assert of_journal.endswith(f"{journal} is damaged in line 1. {tuned_settings.JOURNAL_REMEDY}")
+    assert f"{log} is damaged in line 2. No command can make it again. Remove these lines" in of_log
+    for words in (["doctor", run], ["report", run, copy / "page.html"]):
+        said = " ".join(movq(*words).stderr.split())
+        assert f"warning: {log} has 1 damaged lines, which are left out. Remove them: 2." in said
+    journal.unlink()
+    log.write_bytes(b"".join([lines[0], *lines[2:]]))
+    assert errors(run, capsys) == []
 
 
 def test_a_missing_file_is_named(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from movq_cli.commands.trials import JOURNAL, Space, Trials, require_optuna
+from movq_cli.commands.trials import Space, Trials, require_optuna
 from movq_cli.commands.tuning_objectives import LowestFID, Metrics, PrecisionAtRecall, is_beyond_spread
 from movq_cli.commands.tuning_picture import frontier
+from movq_cli.data.tuned_settings import JOURNAL
 from movq_cli.errors import BadRequestError
 from movq_cli.settings import SampleSettings
 
@@ -86,6 +87,27 @@ def test_a_search_of_other_weights_has_trials_of_its_own_and_a_damaged_journal_i
         trials(tmp_path)
     journal.unlink()
     assert trials(tmp_path).measured == []
+
+
+def test_a_changed_bit_of_the_journal_is_found_or_changes_no_trial(tmp_path: Path) -> None:
+    search = trials(tmp_path)
+    for _ in range(2):
+        search.run(measure)
+    journal, known = tmp_path / JOURNAL, search.measured
+    content = journal.read_bytes()
+    refused = 0
+    for position in range(0, len(content), 13):
+        changed = bytearray(content)
+        changed[position] ^= 1 << position % 8
+        if content[position] == ord("\n") or changed[position] == ord("\n"):
+            continue
+        journal.write_bytes(changed)
+        try:
+            assert trials(tmp_path).measured == known
+        except BadRequestError as error:
+            assert "Remove it: the search then begins again" in str(error)
+            refused += 1
+    assert refused > 0.8 * len(content) / 13
 
 
 def test_settings_outside_of_the_usual_ranges_are_tried_first_all_the_same(tmp_path: Path) -> None:

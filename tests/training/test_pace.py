@@ -78,7 +78,9 @@ def test_the_steps_of_each_technique_are_measured_with_a_part_of_a_batch(
         return 1.0
 
     monkeypatch.setattr(devices, "seconds", one_second)
-    preset = presets.load("photos-32", ["train_vq.perceptual_weight=0", "prior.layers=2", *changes])
+    preset = presets.load(
+        "photos-32", [quality.STRAIGHT_THROUGH, "train_vq.perceptual_weight=0", "prior.layers=2", *changes]
+    )
     is_prior = any(change.startswith(("prior.", "train_prior.")) for change in changes)
     measure = pace.of_prior if is_prior else pace.of_tokenizer
     measured = measure(preset, CPU, validation_images=1, weights=None)

@@ -127,6 +127,11 @@ def test_what_a_killed_process_wrote_in_part_is_removed(tmp_path: Path, tiny: Pr
         rewind(run, 7, repeats_validation=False)
         assert logged(run)[-1] == ("validation", 6)
         assert max(events(run), key=lambda pair: pair[1])[1] in {6, 7}
+    changed = whole.replace(b'"step": 3', b'"step": 1', 1)
+    run.log.write_bytes(changed)
+    assert rewind(run, 7, repeats_validation=False) == 1
+    assert run.log.read_bytes().count(b"\n") == whole.count(b"\n") - 1
+    assert rewind(run, 7, repeats_validation=False) == 0
     rewind(run, 2, repeats_validation=False)
     assert logged(run) == [("training", 1), ("training", 2)]
     assert set(events(run)) == {("loss", 1), ("loss", 2)} | {pair for pair in events(run) if pair[0] != "loss"}
