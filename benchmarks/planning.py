@@ -55,8 +55,8 @@ def report(source: str) -> dict[str, Any]:
         work = Path(folder)
         draw_lpips(work)
         run("movq_cli", work, "prepare", source, "data", "--size", "32", "--no-labels")
-        for preset in ("digits", "photos-32"):
-            changes = ("train_vq.perceptual_weight=0", "train_vq.adversarial_weight=0", "prior.classes=0")
+        for preset in sorted({preset for command, preset, *_ in ROWS.values() if command == "train-prior"}):
+            changes = ("train_vq.perceptual_weight=0", "train_vq.adversarial_weight=0")
             arguments = options("train-vq", preset, (*changes, "train_vq.steps=1", "train_vq.validate_images=4"), work)
             run("movq_cli", work, *arguments, "--run", f"runs/{preset}")
         rows = [row(name, work) for name in ROWS]
@@ -65,16 +65,12 @@ def report(source: str) -> dict[str, Any]:
 
 def row(name: str, work: Path) -> dict[str, Any]:
     """Return the expected and the real time and memory of a row."""
-    command, preset, changes, steps = ROWS[name]
-    section = command.replace("-", "_")
+    steps = ROWS[name][3]
     expected = json.loads(run("benchmarks.planning", work, "--expected", name).output)
     runs = []
     for number in (steps // 4, steps):
-        rare = (f"{section}.epochs=null", f"{section}.steps={number}", f"{section}.validate_images=4")
-        arguments = options(command, preset, (*changes, *rare, "prior.classes=0"), work)
-        if command == "train-prior":
-            arguments += ["--tokenizer", f"runs/{preset}"]
-        runs.append(run("movq_cli", work, *arguments, "--run", f"runs/{name.replace(' ', '-')}-{number}"))
+        arguments = (*training(name, number, work), "--run", f"runs/{name.replace(' ', '-')}-{number}")
+        runs.append(run("movq_cli", work, *arguments))
     seconds = (runs[1].seconds - runs[0].seconds) / (steps - steps // 4)
     peak = runs[1].peak_gib
     result = {
@@ -88,6 +84,19 @@ def row(name: str, work: Path) -> dict[str, Any]:
     }
     print(json.dumps(result), flush=True)
     return result
+
+
+def training(name: str, steps: int, work: Path) -> list[str]:
+    """Return the arguments of the training of a row with a number of steps."""
+    command, preset, changes, _ = ROWS[name]
+    section = command.replace("-", "_")
+    rare = (f"{section}.epochs=null", f"{section}.steps={steps}", f"{section}.validate_images=4")
+    arguments = options(command, preset, (*changes, *rare), work)
+    return (
+        [*arguments, "--tokenizer", f"runs/{preset}", "-o", "prior.classes=0"]
+        if section == "train_prior"
+        else arguments
+    )
 
 
 def expect(name: str) -> dict[str, float]:
