@@ -1,8 +1,8 @@
 """Digests of lines: a file of JSON lines that grows, so that no digest of the whole file can stand in it.
 
 Each line is a JSON object with a field `digest`, the hash (see `movq_cli.digests`) of the object without this field, as
-JSON with sorted keys. A line without the field is not checked: older versions
-wrote none, and a bit that changes the name of the field leaves the other fields as they were.
+JSON with sorted keys. A line without the field is not checked: older versions wrote none, and a bit that changes the
+name of the field leaves the other fields as they were.
 """
 
 from __future__ import annotations

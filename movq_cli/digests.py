@@ -8,6 +8,8 @@ on the format:
     JSON, safetensors       a field at the beginning of the file (of the header)
     zip, npz, checkpoint    the comment of the zip file, at its end
     npy of code maps        behind the array, at the end of the file
+
+Lines of a file that grows have a digest each: movq_cli/digested_lines.py.
 """
 
 from __future__ import annotations
