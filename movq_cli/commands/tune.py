@@ -87,7 +87,7 @@ def tune(request: TuneRequest, console: Console) -> None:
         key = {
             "prior": sha256(weights),
             "tokenizer": None if prior.tokenizer_file is None else sha256(prior.tokenizer_file),
-            "real": [real.location, real.split],
+            "real": evaluator.real,
             "inception": evaluator.inception.digest,
             "images": sample.n,
             "seed": sample.seed,
@@ -131,7 +131,7 @@ def _search(trials: Trials, measure: Measure, request: TuneRequest, console: Con
         return elapsed + (1 + compared) * each < 60 * request.minutes
 
     by_time = request.budget is None
-    total = round(60 * (request.minutes or 0)) if by_time else request.budget or 0
+    total = round(60 * (request.minutes or 0)) if by_time else max(request.budget or 0, done)
     with console.progress(total, "tuning", "seconds" if by_time else "trials", 0 if by_time else done) as bar:
         shown = 0
         while (by_time or done + spent < (request.budget or 0)) and has_time():

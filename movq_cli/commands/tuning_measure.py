@@ -24,7 +24,7 @@ from movq_cli.evaluation.fid_evaluator import FIDEvaluator
 from movq_cli.evaluation.image_sets import ImageSet
 from movq_cli.evaluation.metrics import PrecisionRecall
 from movq_cli.evaluation.precision_evaluator import PrecisionEvaluator
-from movq_cli.files import cache_folder
+from movq_cli.files import cache_folder, sha256
 from movq_cli.image_size import Resolution
 from movq_cli.ranks import SINGLE_PROCESS
 from movq_cli.settings import SampleSettings
@@ -40,6 +40,8 @@ class Evaluator:
     measure: Callable[[Iterable[Tensor]], Metrics]
     """Function that returns the metrics of images, uint8 [B, 3, H, W] on the device."""
     inception: Extractor
+    real: str
+    """SHA-256 of the real images and their crop, or of the file of their statistics."""
 
 
 @dataclass
@@ -146,16 +148,19 @@ class RealImages:
                 )
             images = self._images(size, PrecisionRecall.references, console)
             precision = PrecisionEvaluator.of(images, cache_folder(), weights, device, console)
-            return Evaluator(lambda batches: precision.precision_recall(batches)._asdict(), precision.inception)
+            real = images.content_hash
+            return Evaluator(lambda batches: precision.precision_recall(batches)._asdict(), precision.inception, real)
         if reference is None:
             images = self._images(size, _FID_REFERENCES, console)
             fid = FIDEvaluator.of(images, cache_folder(), weights, device, SINGLE_PROCESS, console)
+            real = images.content_hash
         else:
             inception = extractors.load_inception(weights, device)
             references.warn_of_other_weights(reference, inception, console)
             console.log(f"real images: the statistics {reference.path}")
             fid = FIDEvaluator(inception, reference.on(torch.device("cpu")), device, SINGLE_PROCESS)
-        return Evaluator(lambda batches: {"fid": fid.fid(batches)}, fid.inception)
+            real = sha256(reference.path)
+        return Evaluator(lambda batches: {"fid": fid.fid(batches)}, fid.inception, real)
 
     def _images(self, size: Resolution, limit: int | None, console: Console) -> ImageSet:
         images = ImageSet("real", self.location, self.split or "train", crop=size, limit=limit, console=console)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import statistics
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from movq_cli.errors import BadRequestError, FailureError
 from movq_cli.evaluation import extractors
 from movq_cli.evaluation.pretrained import WEIGHTS
 from movq_cli.settings import SampleSettings
+from tests.conftest import run_movq
 from tests.evaluation.test_fid_evaluator import WIDTH, Projection
 from tests.test_formats import documented_fields
 
@@ -113,6 +115,15 @@ def test_a_search_stores_its_trials_its_picture_and_its_result(
     again, _ = sample(capsys, *arguments, "--budget", 5)
     assert again["measured"] == result["measured"]
     assert network.seen == seen
+
+    # A set with other images at the same place has trials of its own, and one at another place has those of before.
+    shutil.copytree("data", "elsewhere")
+    assert "5 trials are already in" in sample(capsys, *arguments, "--budget", 5, "--against", "elsewhere")[1]
+    shutil.rmtree("data")
+    run_movq(Path.cwd(), "prepare", "pictures", "data", "--size", "16", "--val", "20", "--workers", "0")
+    assert "trials are already in" not in sample(capsys, *arguments, "--budget", 1, "--against", "data")[1]
+    shutil.rmtree("data")
+    shutil.move("elsewhere", "data")
 
     # Without time for more, only the preset's settings are tried, and they stay in use.
     result, said = sample(capsys, *arguments[:-4], "--minutes", 0)
