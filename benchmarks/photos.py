@@ -1,6 +1,6 @@
 """Train the presets photos-* on images: what the discriminator adds, MoVQ against VQGAN, and samples by class.
 
-    python -m benchmarks.photos photos/                      all rows, to benchmarks/results/photos.json
+    python -m benchmarks.photos photos/                      all rows, to benchmarks/results/photos-32-photos.json
     python -m benchmarks.photos cifar10.zip -o train_vq.steps=2400     shorter
     python -m benchmarks.photos photos/ --rows photos no-discriminator
 
@@ -81,6 +81,10 @@ class Bench(NamedTuple):
     def run(self, row: str) -> Run:
         """Return the run of a row of stage 1."""
         return Run(self.work / row, "vq")
+
+    def report(self, folder: Path, prefix: str = "") -> Path:
+        """Return the file of the results in a folder, which names the preset and the source of the images."""
+        return folder / f"{prefix}{Path(self.preset).stem}-{Path(self.source).stem}.json"
 
 
 def train(bench: Bench, row: str, changes: tuple[str, ...] = (), origin: str | None = None) -> dict[str, Any]:
@@ -233,7 +237,7 @@ def main() -> None:
     given = parser.parse_args()
     bench = bench_of(given)
     prepare(bench)
-    path = given.out / f"{Path(bench.preset).stem}.json"
+    path = bench.report(given.out)
     for row in given.rows:
         measured = stage_2(bench) if row == "prior" else stage_1(bench, row)
         # Another process may have written other rows in the meantime.

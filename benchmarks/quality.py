@@ -161,10 +161,14 @@ _STAGE_2 = {"views", "prior", "train_prior"}
 """Sections of a preset on which a prior depends beside its tokenizer."""
 
 
-def tokenizer_name(bench: Bench, job: Job) -> str:
-    """Return the name of the folder of the tokenizer of a run."""
-    own = Job("tokenizer", job.row if job.row in ROWS else "default", job.seed)
-    return f"{own.row}-{own.seed}-{digest(bench, own)}"
+def tokenizer_job(job: Job) -> Job:
+    """Return the run that trains the tokenizer of a run; a row of stage 2 has the tokenizer of `default`."""
+    return Job("tokenizer", job.row if job.row in ROWS else "default", job.seed)
+
+
+def folder_name(bench: Bench, job: Job) -> str:
+    """Return the name of a run's folder: that of the tokenizer, or in stage 2 that of the samples."""
+    return f"{job.row}-{job.seed}-{digest(bench, job)}"
 
 
 def measure(bench: Bench, job: Job, shares: Sequence[float]) -> dict[str, Any]:
@@ -175,14 +179,16 @@ def measure(bench: Bench, job: Job, shares: Sequence[float]) -> dict[str, Any]:
         job: The run.
         shares: Shares of replaced codes over which the perturbed rFID is averaged.
     """
-    tokenizer = tokenizer_name(bench, job)
+    own = tokenizer_job(job)
+    tokenizer = folder_name(bench, own)
+    # Also for a prior: if the results come from another machine, its tokenizer is recorded, but it is not here.
+    results = photos.train(bench, tokenizer, changes_of(own))
     if job.stage == "prior":
         # The folder of a prior has no name of a row, since several rows may draw their samples from one prior.
         prior = f"prior-{job.seed}-{digest(bench, job, _STAGE_1 | _STAGE_2)}"
-        name = f"{job.row}-{job.seed}-{digest(bench, job)}"
+        name = folder_name(bench, job)
         trained = photos.train_prior(bench, tokenizer, prior, prior_changes(job))
         return {**trained, **photos.sample(bench, prior, name, sample_changes(job))}
-    results = photos.train(bench, tokenizer, changes_of(job))
     with torch.device("meta"):
         model = Tokenizer(presets.load(bench.preset, (*bench.overrides, *changes_of(job))).vq)
     rfid, *perturbed = fids(bench, tokenizer, (0.0, *shares)).values()
@@ -274,7 +280,7 @@ def main() -> None:
     parser.add_argument("--show", action="store_true", help="print the table of what is measured, and end")
     given = parser.parse_args()
     bench = photos.bench_of(given)
-    path = given.out / f"quality-{Path(bench.preset).stem}.json"
+    path = bench.report(given.out, "quality-")
     missing = (
         [] if given.show else list(unmeasured(bench, path, given.rows, given.seeds, with_prior=not given.without_prior))
     )

@@ -23,7 +23,7 @@ def test_rows_start_from_the_same_checkpoint_and_others_are_not_measured(
     arguments = [shapes, "--preset", tiny_yaml, "--held-out", "12", "--work", tmp_path / "w", "--out", tmp_path]
     monkeypatch.setattr(sys, "argv", ["photos", *map(str, arguments), "--rows", *rows])
     photos.main()
-    results = json.loads((tmp_path / "tiny.json").read_text())
+    results = json.loads((tmp_path / f"tiny-{shapes.stem}.json").read_text())
     assert list(results["rows"]) == rows
     with_loss, without = results["rows"].values()
     # The tiny preset's discriminator is trained from step 4 on, and every fifth step is validated.
@@ -37,4 +37,4 @@ def test_rows_start_from_the_same_checkpoint_and_others_are_not_measured(
     # Rows that are left out keep their results.
     monkeypatch.setattr(sys, "argv", ["photos", *map(str, arguments), "--rows", "photos"])
     photos.main()
-    assert json.loads((tmp_path / "tiny.json").read_text())["rows"] == results["rows"]
+    assert json.loads((tmp_path / f"tiny-{shapes.stem}.json").read_text())["rows"] == results["rows"]

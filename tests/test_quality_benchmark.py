@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -102,7 +103,7 @@ def test_a_row_is_measured_once_and_again_if_its_settings_change(
     def measured() -> dict[str, Any]:
         monkeypatch.setattr(sys, "argv", ["quality", *map(str, [*arguments, *options])])
         quality.main()
-        rows = json.loads((tmp_path / "quality-tiny.json").read_text())["rows"]
+        rows = json.loads((tmp_path / f"quality-tiny-{shapes.stem}.json").read_text())["rows"]
         assert list(rows) == ["default"]
         results: dict[str, Any] = rows["default"]["tokenizer-1"]
         return results
@@ -113,7 +114,7 @@ def test_a_row_is_measured_once_and_again_if_its_settings_change(
     monkeypatch.setattr(photos, "movq", lambda *_: pytest.fail("a command was run for a recorded row"))
     assert measured() == first
     bench = Bench(str(shapes), str(tiny_yaml), ("train_vq.steps=4",), 12, tmp_path / "w", ())
-    path = tmp_path / "quality-tiny.json"
+    path = tmp_path / f"quality-tiny-{shapes.stem}.json"
     assert len(list(quality.unmeasured(bench, path, ["default"], [1], with_prior=False))) == 1
 
 
@@ -134,7 +135,7 @@ def test_rows_that_differ_in_their_samples_alone_share_a_prior(
     monkeypatch.setattr(sys, "argv", ["quality", *map(str, [*arguments, *steps, *rows])])
     quality.main()
 
-    measured = json.loads((tmp_path / "quality-tiny.json").read_text())["rows"]
+    measured = json.loads((tmp_path / f"quality-tiny-{shapes.stem}.json").read_text())["rows"]
     assert {row: measured[row]["prior-0"]["fid"] for row in measured} == dict.fromkeys(rows[1:5], 12.0)
     priors = {row: measured[row]["prior-0"]["row"] for row in measured}
     assert priors["default"] == priors["halton"] == priors["guidance"] != priors["dropout"]
@@ -142,3 +143,11 @@ def test_rows_that_differ_in_their_samples_alone_share_a_prior(
     settings = [manifest["settings"] for manifest in manifests]
     drawn = sorted([made.get("order", "confidence"), made["guidance"], made["steps"]] for made in settings)
     assert drawn == [["confidence", 0.0, 3], ["confidence", 0.0, 3], ["confidence", 1.0, 3], ["halton", 0.0, 3]]
+
+    # On another machine with the results alone, the tokenizer of a new row is trained again.
+    shutil.rmtree(tmp_path / "w")
+    monkeypatch.setattr(sys, "argv", [*sys.argv, "--rows", "random"])
+    quality.main()
+    rows = json.loads((tmp_path / f"quality-tiny-{shapes.stem}.json").read_text())["rows"]
+    assert rows["random"]["prior-0"]["fid"] == 12.0
+    assert {row: rows[row] for row in measured} == measured
