@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from movq_cli.console import Console
+from movq_cli.data.sampler import EpochOrder
 from movq_cli.training.cost import Cost
 from movq_cli.training_settings import TrainSettings
 
@@ -61,11 +62,19 @@ def length(train: TrainSettings, images: int | None, ranks: int) -> Plan:
         train: Training settings.
         images: Number of images, or of views of images, in an epoch; None if it is not known.
         ranks: Number of ranks that share each batch.
+
+    Raises:
+        BadRequestError: There are fewer images than one batch needs.
     """
+    steps = train.steps if images is None else train.total_steps(images)
+    steps_per_epoch = None if images is None else EpochOrder(images, train.batch_size, train.seed).steps_per_epoch
+    epochs = train.epochs
+    if epochs is None and steps is not None and steps_per_epoch is not None:
+        epochs = round(steps / steps_per_epoch, 2)
     return {
-        "steps": train.steps if images is None else train.total_steps(images),
-        "steps_per_epoch": None if images is None else images // train.batch_size,
-        "epochs": train.epochs,
+        "steps": steps,
+        "steps_per_epoch": steps_per_epoch,
+        "epochs": epochs,
         "batch_size": train.batch_size,
         "batch_size_at_once": train.batch_size // ranks // train.accumulate,
         "ranks": ranks,

@@ -26,7 +26,8 @@ from tests.conftest import on_ranks
 pytestmark = pytest.mark.slow
 
 JSON = Console(as_json=True, quiet=True)
-HUGE = ["train_vq.batch_size=2097152", "train_vq.adversarial_weight=0"]
+LARGE = ["train_vq.batch_size=48", "train_vq.adversarial_weight=0", "vq.channels=256", "vq.embed_dim=128"]
+"""A training with all images in each batch; it needs 1.8 GiB."""
 
 
 @pytest.fixture(autouse=True)
@@ -92,18 +93,18 @@ def test_what_cannot_fit_is_refused_and_every_named_remedy_fits(
     prepared: PreparedSet, tiny_yaml: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What other programs leave of this machine's memory changes between the remedy and its trial.
-    monkeypatch.setattr(devices, "memory", lambda device: Memory(64.0, 60.0))
-    monkeypatch.setattr(devices, "process_memory", lambda: 1.0)
+    monkeypatch.setattr(devices, "memory", lambda device: Memory(1.3, 1.3))
+    monkeypatch.setattr(devices, "process_memory", lambda: 0.0)
     with pytest.raises(BadRequestError, match=r"needs about [\d.]+ GiB of memory, but cpu has") as refused:
-        train_vq(TrainRequest(str(tiny_yaml), HUGE, device_name="cpu"), JSON)
+        train_vq(TrainRequest(str(tiny_yaml), LARGE, device_name="cpu"), JSON)
     assert not (Path("runs") / "tiny-vq" / "run.json").exists()
     remedies = re.findall(r"-o (train_vq\.\S+=\w+(?: -o train_vq\.\S+=\w+)*)", str(refused.value))
     assert {remedy.partition("=")[0] for remedy in remedies} >= {"train_vq.accumulate", "train_vq.batch_size"}
     # A dry run plans for another machine too, so that it only warns.
-    train_vq(TrainRequest(str(tiny_yaml), HUGE, device_name="cpu", dry_run=True), JSON)
+    train_vq(TrainRequest(str(tiny_yaml), LARGE, device_name="cpu", dry_run=True), JSON)
     assert "warning: on this machine, the training needs about" in capsys.readouterr().err
     for remedy in remedies:
-        changes = [*HUGE, "train_vq.steps=1", *remedy.split(" -o ")]
+        changes = [*LARGE, "train_vq.steps=1", *remedy.split(" -o ")]
         train_vq(TrainRequest(str(tiny_yaml), changes, device_name="cpu", dry_run=True), JSON)
         out, err = capsys.readouterr()
         plan = json.loads(out)

@@ -41,6 +41,25 @@ def test_a_dry_run_needs_no_data_and_writes_nothing(
     assert [path.name for path in Path().iterdir()] == [tiny_yaml.name]
 
 
+def test_the_plan_says_how_many_epochs_a_number_of_steps_is(
+    prepared: PreparedSet, tiny_yaml: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = ["train_vq.batch_size=16", "train_vq.steps=7"]  # There are 48 images, and so 3 steps in an epoch.
+    train_vq(TrainRequest(str(tiny_yaml), changes, device_name="cpu", dry_run=True), JSON)
+    plan = json.loads(capsys.readouterr().out)
+    assert (plan["steps"], plan["steps_per_epoch"], plan["epochs"]) == (7, 3, 2.33)
+
+
+@pytest.mark.parametrize(("command", "dry_run"), [(train_vq, True), (train_vq, False), (train_prior, True)])
+def test_a_batch_that_is_larger_than_the_set_is_refused_before_anything_is_measured(
+    command: Callable[[TrainRequest, Console], None], dry_run: bool, prepared: PreparedSet, tiny_yaml: Path
+) -> None:
+    section = "train_vq" if command is train_vq else "train_prior"
+    request = TrainRequest(str(tiny_yaml), [f"{section}.batch_size=8000"], device_name="cpu", dry_run=dry_run)
+    with pytest.raises(BadRequestError, match=r"the training split has \d+ images, fewer than one batch of 8000"):
+        command(request, JSON)
+
+
 @pytest.mark.parametrize("command", [train_vq, train_prior])
 def test_without_a_prepared_set_the_error_says_what_to_prepare(
     command: Callable[[TrainRequest, Console], None], tiny_yaml: Path
