@@ -29,6 +29,9 @@ from movq_cli.sources.source import Source
 from movq_cli.sources.splits import split_images
 from movq_cli.text_encoding import storable_text
 
+DEFAULT_VAL = "0.1"
+"""Held-out images of a request that says nothing of them."""
+
 _REASONS_SHOWN = 3
 
 
@@ -42,7 +45,7 @@ class PrepareRequest:
     """Folder of the set: new, empty, or with an unfinished set of the same request."""
     preprocessing: Preprocessing = field(default_factory=Preprocessing)
     """Operations on each image."""
-    val: str = "0.1"
+    val: str = DEFAULT_VAL
     """Held-out images, if neither the source nor a list names them: a share ("0.1"), a number ("500") or "nvidia"."""
     val_list: Path | None = None
     """File with the names of the held-out images, one in each line."""
@@ -173,6 +176,11 @@ def _make_plan(request: PrepareRequest, console: Console) -> Plan:
         source = replace(source, labels=None, classes=(), label_warnings=())
     for warning in (*source.warnings, *source.label_warnings):
         console.warn(warning)
+    if source.has_val and request.val != DEFAULT_VAL:
+        console.warn(
+            f"{source.location} has a val split of its own, beside which --val {request.val} has no effect. To split "
+            "its training images anew, give these alone as the source."
+        )
     if request.preprocessing.white is None:
         _warn_of_dark_images(source, console)
     duplicates = _find_duplicates(source, request.workers, console) if request.drop_duplicates else None

@@ -325,12 +325,17 @@ def test_a_list_that_does_not_fit_is_a_bad_request(tmp_path, lines, fault):
         prepare(folder, tmp_path / "out", val_list=tmp_path / "nowhere")
 
 
-def test_the_sources_own_split_wins(tmp_path):
-    folder = images(tmp_path / "in" / "train", 6)
+def test_the_sources_own_split_wins_and_a_number_of_images_beside_it_is_said_to_have_no_effect(tmp_path, capsys):
+    train = images(tmp_path / "in" / "train", 6)
     images(tmp_path / "in" / "val", 2)
+    prepare(tmp_path / "in", tmp_path / "own")
+    assert "no effect" not in capsys.readouterr().err
     prepare(tmp_path / "in", tmp_path / "out", val="3")
     assert PreparedSet.open(tmp_path / "out").manifest.counts == {"train": 6, "val": 2}
-    assert folder.exists()
+    assert "in has a val split of its own, beside which --val 3 has no effect" in capsys.readouterr().err
+    # What the warning recommends.
+    prepare(train, tmp_path / "anew", val="3")
+    assert PreparedSet.open(tmp_path / "anew").manifest.counts == {"train": 3, "val": 3}
 
 
 def test_nvidias_rule_for_ffhq_goes_by_number(tmp_path):
