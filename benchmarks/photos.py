@@ -14,7 +14,8 @@ The rows of stage 1 share images, steps, seed and losses:
 - vqgan: VQGAN's architecture (one chunk, no modulation) with the discriminator of `photos`.
 
 The row `prior` trains a prior on the codes of `photos`, conditioned on the classes if there are any, and compares as
-many samples as there are held-out images with these, without and with guidance.
+many samples as there are held-out images with these, without and with guidance. The row `copies` compares these samples
+with all training images, whose features take long without a GPU.
 
 PSNR, SSIM, LPIPS and FID need the weights that `movq weights --fetch` downloads. Each row is made by the commands of
 movq: an interrupted benchmark resumes when it is started again. Rows that are left out keep their last results.
@@ -42,7 +43,8 @@ from movq_cli.runs import Run
 from movq_cli.settings import Preset
 
 RESULTS = Path(__file__).with_name("results")
-ROWS = ("photos", "straight-through", "no-discriminator", "vqgan-discriminator", "vqgan", "prior")
+STAGE_1 = ("photos", "straight-through", "no-discriminator", "vqgan-discriminator", "vqgan")
+ROWS = (*STAGE_1, "prior", "copies")
 GUIDANCE = (0.0, 1.0)
 
 _VQGAN = ("vq.chunks=1", "vq.modulation=null", "vq.initial_feature=quantized")
@@ -81,6 +83,10 @@ class Bench(NamedTuple):
     def run(self, row: str) -> Run:
         """Return the run of a row of stage 1."""
         return Run(self.work / row, "vq")
+
+    def samples(self, name: str) -> Path:
+        """Return the folder of the samples of this name."""
+        return self.work / f"samples-{name}"
 
     def report(self, folder: Path, prefix: str = "") -> Path:
         """Return the file of the results in a folder, which names the preset and the source of the images."""
@@ -159,26 +165,41 @@ def sample(bench: Bench, prior: str, name: str, changes: tuple[str, ...] = ()) -
     Args:
         bench: Settings of all rows.
         prior: Name of the prior's run folder.
-        name: Name of the samples, from which those of the folder and of the picture of the nearest images follow.
+        name: Name of the samples, which is part of that of their folder.
         changes: Overrides of the section `sample` of the preset, for these samples alone.
     """
     overrides = (change.partition("=") for change in (*bench.overrides_for("sample"), *changes))
     settings = [f"--{key.removeprefix('sample.').replace('_', '-')}={value}" for key, _, value in overrides]
-    samples, count = bench.work / f"samples-{name}", PreparedSet.open(bench.data).manifest.counts["val"]
+    samples, count = bench.samples(name), PreparedSet.open(bench.data).manifest.counts["val"]
     movq("sample", samples, "--run", bench.work / prior, "--n", str(count), *settings)
-    metrics = ("--fid", "--copies", str(bench.work / f"copies-{name}.png"))
-    measured = movq("evaluate", bench.data, samples, *metrics, "--split", "val", *bench.options)
+    measured = movq("evaluate", bench.data, samples, "--fid", "--split", "val", *bench.options)
     return {"images": count, "fid": measured["fid"]}
 
 
 def stage_2(bench: Bench) -> dict[str, Any]:
-    """Return the results of the row of stage 2, with those of its samples; guidance needs classes."""
+    """Return the results of the row of stage 2, with those of its samples."""
     results = train_prior(bench, "photos", "prior")
-    strengths = GUIDANCE if PreparedSet.open(bench.data).manifest.classes else GUIDANCE[:1]
     sampled = (
-        (guidance, sample(bench, "prior", f"{guidance:g}", (f"sample.guidance={guidance}",))) for guidance in strengths
+        {"guidance": guidance, **sample(bench, "prior", f"{guidance:g}", (f"sample.guidance={guidance}",))}
+        for guidance in strengths(bench)
     )
-    return {**results, "samples": [{"guidance": guidance, **measured} for guidance, measured in sampled]}
+    return {**results, "samples": list(sampled)}
+
+
+def copies(bench: Bench) -> dict[str, Any]:
+    """Return the share of the samples of each guidance that may be copies of training images, and draw the nearest."""
+    shares = {}
+    for guidance in strengths(bench):
+        name = f"{guidance:g}"
+        metrics = ("--fid", "--copies", str(bench.work / f"copies-{name}.png"))
+        measured = movq("evaluate", bench.data, bench.samples(name), *metrics, "--split", "train", *bench.options)
+        shares[name] = measured["copies"]
+    return {"row": "copies", "of_guidance": shares}
+
+
+def strengths(bench: Bench) -> tuple[float, ...]:
+    """Return the guidance of the samples; there is none without classes."""
+    return GUIDANCE if PreparedSet.open(bench.data).manifest.classes else GUIDANCE[:1]
 
 
 def prepare(bench: Bench) -> None:
@@ -212,7 +233,7 @@ def recorded(path: Path) -> dict[str, Any]:
 def show(results: dict[str, Any]) -> None:
     """Print the rows as a table."""
     table = Table("row", "rFID", "LPIPS", "PSNR", "SSIM", "color error", "real - fake", "weight")
-    for name in ROWS[:-1]:
+    for name in STAGE_1:
         row = results["rows"].get(name)
         if row is None:
             table.add_row(name, *["not measured"] * 7)
@@ -224,10 +245,16 @@ def show(results: dict[str, Any]) -> None:
     Console().print(table)
     for sampled in results["rows"].get("prior", {}).get("samples", ()):
         print(f"prior, guidance {sampled['guidance']:g}: FID {sampled['fid']:.1f} of {sampled['images']} samples")
+    for guidance, share in results["rows"].get("copies", {}).get("of_guidance", {}).items():
+        print(f"prior, guidance {guidance}: {share:.1%} of the samples may be copies of training images")
 
 
 _COLUMNS = {"rfid": 1, "lpips": 4, "psnr": 2, "ssim": 4, "color_error": 2}
 """Columns of the table, and their decimals."""
+
+
+_STAGE_2 = {"prior": stage_2, "copies": copies}
+"""Rows that need the prior, and the functions that make them."""
 
 
 def main() -> None:
@@ -239,7 +266,7 @@ def main() -> None:
     prepare(bench)
     path = bench.report(given.out)
     for row in given.rows:
-        measured = stage_2(bench) if row == "prior" else stage_1(bench, row)
+        measured = _STAGE_2[row](bench) if row in _STAGE_2 else stage_1(bench, row)
         # Another process may have written other rows in the meantime.
         record(bench, path, {**recorded(path), row: measured})
     if not path.is_file():
