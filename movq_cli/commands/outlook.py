@@ -11,6 +11,7 @@ import torch
 
 from movq_cli import devices, presets
 from movq_cli.console import Console
+from movq_cli.data.sampler import EpochOrder
 from movq_cli.data.shards import PreparedSet
 from movq_cli.errors import BadRequestError
 from movq_cli.ranks import SINGLE_PROCESS, Ranks
@@ -193,7 +194,8 @@ class Outlook:
 
     def _steps_within(self, settings: Preset, seconds: float, *, is_branch: bool) -> int:
         """Return the number of steps of a run that takes so long; a branch has those of its origin in addition."""
-        steps = self._measure(settings).steps(train_settings(settings, self.kind), seconds, self._epoch(settings))
+        epoch = self._epoch(settings)  # Before the measurement: it refuses a batch that is larger than the set.
+        steps = self._measure(settings).steps(train_settings(settings, self.kind), seconds, epoch)
         return self.done + steps if is_branch else max(self.done, steps)
 
     def _time(self, settings: Preset, plan: dict[str, Any], fitted: Fit) -> dict[str, Any]:
@@ -231,5 +233,8 @@ class Outlook:
 
     def _epoch(self, settings: Preset) -> int:
         """Return the number of steps in an epoch; that of an unknown set is arbitrary."""
-        images = 10_000 if self.images is None else images_per_epoch(settings, self.kind, self.images)
-        return max(1, images // train_settings(settings, self.kind).batch_size)
+        train = train_settings(settings, self.kind)
+        if self.images is None:
+            return max(1, 10_000 // train.batch_size)
+        images = images_per_epoch(settings, self.kind, self.images)
+        return EpochOrder(images, train.batch_size, train.seed).steps_per_epoch

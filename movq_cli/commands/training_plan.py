@@ -66,11 +66,11 @@ def length(train: TrainSettings, images: int | None, ranks: int) -> Plan:
     Raises:
         BadRequestError: There are fewer images than one batch needs.
     """
-    steps = train.steps if images is None else train.total_steps(images)
-    steps_per_epoch = None if images is None else EpochOrder(images, train.batch_size, train.seed).steps_per_epoch
-    epochs = train.epochs
-    if epochs is None and steps is not None and steps_per_epoch is not None:
-        epochs = round(steps / steps_per_epoch, 2)
+    steps, steps_per_epoch, epochs = train.steps, None, train.epochs
+    if images is not None:
+        steps = train.total_steps(images)
+        steps_per_epoch = EpochOrder(images, train.batch_size, train.seed).steps_per_epoch
+        epochs = train.epochs or round(steps / steps_per_epoch, 2)
     return {
         "steps": steps,
         "steps_per_epoch": steps_per_epoch,

@@ -333,6 +333,7 @@ def test_the_sources_own_split_wins_and_a_number_of_images_beside_it_is_said_to_
     prepare(tmp_path / "in", tmp_path / "out", val="3")
     assert PreparedSet.open(tmp_path / "out").manifest.counts == {"train": 6, "val": 2}
     assert "in has a val split of its own, beside which --val 3 has no effect" in capsys.readouterr().err
+    assert train.exists()
     # What the warning recommends.
     prepare(train, tmp_path / "anew", val="3")
     assert PreparedSet.open(tmp_path / "anew").manifest.counts == {"train": 3, "val": 3}

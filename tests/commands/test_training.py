@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from movq_cli import files
-from movq_cli.commands import training
+from movq_cli.commands import outlook, training
 from movq_cli.commands.train_prior import train_prior
 from movq_cli.commands.train_vq import train_vq
 from movq_cli.commands.training import TrainRequest
@@ -52,12 +53,19 @@ def test_the_plan_says_how_many_epochs_a_number_of_steps_is(
 
 @pytest.mark.parametrize(("command", "dry_run"), [(train_vq, True), (train_vq, False), (train_prior, True)])
 def test_a_batch_that_is_larger_than_the_set_is_refused_before_anything_is_measured(
-    command: Callable[[TrainRequest, Console], None], dry_run: bool, prepared: PreparedSet, tiny_yaml: Path
+    command: Callable[[TrainRequest, Console], None],
+    dry_run: bool,
+    prepared: PreparedSet,
+    tiny_yaml: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     section = "train_vq" if command is train_vq else "train_prior"
     request = TrainRequest(str(tiny_yaml), [f"{section}.batch_size=8000"], device_name="cpu", dry_run=dry_run)
-    with pytest.raises(BadRequestError, match=r"the training split has \d+ images, fewer than one batch of 8000"):
-        command(request, JSON)
+    monkeypatch.setattr(outlook, "measure", lambda *_, **__: pytest.fail("steps were measured"))
+    for hours in (None, 1.0):
+        message = r"the training split has \d+ images, fewer than one batch of 8000"
+        with pytest.raises(BadRequestError, match=message):
+            command(dataclasses.replace(request, hours=hours), JSON)
 
 
 @pytest.mark.parametrize("command", [train_vq, train_prior])
